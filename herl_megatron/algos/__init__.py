@@ -1,0 +1,1 @@
+"""Advantages, losses, log-probs and reductions (pure functions)."""

@@ -1,0 +1,1 @@
+"""From rows of different lengths to balanced micro-batches."""

@@ -1,0 +1,1 @@
+"""Ray: placement, workers, health."""

@@ -1,0 +1,1 @@
+"""Configuration: schema, loading, cross-field rules."""

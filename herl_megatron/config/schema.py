@@ -1,0 +1,334 @@
+"""What a run can be told, one model per stage.
+
+Every key, its type, default and meaning is here; `config.load` reads YAML into these models and
+`config.validate` holds the rules that involve two keys. Unknown keys are refused.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from herl_megatron.types import SamplingSettings
+
+Precision = Literal["fp32", "bf16"]
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys refused, values frozen, docstrings kept as help."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class RunConfig(Section):
+    """Where the run writes and how it is seeded."""
+
+    name: str = "herl"
+    """Folder name under `dir`."""
+    dir: str = "runs"
+    """Parent folder of all runs."""
+    seed: int = 0
+    """Seed of prompt order, sampling and model initialisation."""
+    overwrite: bool = False
+    """Replace an existing folder of the same name instead of refusing to start."""
+
+
+class ModelConfig(Section):
+    """The policy."""
+
+    path: str
+    """Hugging Face folder: `config.json`, tokenizer with a chat template, safetensors weights."""
+    random_init: bool = False
+    """Start from random weights drawn with `run.seed` instead of reading them (shape only)."""
+
+
+class DataConfig(Section):
+    """Prompts and their limits."""
+
+    train: str = ""
+    """Canonical rows (JSONL or Parquet) to train on."""
+    eval: str = ""
+    """Canonical rows held out for evaluation; empty means no evaluation."""
+    max_prompt_tokens: int = Field(default=1024, gt=0)
+    """Longest prompt after the chat template, in tokens; a longer row is refused by id."""
+    max_experience_tokens: int = Field(default=2048, gt=0)
+    """Longest revision prompt in tokens; a longer one is skipped and counted, never cut."""
+    shuffle: bool = True
+    """Draw prompts in a seeded order, a new one each epoch."""
+
+
+class RolloutConfig(Section):
+    """The vLLM engines and how first samples are drawn."""
+
+    replicas: int = Field(default=1, gt=0)
+    """Independent engines; a prompt always goes to the same one."""
+    tensor_parallel: int = Field(default=1, gt=0)
+    """GPUs per engine (TP inside vLLM)."""
+    group_size: int = Field(default=8, gt=1)
+    """Rollouts per prompt, G."""
+    temperature: float = Field(default=1.0, ge=0)
+    """Sampling temperature of first samples."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus truncation of first samples."""
+    top_k: int = -1
+    """Top-k truncation of first samples; -1 keeps every token."""
+    max_response_tokens: int = Field(default=1024, gt=0)
+    """Longest response in tokens, for first samples and revisions."""
+    dtype: Precision = "bf16"
+    """Weights and activations of the engine."""
+    kv_cache_bytes: int = Field(default=1 << 30, gt=0)
+    """KV cache of one engine in bytes (CPU); on GPU see `gpu_memory_utilization`."""
+    gpu_memory_utilization: float = Field(default=0.5, gt=0, le=1)
+    """Share of GPU memory for weights and KV cache of a colocated engine."""
+    max_num_seqs: int = Field(default=256, gt=0)
+    """Sequences decoded together in one engine."""
+    timeout_s: float = Field(default=1800, gt=0)
+    """Longest wait for one group before the run stops and says which engine is stuck."""
+    streamed: bool = True
+    """Score and revise each group as soon as it is complete; false puts a barrier after each
+    phase (the baseline schedule)."""
+
+    def sampling(self) -> SamplingSettings:
+        """First samples' settings as the engine takes them."""
+        return SamplingSettings(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            max_tokens=self.max_response_tokens,
+        )
+
+
+class HindsightConfig(Section):
+    """HeRL's own options; section 4 of the design gives each formula."""
+
+    enabled: bool = True
+    """False trains plain RLVR (group-relative policy optimisation, no revisions)."""
+    reference_compat: bool = False
+    """Use the released code's behaviour where it may have shaped published numbers. It sets
+    `behavior: old`, `train_context: experience`, `chat_template: false`, revision sampling like
+    first samples, `replace: random` and `no_qualified: copy_best`; setting one of those keys to
+    something else at the same time is refused."""
+    threshold: float = 1.0
+    """A group whose best reward reaches this needs no hindsight."""
+    select: Literal["best_failed", "all_failed", "random"] = "best_failed"
+    """Which rollouts become experience: those tied for the group's best reward, every rollout
+    below the threshold, or a seeded random choice among those."""
+    max_experiences: int = Field(default=16, gt=0)
+    """At most this many experiences per group."""
+    revisions_per_experience: int = Field(default=1, gt=0)
+    """Revisions sampled from each experience."""
+    prompt_style: Literal["criteria", "rubric", "naive"] = "criteria"
+    """Revision prompt: criteria to keep and to fix; the same with weights (medical rubrics); or
+    the draft alone with a request to improve it (the NaiveHE ablation)."""
+    chat_template: bool = True
+    """Render the revision prompt through the chat template."""
+    temperature: float = Field(default=0.3, ge=0)
+    """Sampling temperature of revisions."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus truncation of revisions."""
+    alpha: float = Field(default=0.05, ge=0)
+    """Bonus reward coefficient; 0 gives no bonus."""
+    clip_negative: bool = True
+    """A revision worse than its draft takes nothing away from the draft's reward."""
+    accept: Literal["better", "not_worse"] = "better"
+    """A revision joins if its reward is above the group's best, or also if equal."""
+    replace: Literal["worst", "random", "append"] = "worst"
+    """Which group member gives way to a revision; `append` lets the group grow."""
+    replace_top_n: int = Field(default=1, gt=0)
+    """At most this many revisions join a group."""
+    no_qualified: Literal["keep", "copy_best"] = "keep"
+    """With no qualified revision the group stays as it is, or (released code) a copy of its best
+    row overwrites a random slot."""
+    train_context: Literal["prompt", "experience"] = "prompt"
+    """Context of a revision row in training: the plain prompt x, or the revision prompt E_i."""
+    behavior: Literal["sampler", "old", "one"] = "sampler"
+    """Denominator of a revision token's ratio: as the engine drew it under E_i, the policy at the
+    step's first weights in the training context, or 1."""
+    gamma: float = Field(default=0.1, gt=0)
+    """Shaping constant of f(rho) = rho / (rho + gamma)."""
+
+
+class AlgorithmConfig(Section):
+    """Advantages and the loss."""
+
+    baseline: Literal["with_revisions", "on_policy"] = "with_revisions"
+    """Rows that give the group's mean and standard deviation."""
+    normalize_std: bool = True
+    """Divide by the group's standard deviation."""
+    advantage_eps: float = Field(default=1e-4, gt=0)
+    """Added to the standard deviation."""
+    min_valid: int = Field(default=2, gt=1)
+    """A group with fewer scored rows than this gives no gradient and is counted."""
+    clip_low: float = Field(default=0.2, gt=0, lt=1)
+    """PPO clip below: ratios under 1 - clip_low are clipped."""
+    clip_high: float = Field(default=0.2, gt=0)
+    """PPO clip above: ratios over 1 + clip_high are clipped."""
+    dual_clip: float = Field(default=3.0, gt=1)
+    """Dual clip constant c for negative advantages."""
+    kl_coef: float = Field(default=0.0, ge=0)
+    """Coefficient beta of the k3 KL estimate to the reference; 0 builds no reference model."""
+    entropy_coef: float = Field(default=0.0, ge=0)
+    """Coefficient of the entropy bonus."""
+    aggregation: Literal["token_mean", "sequence_mean", "sequence_sum"] = "token_mean"
+    """Mean over all tokens of the global batch; mean over its rows of row means; or the mean over
+    its rows of row sums."""
+
+
+class TrainConfig(Section):
+    """The loop and its batches, in prompts and steps."""
+
+    steps: int = Field(default=100, ge=0)
+    """Steps of the loop; one step is one weight version. 0 only evaluates and exports."""
+    prompts_per_step: int = Field(default=64, gt=0)
+    """Prompts sampled per step."""
+    prompts_per_optimizer_step: int = Field(default=32, gt=0)
+    """Groups per optimizer step; divides `prompts_per_step`."""
+    eval_every: int = Field(default=0, ge=0)
+    """Evaluate every so many steps; 0 evaluates before the first and after the last only."""
+    log_rollouts: bool = True
+    """Write rollouts with verdicts and revisions to `rollouts/step_*.jsonl`."""
+    export: bool = True
+    """Write the final policy as a Hugging Face folder."""
+
+
+class SFTConfig(Section):
+    """Supervised fine-tuning with the same trainer."""
+
+    data: str = ""
+    """JSONL rows with `messages`, the last one the assistant's answer to learn."""
+    steps: int = Field(default=100, gt=0)
+    """Optimizer steps."""
+    rows_per_step: int = Field(default=32, gt=0)
+    """Rows per optimizer step over all DP ranks."""
+
+
+class EvalConfig(Section):
+    """Held-out evaluation: the same rollout and scoring path, no training."""
+
+    samples_per_prompt: int = Field(default=1, gt=0)
+    """Responses per held-out prompt."""
+    temperature: float = Field(default=1.0, ge=0)
+    """Sampling temperature."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus truncation."""
+    seed: int = 1234
+    """Sampling seed, the same before and after training."""
+
+
+class OptimizerConfig(Section):
+    """Adam with decoupled weight decay (Megatron's distributed optimizer) and its schedule."""
+
+    lr: float = Field(default=1e-6, gt=0)
+    """Peak learning rate."""
+    min_lr: float = Field(default=0.0, ge=0)
+    """Learning rate at the end of the decay."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Optimizer steps of linear warm-up."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Decay after warm-up, over the run's optimizer steps."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Adam's first moment decay."""
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    """Adam's second moment decay."""
+    eps: float = Field(default=1e-8, gt=0)
+    """Adam's epsilon."""
+    clip_grad: float = Field(default=1.0, ge=0)
+    """Gradient norm above which gradients are scaled down; 0 turns clipping off."""
+
+
+class MegatronConfig(Section):
+    """Parallel layout, precision and memory of the actor."""
+
+    tensor_parallel: int = Field(default=1, gt=0)
+    """TP: ranks that share every matrix."""
+    pipeline_parallel: int = Field(default=1, gt=0)
+    """PP: ranks that share the layers."""
+    virtual_pipeline: int | None = None
+    """Model chunks per pipeline rank (interleaved 1F1B); none for plain 1F1B."""
+    context_parallel: int = Field(default=1, gt=0)
+    """CP: ranks that share a sequence."""
+    expert_parallel: int = Field(default=1, gt=0)
+    """EP: ranks that share the experts."""
+    data_parallel: int = Field(default=1, gt=0)
+    """DP: replicas of the model; TP * PP * CP * DP ranks are started."""
+    sequence_parallel: bool = False
+    """Split activations of norms and residuals over TP."""
+    precision: Precision = "bf16"
+    """Compute precision; bf16 keeps fp32 main weights in the optimizer."""
+    fp8: Literal["delayed", "tensorwise", "blockwise", "mxfp8"] | None = None
+    """FP8 recipe (Transformer Engine, needs a capable GPU); none trains in `precision`."""
+    distributed_optimizer: bool = True
+    """Shard optimizer state over DP."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activation recompute: nothing, core attention only, or every layer."""
+    micro_batch_tokens: int = Field(default=8192, gt=0)
+    """Token budget of one micro-batch, padding included."""
+    packing: bool = False
+    """True packs rows into one sequence (THD); false pads rows of similar length."""
+    timeout_s: float = Field(default=600, gt=0)
+    """Longest wait of one collective or one trainer call."""
+    log_prob_chunk_tokens: int = Field(default=1024, gt=0)
+    """Tokens whose log-probs are computed at a time (bounds float32 logits)."""
+
+    @property
+    def world_size(self) -> int:
+        """Trainer ranks."""
+        return (
+            self.tensor_parallel
+            * self.pipeline_parallel
+            * self.context_parallel
+            * self.data_parallel
+        )
+
+
+class WeightSyncConfig(Section):
+    """Trainer to engine transfer."""
+
+    bucket_bytes: int = Field(default=256 << 20, gt=0)
+    """Bytes sent at a time; a larger single tensor travels alone."""
+    timeout_s: float = Field(default=600, gt=0)
+    """Longest wait for one bucket."""
+
+
+class ScoringConfig(Section):
+    """The scoring pool."""
+
+    workers: int = Field(default=2, gt=0)
+    """Ray workers that run rule checks."""
+    check_timeout_s: float = Field(default=5.0, gt=0)
+    """Longest run of one check on one response."""
+    timeout_s: float = Field(default=300, gt=0)
+    """Longest wait for one group's scores."""
+
+
+class ClusterConfig(Section):
+    """Where processes run."""
+
+    address: str = ""
+    """Ray address to join; empty starts a Ray on this machine and stops it at the end."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device of trainer and engines; auto takes CUDA when there is one."""
+    threads_per_rank: int = Field(default=1, gt=0)
+    """CPU threads of each trainer rank and engine."""
+
+
+class Config(Section):
+    """A whole run: `herl train`, `herl sft` and `herl eval` read the same file format."""
+
+    run: RunConfig = RunConfig()
+    model: ModelConfig
+    data: DataConfig = DataConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    hindsight: HindsightConfig = HindsightConfig()
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    train: TrainConfig = TrainConfig()
+    sft: SFTConfig = SFTConfig()
+    eval: EvalConfig = EvalConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    megatron: MegatronConfig = MegatronConfig()
+    weight_sync: WeightSyncConfig = WeightSyncConfig()
+    scoring: ScoringConfig = ScoringConfig()
+    cluster: ClusterConfig = ClusterConfig()

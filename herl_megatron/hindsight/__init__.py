@@ -1,0 +1,1 @@
+"""HeRL's hindsight: which failures become experience, what the revision prompt says, the bonus."""

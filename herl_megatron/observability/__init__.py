@@ -1,0 +1,1 @@
+"""Metrics, logs, timers, rollout logs and curves."""

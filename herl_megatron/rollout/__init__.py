@@ -1,0 +1,1 @@
+"""Sampling with vLLM and the stream of groups through sampling, scoring and revision."""

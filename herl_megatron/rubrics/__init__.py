@@ -1,0 +1,1 @@
+"""Rubrics: criteria, verdicts, rewards, rule checks and the scoring pool."""

@@ -1,0 +1,261 @@
+"""The values that pass between stages.
+
+Flow, one way: `Prompt -> RolloutGroup -> ScoredGroup -> (HindsightExperience -> Revision) ->
+ScoredGroup -> TrainBatch -> StepMetrics -> weight version`. A stage takes the previous stage's type
+and returns a new one; nothing here is edited after it was built. Token arrays are NumPy so that
+they cross process borders without a copy per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+IntArray = NDArray[np.int32]
+"""Token ids, `[tokens]`."""
+FloatArray = NDArray[np.float32]
+"""One float per token, `[tokens]`."""
+
+FinishReason = Literal["stop", "length", "abort"]
+Role = Literal["system", "user", "assistant"]
+Aggregation = Literal["explicit", "all_or_nothing", "implicit", "healthbench", "herl_reference"]
+Polarity = Literal["positive", "negative"]
+
+
+class Verdict(str, Enum):
+    """What a check or a judge says about one criterion and one response."""
+
+    FOLLOWED = "followed"
+    NOT_FOLLOWED = "not_followed"
+    UNVERIFIABLE = "unverifiable"
+
+
+@dataclass(frozen=True)
+class Message:
+    """One chat turn."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One requirement of a rubric: a named rule check, or a statement for a judge.
+
+    `description` is shown to people and to hindsight prompts; for a rule it may be empty, the
+    registered check then describes itself.
+    """
+
+    id: str
+    kind: Literal["rule", "judge"]
+    check: str = ""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    description: str = ""
+    weight: float = 1.0
+    polarity: Polarity = "positive"
+
+
+@dataclass(frozen=True)
+class Rubric:
+    """The criteria of one prompt and the name of the rule that turns verdicts into a reward."""
+
+    criteria: tuple[Criterion, ...]
+    aggregation: Aggregation = "explicit"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One row of the prompt data set (filled by `data.prompts`)."""
+
+    id: str
+    messages: tuple[Message, ...]
+    rubric: Rubric
+    source: str = ""
+    reference_answer: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CriterionResult:
+    """The verdict on one criterion for one response (filled by `rubrics.pool`).
+
+    `verdict` is about the statement as written; `polarity` is applied by `rubrics.rubric`.
+    `for_every_response` marks an unverifiable criterion that no response to this prompt could have
+    passed or failed (unknown check, missing data): it is left out for the whole prompt, whereas
+    a failure on this one response makes the response unscored.
+    """
+
+    criterion_id: str
+    verdict: Verdict
+    reason: str = ""
+    for_every_response: bool = False
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A response with a reward in the rubric's scale, and the verdicts behind it.
+
+    `satisfied` names the criteria that count in the response's favour, `unmet` those that count
+    against it (polarity applied); unverifiable ones are in neither.
+    """
+
+    reward: float
+    results: tuple[CriterionResult, ...]
+    satisfied: tuple[str, ...]
+    unmet: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Unscored:
+    """A response that has no reward. It is masked and counted, never given a number."""
+
+    reason: str
+    results: tuple[CriterionResult, ...] = ()
+
+
+Score = Scored | Unscored
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How the engine draws tokens. `top_k` of -1 keeps every token; temperature 0 is greedy."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    max_tokens: int = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class GenerateRequest:
+    """One sequence to sample. `seed` makes it independent of what else is in the batch."""
+
+    request_id: str
+    prompt_token_ids: IntArray
+    sampling: SamplingSettings
+    seed: int
+    priority: int = 0
+    """Lower is served first; revisions queue behind first samples."""
+
+
+@dataclass(frozen=True, eq=False)
+class Completion:
+    """What the engine returns for one `GenerateRequest`.
+
+    token_ids: `[response]` int32, the end token included when `finish_reason` is `stop`.
+    log_probs: `[response]` float32, under the distribution the token was drawn from (after
+        temperature and truncation).
+    weight_version: the version of the weights that drew the tokens.
+    """
+
+    request_id: str
+    token_ids: IntArray
+    log_probs: FloatArray
+    finish_reason: FinishReason
+    weight_version: int
+
+
+@dataclass(frozen=True, eq=False)
+class Rollout:
+    """One sampled response. `text` is decoded without special tokens, for checks and people."""
+
+    index: int
+    completion: Completion
+    text: str
+
+
+@dataclass(frozen=True, eq=False)
+class RolloutGroup:
+    """The rollouts of one prompt. `prompt_token_ids` is `[prompt]`, chat template applied."""
+
+    prompt: Prompt
+    prompt_token_ids: IntArray
+    rollouts: tuple[Rollout, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class HindsightExperience:
+    """A failed rollout and its verdicts turned into context for a revision.
+
+    `prompt_token_ids` is `[experience]`: the revision prompt E_i as the engine sees it.
+    """
+
+    rollout_index: int
+    prompt_text: str
+    prompt_token_ids: IntArray
+    satisfied: tuple[str, ...]
+    unmet: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Revision:
+    """A response sampled under a hindsight experience, scored by the prompt's own rubric."""
+
+    experience: HindsightExperience
+    rollout: Rollout
+    score: Score
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredGroup:
+    """A group with one score per rollout and, when hindsight ran, its revisions.
+
+    `experiences_too_long` counts experiences that did not fit the prompt limit and were skipped.
+    """
+
+    group: RolloutGroup
+    scores: tuple[Score, ...]
+    revisions: tuple[Revision, ...] = ()
+    experiences_too_long: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class TrainRow:
+    """One row of a train batch: a response in its training context.
+
+    context_token_ids: `[context]`, the prompt x (or E_i under `train_context: experience`).
+    response_token_ids: `[response]`.
+    rollout_log_probs: `[response]`, as the engine reported them (the behaviour policy's).
+    advantage: group-relative, the same for every token of the row.
+    is_revision: whether the row's tokens carry the hindsight mask.
+    weight: 0 for rows that are masked from the loss (no valid reward, no spread), else 1.
+    """
+
+    prompt_id: str
+    context_token_ids: IntArray
+    response_token_ids: IntArray
+    rollout_log_probs: FloatArray
+    reward: float
+    advantage: float
+    is_revision: bool = False
+    weight: float = 1.0
+
+    @property
+    def tokens(self) -> int:
+        """Context plus response length in tokens."""
+        return len(self.context_token_ids) + len(self.response_token_ids)
+
+
+@dataclass(frozen=True, eq=False)
+class TrainBatch:
+    """The rows of one step, split into the rows of each optimizer step, in training order."""
+
+    optimizer_steps: tuple[tuple[TrainRow, ...], ...]
+
+    @property
+    def rows(self) -> tuple[TrainRow, ...]:
+        """All rows, in order."""
+        return tuple(row for rows in self.optimizer_steps for row in rows)
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """Named numbers of one step (`stage/name`), as written to `metrics.jsonl`."""
+
+    step: int
+    values: Mapping[str, float]

@@ -1,0 +1,1 @@
+"""From the sharded actor to the engines, one bucket at a time."""
