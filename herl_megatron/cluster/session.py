@@ -1,0 +1,53 @@
+"""Start or join Ray, and leave nothing behind."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+from herl_megatron.config.schema import ClusterConfig
+
+_MIN_OBJECT_STORE_BYTES = 80 << 20  # Ray refuses less than about 75 MiB
+_MAX_OBJECT_STORE_BYTES = 1 << 30
+_SHM = Path("/dev/shm")
+
+
+def object_store_bytes(free_shm_bytes: int) -> int:
+    """Size of a local Ray object store: a quarter of the free shared memory, 80 MiB to 1 GiB.
+
+    Rows and log-probs pass through it; weights do not (they have their own buckets).
+    """
+    return max(_MIN_OBJECT_STORE_BYTES, min(_MAX_OBJECT_STORE_BYTES, free_shm_bytes // 4))
+
+
+@contextmanager
+def ray_session(config: ClusterConfig) -> Iterator[None]:
+    """Join `cluster.address`, or start a Ray on this machine that ends with the block.
+
+    Actors ask for no logical CPUs, so a laptop with two cores can hold a whole run; what they
+    really use is set by `cluster.threads_per_rank`.
+    """
+    # Ray hides accelerators from actors that ask for none and warns about a future change of it.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if config.address:
+        ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR)
+    else:
+        stat = os.statvfs(_SHM) if _SHM.exists() else None
+        free = stat.f_bavail * stat.f_frsize if stat else 0
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=object_store_bytes(free),
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,191 @@
+"""The driver's view of the Megatron ranks: whole batches in, global metrics out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from herl_megatron.batching.schedule import Shard, gather_rows, make_shards
+from herl_megatron.cluster.health import WorkerError, kill, wait_for, wait_for_all
+from herl_megatron.cluster.placement import actor_options, trainer_environment
+from herl_megatron.cluster.workers import RankInfo, TrainerRank
+from herl_megatron.config.schema import Config
+from herl_megatron.rollout.engine import Bucket
+from herl_megatron.types import FloatArray, TrainBatch, TrainRow
+
+_START_TIMEOUT_S = 600.0
+RowValues = list[FloatArray | None]
+
+
+class TrainerGroup:
+    """All trainer ranks of a run. Build with `start_trainer`; end with `stop`."""
+
+    def __init__(self, config: Config, actors: Sequence[Any]) -> None:
+        self._config = config
+        self._actors = list(actors)
+        self._names = [f"trainer rank {rank}" for rank in range(len(actors))]
+        self._infos: list[RankInfo] = []
+        self._plan: tuple[Any, ...] = ()
+
+    async def setup(self, *, optimizer_steps: int) -> None:
+        """Form the process group, build the model on every rank and fetch the bucket plan."""
+        address = await wait_for(
+            self._actors[0].address.remote(),
+            who=self._names[0],
+            doing="start its process",
+            timeout_s=_START_TIMEOUT_S,
+        )
+        refs = [
+            actor.setup.remote(
+                self._config, rank=rank, address=address, optimizer_steps=optimizer_steps
+            )
+            for rank, actor in enumerate(self._actors)
+        ]
+        self._infos = await self._all(refs, "build the model", timeout_s=_START_TIMEOUT_S)
+        self._plan = await self._one(0, self._actors[0].bucket_plan.remote(), "plan buckets")
+
+    async def train_step(self, batch: TrainBatch) -> dict[str, float]:
+        """All optimizer steps of one loop step; returns their metrics, averaged over them.
+
+        Old log-probs are computed first when more than one optimizer step follows; in the first
+        one the current policy is the old one, exactly.
+        """
+        rows = batch.rows
+        old = await self._log_probs("compute_log_probs", rows, len(batch.optimizer_steps) > 1)
+        ref = await self._log_probs(
+            "compute_ref_log_probs", rows, self._config.algorithm.kl_coef > 0
+        )
+        metrics, start = [], 0
+        for step_rows in batch.optimizer_steps:
+            window = slice(start, start + len(step_rows))
+            start += len(step_rows)
+            if any(row.weight > 0 for row in step_rows):
+                shards = self._shards(step_rows, old=old[window], ref=ref[window])
+                metrics.append(await self._step("train_step", shards))
+        return _mean(metrics)
+
+    async def sft_step(self, rows: Sequence[TrainRow]) -> dict[str, float]:
+        """One optimizer step of supervised fine-tuning on these rows."""
+        none: RowValues = [None] * len(rows)
+        return await self._step("sft_step", self._shards(rows, old=none, ref=none))
+
+    async def log_probs(self, rows: Sequence[TrainRow]) -> list[FloatArray]:
+        """Response log-probs of these rows under the current weights, `[response]` each."""
+        values = await self._log_probs("compute_log_probs", rows, wanted=True)
+        return [value for value in values if value is not None]
+
+    def bucket_plan(self) -> tuple[Any, ...]:
+        """The weight stream's buckets."""
+        return self._plan
+
+    async def write_bucket(self, index: int, path: str) -> Bucket:
+        """Have the owning stage gather bucket `index` and write it to shared memory at `path`."""
+        owners = [
+            info.rank
+            for info in self._infos
+            if info.pp_rank == self._plan[index].pp_stage and info.dp_rank == 0
+        ]
+        refs = [self._actors[rank].write_bucket.remote(index, path) for rank in owners]
+        written = await wait_for_all(
+            refs,
+            who=[self._names[rank] for rank in owners],
+            doing=f"write weight bucket {index}",
+            timeout_s=self._config.weight_sync.timeout_s,
+        )
+        return next(bucket for bucket in written if bucket is not None)
+
+    async def export(self, folder: Path) -> None:
+        """Write the policy as a Hugging Face folder, each pipeline stage its own shards."""
+        from herl_megatron.weight_sync.hf_folder import finish_export, start_export
+
+        staging = start_export(folder)
+        owners = [info.rank for info in self._infos if info.dp_rank == 0]
+        refs = [self._actors[rank].export_shard.remote(str(staging)) for rank in owners]
+        written = await wait_for_all(
+            refs,
+            who=[self._names[rank] for rank in owners],
+            doing="export the policy",
+            timeout_s=self._config.megatron.timeout_s,
+        )
+        finish_export(
+            staging,
+            folder,
+            stages=[item for item in written if item is not None],
+            source=Path(self._config.model.path),
+        )
+
+    def stop(self) -> None:
+        """End every rank's process."""
+        kill(self._actors)
+
+    def _shards(
+        self, rows: Sequence[TrainRow], *, old: Sequence[Any], ref: Sequence[Any]
+    ) -> list[Shard]:
+        return make_shards(
+            rows, megatron=self._config.megatron, old_log_probs=old, ref_log_probs=ref
+        )
+
+    async def _log_probs(self, method: str, rows: Sequence[TrainRow], wanted: bool) -> RowValues:
+        none: RowValues = [None] * len(rows)
+        if not wanted or not rows:
+            return none
+        shards = self._shards(rows, old=none, ref=none)
+        per_dp = await self._call(method, shards)
+        return list(gather_rows(shards, per_dp))
+
+    async def _step(self, method: str, shards: Sequence[Shard]) -> dict[str, float]:
+        return (await self._call(method, shards))[0]
+
+    async def _call(self, method: str, shards: Sequence[Shard]) -> list[Any]:
+        """Run `method` on every rank with its DP rank's shard; results of the reporters by DP."""
+        stored = [ray.put(shard) for shard in shards]  # once per DP rank, not once per rank
+        refs = [
+            getattr(actor, method).remote(stored[info.dp_rank])
+            for actor, info in zip(self._actors, self._infos, strict=True)
+        ]
+        results = await self._all(refs, method, timeout_s=self._config.megatron.timeout_s)
+        by_dp = {
+            info.dp_rank: result
+            for info, result in zip(self._infos, results, strict=True)
+            if info.reports
+        }
+        return [by_dp[dp_rank] for dp_rank in range(len(shards))]
+
+    async def _all(self, refs: Sequence[Any], doing: str, *, timeout_s: float) -> list[Any]:
+        return await wait_for_all(refs, who=self._names, doing=doing, timeout_s=timeout_s)
+
+    async def _one(self, rank: int, ref: Any, doing: str) -> Any:
+        timeout_s = self._config.megatron.timeout_s
+        return await wait_for(ref, who=self._names[rank], doing=doing, timeout_s=timeout_s)
+
+
+def _mean(metrics: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Mean of each number over the optimizer steps; no steps, no numbers."""
+    if not metrics:
+        return {}
+    return {key: sum(item[key] for item in metrics) / len(metrics) for key in metrics[0]}
+
+
+async def start_trainer(config: Config, *, device: str, optimizer_steps: int) -> TrainerGroup:
+    """Start all ranks and build the model.
+
+    Raises:
+        WorkerError: a rank did not start; the others are ended first.
+        ValueError: the model or the layout is not supported.
+    """
+    options = actor_options(
+        device=device, env=trainer_environment(config.cluster.threads_per_rank)
+    )
+    remote = ray.remote(TrainerRank)
+    actors = [remote.options(**options).remote() for _ in range(config.megatron.world_size)]
+    group = TrainerGroup(config, actors)
+    try:
+        await group.setup(optimizer_steps=optimizer_steps)
+    except (WorkerError, ValueError, asyncio.CancelledError):
+        group.stop()
+        raise
+    return group

@@ -1,0 +1,172 @@
+"""Thin Ray actors: each holds one real part and forwards calls to it. No algorithm lives here."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from herl_megatron.batching.schedule import Shard
+from herl_megatron.config.schema import Config
+from herl_megatron.rollout.engine import Bucket, EngineConfig
+from herl_megatron.types import Completion, FloatArray, GenerateRequest
+
+
+@dataclass(frozen=True)
+class RankInfo:
+    """Where a trainer rank sits in the layout."""
+
+    rank: int
+    dp_rank: int
+    pp_rank: int
+    reports: bool
+    """Last pipeline stage, TP rank 0: this rank's results stand for its DP rank."""
+    sends_weights: bool
+    """TP rank 0 of DP rank 0: this rank writes its stage's buckets."""
+
+
+class TrainerRank:
+    """One Megatron rank in its own process."""
+
+    def address(self) -> tuple[str, int]:
+        """Host and a free port for the process group (asked of rank 0 only)."""
+        host = socket.gethostbyname(socket.gethostname())
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return host, probe.getsockname()[1]
+
+    def setup(
+        self, config: Config, *, rank: int, address: tuple[str, int], optimizer_steps: int
+    ) -> RankInfo:
+        """Join the process group and build the model; `optimizer_steps` in the whole run."""
+        # Imported here: the driver imports this module and must stay free of Megatron.
+        from herl_megatron.device import resolve_device
+        from herl_megatron.megatron.actor import MegatronActor
+        from herl_megatron.megatron.parallel import init_parallel
+        from herl_megatron.weight_sync.source import WeightSource
+
+        os.environ["LOCAL_RANK"] = "0"  # Ray shows each actor only its own device
+        self._config = config
+        self._groups = init_parallel(
+            config.megatron,
+            rank=rank,
+            master_addr=address[0],
+            master_port=address[1],
+            device=resolve_device(config.cluster.device),
+            seed=config.run.seed,
+        )
+        self._actor = MegatronActor(
+            model=config.model,
+            megatron=config.megatron,
+            optimizer=config.optimizer,
+            algorithm=config.algorithm,
+            hindsight=config.hindsight,
+            total_optimizer_steps=optimizer_steps,
+            seed=config.run.seed,
+            groups=self._groups,
+        )
+        self._source = WeightSource(
+            self._actor.chunks,
+            self._actor.hf_config,
+            config.megatron,
+            bucket_bytes=config.weight_sync.bucket_bytes,
+            groups=self._groups,
+        )
+        groups = self._groups
+        first = groups.tp_rank == 0
+        return RankInfo(
+            rank=rank,
+            dp_rank=groups.dp_rank,
+            pp_rank=groups.pp_rank,
+            reports=first and groups.pp_rank == config.megatron.pipeline_parallel - 1,
+            sends_weights=first and groups.dp_rank == 0,
+        )
+
+    def compute_log_probs(self, shard: Shard) -> list[FloatArray] | None:
+        """See `MegatronActor.compute_log_probs`."""
+        return self._actor.compute_log_probs(shard)
+
+    def compute_ref_log_probs(self, shard: Shard) -> list[FloatArray] | None:
+        """See `MegatronActor.compute_ref_log_probs`."""
+        return self._actor.compute_ref_log_probs(shard)
+
+    def train_step(self, shard: Shard) -> dict[str, float]:
+        """See `MegatronActor.train_step`."""
+        return self._actor.train_step(shard)
+
+    def sft_step(self, shard: Shard) -> dict[str, float]:
+        """See `MegatronActor.sft_step`."""
+        return self._actor.sft_step(shard)
+
+    def bucket_plan(self) -> tuple[Any, ...]:
+        """The weight stream's buckets, the same on every rank."""
+        return self._source.plan()
+
+    def write_bucket(self, index: int, path: str) -> Bucket | None:
+        """Gather one bucket and, on the sending rank, write it to shared memory."""
+        from herl_megatron.weight_sync.transport import write_bucket
+
+        tensors = self._source.gather(index)
+        return None if tensors is None else write_bucket(path, tensors)
+
+    def export_shard(self, folder: str) -> Any:
+        """Write this stage's weights as safetensors shards; returns what was written."""
+        from herl_megatron.megatron.export import write_stage
+
+        return write_stage(self._source, folder)
+
+
+class EngineWorker:
+    """One vLLM engine in its own process; an asynchronous actor."""
+
+    async def start(self, config: EngineConfig) -> None:
+        """Build the engine (seconds: vLLM's import and the KV cache)."""
+        from herl_megatron.rollout.vllm_engine import VLLMEngine
+
+        self._engine = VLLMEngine(config)
+
+    async def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
+        """See `RolloutEngine.generate`."""
+        return await self._engine.generate(requests)
+
+    async def score_tokens(
+        self, sequences: Sequence[np.ndarray], starts: Sequence[int]
+    ) -> list[np.ndarray]:
+        """See `RolloutEngine.score_tokens`."""
+        return await self._engine.score_tokens(sequences, starts)
+
+    async def abort(self, request_ids: Sequence[str]) -> None:
+        """See `RolloutEngine.abort`."""
+        await self._engine.abort(request_ids)
+
+    async def start_weight_update(self) -> None:
+        """See `RolloutEngine.start_weight_update`."""
+        await self._engine.start_weight_update()
+
+    async def load_bucket(self, bucket: Bucket) -> None:
+        """See `RolloutEngine.load_bucket`."""
+        await self._engine.load_bucket(bucket)
+
+    async def finish_weight_update(self, weight_version: int) -> None:
+        """See `RolloutEngine.finish_weight_update`."""
+        await self._engine.finish_weight_update(weight_version)
+
+    async def weight_version(self) -> int:
+        """See `RolloutEngine.weight_version`."""
+        return await self._engine.weight_version()
+
+    async def sleep(self, level: int) -> None:
+        """See `RolloutEngine.sleep`."""
+        await self._engine.sleep(level)
+
+    async def wake(self) -> None:
+        """See `RolloutEngine.wake`."""
+        await self._engine.wake()
+
+    async def shutdown(self) -> None:
+        """See `RolloutEngine.shutdown`."""
+        await self._engine.shutdown()
