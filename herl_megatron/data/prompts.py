@@ -1,0 +1,181 @@
+"""Prompt files, and the seeded, resumable order in which training draws from them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from herl_megatron.data.chat import ChatTokenizer
+from herl_megatron.data.rows import messages_from_sft_row, prompt_from_row
+from herl_megatron.types import Message, Prompt
+
+T = TypeVar("T")
+
+
+def load_prompts(path: str) -> list[Prompt]:
+    """Read canonical rows from JSONL or Parquet (`.parquet`).
+
+    Raises ValueError naming file, line (Parquet: row) and what is wrong: malformed JSON, missing
+    or unknown keys, an invalid rubric, an id used twice, or no row at all.
+    """
+    prompts: list[Prompt] = []
+    lines: dict[str, int] = {}
+    for line, prompt in _parsed_rows(path, prompt_from_row):
+        if prompt.id in lines:
+            raise ValueError(
+                f"{path}:{line}: the id {prompt.id!r} is already used in line {lines[prompt.id]}; "
+                "ids must differ"
+            )
+        lines[prompt.id] = line
+        prompts.append(prompt)
+    return prompts
+
+
+def load_sft_rows(path: str) -> list[tuple[Message, ...]]:
+    """Read supervised rows: messages, the last one the assistant's. Errors as `load_prompts`."""
+    return [messages for _, messages in _parsed_rows(path, messages_from_sft_row)]
+
+
+def check_prompt_lengths(
+    prompts: Sequence[Prompt], tokenizer: ChatTokenizer, limit_tokens: int
+) -> None:
+    """Raise ValueError, naming the rows, if a templated prompt is longer than the limit."""
+    lengths = [(len(tokenizer.prompt_ids(prompt.messages)), prompt.id) for prompt in prompts]
+    too_long = sorted((pair for pair in lengths if pair[0] > limit_tokens), reverse=True)
+    if too_long:
+        shown = ", ".join(f"{name} ({tokens} tokens)" for tokens, name in too_long[:5])
+        more = f" and {len(too_long) - 5} more" if len(too_long) > 5 else ""
+        raise ValueError(
+            f"{len(too_long)} of {len(prompts)} prompts are longer than "
+            f"data.max_prompt_tokens={limit_tokens}: {shown}{more}; "
+            f"raise the limit to {too_long[0][0]} or drop the rows"
+        )
+
+
+class PromptStream:
+    """An endless, resumable stream of prompts: every prompt once per epoch.
+
+    With `shuffle`, each epoch has its own order, a function of `seed` and epoch only. A batch that
+    spans two epochs holds no prompt twice: prompts still in the batch go to the end of the new
+    epoch.
+    """
+
+    def __init__(self, prompts: Sequence[Prompt], *, seed: int, shuffle: bool) -> None:
+        if not prompts:
+            raise ValueError("there are no prompts to draw from")
+        self._prompts = tuple(prompts)
+        self._seed = seed
+        self._shuffle = shuffle
+        self._epoch = 0
+        self._order = self._epoch_order(0)
+        self._position = 0
+
+    @property
+    def epoch(self) -> int:
+        """Epoch of the next prompt, counted from 0."""
+        return self._epoch + (self._position == len(self._order))
+
+    def next_batch(self, n: int) -> list[Prompt]:
+        """The next `n` different prompts; ValueError if there are fewer than `n`."""
+        if n > len(self._prompts):
+            raise ValueError(
+                f"a batch of {n} prompts was asked for and there are only {len(self._prompts)}; "
+                "lower train.prompts_per_step or give more rows"
+            )
+        chosen = self._order[self._position : self._position + n]
+        self._position += len(chosen)
+        if len(chosen) < n:
+            self._epoch += 1
+            taken = set(chosen)
+            order = self._epoch_order(self._epoch)
+            self._order = [i for i in order if i not in taken] + [i for i in order if i in taken]
+            self._position = n - len(chosen)
+            chosen = chosen + self._order[: self._position]
+        return [self._prompts[i] for i in chosen]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The cursor, as plain JSON values."""
+        return {
+            "seed": self._seed,
+            "shuffle": self._shuffle,
+            "prompts": self._fingerprint(),
+            "epoch": self._epoch,
+            "position": self._position,
+            "order": list(self._order),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken; ValueError if the data or seed differ."""
+        current = {
+            "seed": self._seed,
+            "shuffle": self._shuffle,
+            "prompts": self._fingerprint(),
+        }
+        for key, value in current.items():
+            if state[key] != value:
+                raise ValueError(
+                    f"cannot resume the prompt order: {key} was {state[key]!r} and is now "
+                    f"{value!r}; resume with the same data, run.seed and data.shuffle"
+                )
+        self._epoch = int(state["epoch"])
+        self._position = int(state["position"])
+        self._order = [int(i) for i in state["order"]]
+
+    def _epoch_order(self, epoch: int) -> list[int]:
+        indices = range(len(self._prompts))
+        if not self._shuffle:
+            return list(indices)
+        # Sorting by draws, because Python promises the same `random()` for ever, not `shuffle()`.
+        generator = random.Random(f"{self._seed}/{epoch}")
+        keys = [generator.random() for _ in indices]
+        return sorted(indices, key=keys.__getitem__)
+
+    def _fingerprint(self) -> str:
+        ids = json.dumps([prompt.id for prompt in self._prompts])
+        return f"{len(self._prompts)} rows {hashlib.sha256(ids.encode()).hexdigest()[:16]}"
+
+
+def _parsed_rows(path: str, parse: Callable[[object], T]) -> Iterator[tuple[int, T]]:
+    """Yield (line, parsed row); errors get file and line in front."""
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: there is no such file")
+    rows = _parquet_rows(path) if path.endswith(".parquet") else _json_lines(path)
+    line = 0
+    for line, row in rows:
+        try:
+            parsed = parse(row)
+        except ValueError as error:
+            raise ValueError(f"{path}:{line}: {error}") from error
+        yield line, parsed
+    if line == 0:
+        raise ValueError(f"{path}: the file has no rows")
+
+
+def _json_lines(path: str) -> Iterator[tuple[int, object]]:
+    with open(path, encoding="utf-8") as file:
+        for line, text in enumerate(file, start=1):
+            if not text.strip():
+                continue
+            try:
+                row = json.loads(text)
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f"{path}:{line}: not JSON ({error.msg} at column {error.colno}); "
+                    "every line must be one JSON object"
+                ) from error
+            yield line, row
+
+
+def _parquet_rows(path: str) -> Iterator[tuple[int, object]]:
+    import pyarrow.parquet  # type: ignore[import-untyped]  # Imported here: only some need it.
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        line = 0
+        for batch in file.iter_batches(batch_size=1024):
+            for row in batch.to_pylist():
+                line += 1
+                yield line, row

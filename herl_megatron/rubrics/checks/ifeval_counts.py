@@ -1,0 +1,147 @@
+"""IFEval checks about words and counts (strict variant), with the benchmark's exact semantics.
+
+Keywords are regular expressions searched as substrings without regard to case, as in the
+benchmark; only forbidden words stop at word boundaries.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import Field
+
+from herl_megatron.rubrics.checks.registry import Pattern, Relation, register
+
+Count = Annotated[int, Field(ge=0)]
+Letter = Annotated[str, Field(pattern=r"^[A-Za-z]$")]
+
+
+def _compare(count: int, relation: Relation, bound: int) -> bool:
+    return count >= bound if relation == "at least" else count < bound
+
+
+@register("ifeval/keywords:existence", description="Include the words: {keywords}.")
+def keywords_existence(
+    response: str, *, keywords: Annotated[list[Pattern], Field(min_length=1)]
+) -> bool:
+    """Every keyword occurs."""
+    return all(re.search(keyword, response, re.IGNORECASE) for keyword in keywords)
+
+
+@register(
+    "ifeval/keywords:frequency",
+    description='Use the word "{keyword}" {relation} {frequency} times.',
+)
+def keywords_frequency(
+    response: str, *, keyword: Pattern, frequency: Count, relation: Relation
+) -> bool:
+    """The keyword's non-overlapping occurrences, compared with `frequency`."""
+    hits = sum(1 for _ in re.finditer(keyword, response, re.IGNORECASE))
+    return _compare(hits, relation, frequency)
+
+
+@register("ifeval/keywords:forbidden_words", description="Do not use the words: {forbidden_words}.")
+def forbidden_words(
+    response: str, *, forbidden_words: Annotated[list[Pattern], Field(min_length=1)]
+) -> bool:
+    """None of the words occurs as a whole word."""
+    return not any(re.search(rf"\b{word}\b", response, re.IGNORECASE) for word in forbidden_words)
+
+
+@register(
+    "ifeval/keywords:letter_frequency",
+    description='Use the letter "{letter}" {let_relation} {let_frequency} times.',
+)
+def letter_frequency(
+    response: str, *, letter: Letter, let_frequency: Count, let_relation: Relation
+) -> bool:
+    """Occurrences of a letter of either case. The benchmark draws a random letter where the
+    data names something else; here such a parameter is refused.
+    """
+    return _compare(response.lower().count(letter.lower()), let_relation, let_frequency)
+
+
+@register("ifeval/length_constraints:number_words", description="Use {relation} {num_words} words.")
+def number_words(response: str, *, num_words: Count, relation: Relation) -> bool:
+    r"""Runs of word characters (`\w+`), compared with `num_words`."""
+    return _compare(len(re.findall(r"\w+", response)), relation, num_words)
+
+
+@register(
+    "ifeval/length_constraints:number_paragraphs",
+    description="Write exactly {num_paragraphs} paragraphs separated by ***.",
+)
+def number_paragraphs(response: str, *, num_paragraphs: Count) -> bool:
+    """Pieces between `***`; a blank one fails unless it is the first or the last."""
+    pieces = re.split(r"\s?\*\*\*\s?", response)
+    blank = [not piece.strip() for piece in pieces]
+    return not any(blank[1:-1]) and blank.count(False) == num_paragraphs
+
+
+@register(
+    "ifeval/length_constraints:nth_paragraph_first_word",
+    description="Write {num_paragraphs} paragraphs separated by blank lines; paragraph "
+    '{nth_paragraph} must start with the word "{first_word}".',
+)
+def nth_paragraph_first_word(
+    response: str,
+    *,
+    num_paragraphs: Count,
+    nth_paragraph: Annotated[int, Field(ge=1)],
+    first_word: str,
+) -> bool:
+    """Paragraph count (blank ones aside) and the first word of one of them, blank ones included
+    in its number; the word loses leading quotes and ends at punctuation.
+    """
+    paragraphs = response.split("\n\n")
+    filled = sum(1 for paragraph in paragraphs if paragraph.strip())
+    if filled != num_paragraphs or nth_paragraph > len(paragraphs):
+        return False
+    words = paragraphs[nth_paragraph - 1].split()
+    if not words:
+        return False
+    word = re.split(r"[.,?!'\"]", words[0].lstrip("'").lstrip('"'), maxsplit=1)[0]
+    return word.lower() == first_word.lower()
+
+
+@register(
+    "ifeval/detectable_content:number_placeholders",
+    description="Include at least {num_placeholders} placeholders in square brackets.",
+)
+def number_placeholders(response: str, *, num_placeholders: Count) -> bool:
+    """Pieces in square brackets on one line."""
+    return len(re.findall(r"\[.*?\]", response)) >= num_placeholders
+
+
+@register(
+    "ifeval/detectable_format:number_bullet_lists",
+    description="Use exactly {num_bullets} bullet points.",
+)
+def number_bullet_lists(response: str, *, num_bullets: Count) -> bool:
+    """Lines that start with one `*` (not two) or with `-`."""
+    stars = re.findall(r"^\s*\*[^\*].*$", response, re.MULTILINE)
+    dashes = re.findall(r"^\s*-.*$", response, re.MULTILINE)
+    return len(stars) + len(dashes) == num_bullets
+
+
+@register(
+    "ifeval/detectable_format:number_highlighted_sections",
+    description="Highlight at least {num_highlights} sections with *stars*.",
+)
+def number_highlighted_sections(response: str, *, num_highlights: Count) -> bool:
+    """Non-blank pieces between single stars, plus those between double stars."""
+    single = re.findall(r"\*([^\n*]*)\*", response)
+    double = re.findall(r"\*\*([^\n*]*)\*\*", response)
+    return sum(1 for piece in single + double if piece.strip()) >= num_highlights
+
+
+@register(
+    "ifeval/detectable_format:multiple_sections",
+    description='Write at least {num_sections} sections, each starting with "{section_spliter}" '
+    "and its number.",
+)
+def multiple_sections(response: str, *, section_spliter: Pattern, num_sections: Count) -> bool:
+    """Pieces after a splitter and a number; case counts."""
+    pieces = re.split(rf"\s?{section_spliter}\s?\d+\s?", response)
+    return len(pieces) - 1 >= num_sections

@@ -1,0 +1,137 @@
+"""IFEval checks about form, case and language (strict variant), with the benchmark's semantics."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from herl_megatron.rubrics.checks.registry import Pattern, register
+
+
+@register(
+    "ifeval/detectable_content:postscript",
+    description="Add a postscript starting with {postscript_marker}",
+)
+def postscript(response: str, *, postscript_marker: Pattern) -> bool:
+    """The marker occurs anywhere; the usual two may have a space between their letters."""
+    known = {"P.S.": r"p\.\s?s\.", "P.P.S": r"p\.\s?p\.\s?s"}
+    marker = known.get(postscript_marker, postscript_marker.lower())
+    return re.search(marker, response.lower()) is not None
+
+
+@register(
+    "ifeval/detectable_format:constrained_response",
+    description='Answer with "My answer is yes.", "My answer is no." or "My answer is maybe."',
+)
+def constrained_response(response: str) -> bool:
+    """One of the three English answers occurs, case and full stop included."""
+    return any(f"My answer is {word}." in response for word in ("yes", "no", "maybe"))
+
+
+@register("ifeval/detectable_format:json_format", description="Write the whole response as JSON.")
+def json_format(response: str) -> bool:
+    """JSON, bare or in one Markdown code fence."""
+    text = response.strip()
+    for prefix in ("```json", "```Json", "```JSON", "```"):
+        text = text.removeprefix(prefix)
+    try:
+        json.loads(text.removesuffix("```").strip())
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+@register("ifeval/detectable_format:title", description="Add a title in double angular brackets.")
+def title(response: str) -> bool:
+    """Some `<<...>>` on one line holds more than brackets and blanks."""
+    found = re.findall(r"<<[^\n]+>>", response)
+    return any(piece.lstrip("<").rstrip(">").strip() for piece in found)
+
+
+@register(
+    "ifeval/combination:two_responses",
+    description="Give two different responses separated by ******.",
+)
+def two_responses(response: str) -> bool:
+    """Two different pieces around `******`; blank pieces only at the ends."""
+    pieces = [piece.strip() for piece in response.split("******")]
+    filled = [piece for piece in pieces if piece]
+    return all(pieces[1:-1]) and len(filled) == 2 and filled[0] != filled[1]
+
+
+@register(
+    "ifeval/combination:repeat_prompt",
+    description="First repeat this request word for word, then answer: {prompt_to_repeat}",
+)
+def repeat_prompt(response: str, *, prompt_to_repeat: str) -> bool:
+    """The response starts with the prompt, without regard to case."""
+    return response.strip().lower().startswith(prompt_to_repeat.strip().lower())
+
+
+@register("ifeval/startend:end_checker", description="End with the phrase: {end_phrase}")
+def end_checker(response: str, *, end_phrase: str) -> bool:
+    """The response, outer double quotes aside, ends with the phrase, without regard to case."""
+    return response.strip().strip('"').lower().endswith(end_phrase.strip().lower())
+
+
+@register("ifeval/startend:quotation", description="Wrap the response in double quotation marks.")
+def quotation(response: str) -> bool:
+    """First and last characters are ASCII double quotes."""
+    text = response.strip()
+    return len(text) > 1 and text[0] == '"' and text[-1] == '"'
+
+
+@register("ifeval/punctuation:no_comma", description="Do not use commas.")
+def no_comma(response: str) -> bool:
+    """No ASCII comma."""
+    return "," not in response
+
+
+@register(
+    "ifeval/change_case:english_capital",
+    description="Write in English and use only capital letters.",
+    requires=("langdetect",),
+)
+def english_capital(response: str) -> bool:
+    """Upper case throughout, and English by langdetect."""
+    return response.isupper() and _is_language(response, "en")
+
+
+@register(
+    "ifeval/change_case:english_lowercase",
+    description="Write in English and use only lowercase letters.",
+    requires=("langdetect",),
+)
+def english_lowercase(response: str) -> bool:
+    """Lower case throughout, and English by langdetect."""
+    return response.islower() and _is_language(response, "en")
+
+
+@register(
+    "ifeval/language:response_language",
+    description="Write the whole response in the language with the code {language}.",
+    requires=("langdetect",),
+)
+def response_language(response: str, *, language: str) -> bool:
+    """The language by langdetect; Simplified Chinese counts as `zh`."""
+    return _is_language(response, language)
+
+
+def _is_language(response: str, code: str) -> bool:
+    """The verdict of langdetect, drawn with a fixed seed.
+
+    Text without letters passes any language, as in the benchmark.
+    """
+    # Imported here: it is needed by few checks and its profiles take a second to load.
+    from langdetect import (  # type: ignore[import-untyped]
+        DetectorFactory,
+        LangDetectException,
+        detect,
+    )
+
+    DetectorFactory.seed = 0
+    try:
+        found = str(detect(response))
+    except LangDetectException:
+        return True
+    return code == ("zh" if found == "zh-cn" else found)

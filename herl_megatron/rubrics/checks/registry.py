@@ -1,0 +1,181 @@
+"""Rule checks by name: registration, parameter validation, and one run of one check.
+
+A check is a pure function `(response, *, parameters) -> bool`. Its parameters are typed in its
+signature and validated before it runs; a criterion with missing or wrong parameters is
+unverifiable for every response, it never runs on invented values.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, ParamSpec, get_type_hints
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, create_model
+
+from herl_megatron.rubrics.checks.time_limit import CheckTimeout, time_limit
+from herl_megatron.types import Criterion, CriterionResult, Verdict
+
+P = ParamSpec("P")
+
+
+def _compilable(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+    return pattern
+
+
+Pattern = Annotated[str, AfterValidator(_compilable)]
+"""Type of a parameter that is used as a regular expression, as the data sets do with keywords."""
+Relation = Literal["at least", "less than"]
+"""How a count is compared: >= or strictly <."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """A registered check.
+
+    `description` is a template over the parameters, an instruction to the writer; lists are
+    joined by commas. `requires` names modules without which the check cannot run.
+    """
+
+    name: str
+    run: Callable[..., bool]
+    description: str
+    params: type[BaseModel]
+    requires: tuple[str, ...]
+
+
+# Filled while the modules of this package (and a user's own) are imported, read-only afterwards.
+_CHECKS: dict[str, Check] = {}
+
+
+def register(
+    name: str, *, description: str, requires: tuple[str, ...] = ()
+) -> Callable[[Callable[P, bool]], Callable[P, bool]]:
+    """Register a function `(response, *, parameters) -> bool` as the check `name`."""
+
+    def add(run: Callable[P, bool]) -> Callable[P, bool]:
+        assert name not in _CHECKS, f"the check {name!r} is registered twice"
+        _CHECKS[name] = Check(name, run, description, _params_model(run), requires)
+        return run
+
+    return add
+
+
+def _params_model(run: Callable[..., bool]) -> type[BaseModel]:
+    """A pydantic model of the keyword-only parameters of `run`; further keys are refused."""
+    hints = get_type_hints(run, include_extras=True)
+    fields: dict[str, Any] = {
+        name: (hints[name], ... if parameter.default is inspect.Parameter.empty else default)
+        for name, parameter in inspect.signature(run).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        for default in (parameter.default,)
+    }
+    return create_model("Params", __config__=ConfigDict(extra="forbid"), **fields)
+
+
+def names() -> tuple[str, ...]:
+    """Every registered check, sorted."""
+    return tuple(sorted(_CHECKS))
+
+
+def load_check_modules(modules: Sequence[str]) -> None:
+    """Import modules that register further checks (`scoring.check_modules`).
+
+    Raises ValueError for a module that cannot be found.
+    """
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"scoring.check_modules: cannot import {module!r} ({error}); "
+                "install it or put its folder on PYTHONPATH"
+            ) from error
+
+
+def get(name: str) -> Check:
+    """The check of that name; ValueError names the nearest one if there is none."""
+    check = _CHECKS.get(name)
+    if check is None:
+        near = get_close_matches(name, _CHECKS, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known checks: {', '.join(names())}"
+        raise ValueError(f"unknown check {name!r}; {hint}")
+    return check
+
+
+def parameter_problem(criterion: Criterion) -> str:
+    """Why the parameters of a rule criterion cannot be used, or the empty string."""
+    try:
+        _arguments(get(criterion.check), criterion)
+    except ValidationError as error:
+        return _first_problem(error)
+    return ""
+
+
+def describe(criterion: Criterion) -> str:
+    """The requirement of a rule criterion as an instruction, from its check and parameters."""
+    check = get(criterion.check)
+    try:
+        arguments = _arguments(check, criterion)
+    except ValidationError:
+        return f"Follow the rule {criterion.check}."
+    shown = {
+        key: ", ".join(map(str, value)) if isinstance(value, list) else value
+        for key, value in arguments.items()
+    }
+    return check.description.format(**shown)
+
+
+def run_check(
+    criterion: Criterion, response: str, *, timeout_s: float | None = None
+) -> CriterionResult:
+    """The verdict of one rule criterion on one response.
+
+    A blank response follows nothing. Unverifiable for every response: unknown check, missing
+    module, missing or wrong parameters. Unverifiable for this one: no result within `timeout_s`.
+    """
+    try:
+        check = get(criterion.check)
+        arguments = _arguments(check, criterion)
+    except ValidationError as error:
+        return _left_out(criterion, f"parameters of {criterion.check}: {_first_problem(error)}")
+    except ValueError as error:
+        return _left_out(criterion, str(error))
+    missing = [name for name in check.requires if importlib.util.find_spec(name) is None]
+    if missing:
+        return _left_out(criterion, f"{check.name} needs the package {missing[0]}")
+    if not response.strip():
+        return CriterionResult(criterion.id, Verdict.NOT_FOLLOWED)
+    try:
+        with time_limit(timeout_s):
+            followed = check.run(response, **arguments)
+    except CheckTimeout:
+        reason = f"{check.name} gave no verdict within {timeout_s:g} s"
+        return CriterionResult(criterion.id, Verdict.UNVERIFIABLE, reason)
+    return CriterionResult(criterion.id, Verdict.FOLLOWED if followed else Verdict.NOT_FOLLOWED)
+
+
+def _arguments(check: Check, criterion: Criterion) -> dict[str, Any]:
+    """Validated keyword arguments; None means absent (tables carry every key in every row)."""
+    given = {key: value for key, value in criterion.params.items() if value is not None}
+    model = check.params.model_validate(given)
+    return {name: getattr(model, name) for name in check.params.model_fields}
+
+
+def _left_out(criterion: Criterion, reason: str) -> CriterionResult:
+    return CriterionResult(criterion.id, Verdict.UNVERIFIABLE, reason, for_every_response=True)
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors(include_url=False)[0]
+    where = ".".join(map(str, problem["loc"])) or "params"
+    return f"{where}: {problem['msg']}"
