@@ -214,6 +214,21 @@ class ScoredGroup:
     experiences_too_long: int = 0
 
 
+@dataclass(frozen=True)
+class RowOrigin:
+    """Where a row of the joined group comes from (filled by `hindsight.join`).
+
+    rollout_index: the rollout itself, the draft behind a revision, or the rollout that was copied.
+    revision_index: position in `ScoredGroup.revisions` for a revision's row, else None.
+    replaces: the rollout whose place the row takes; None for a rollout in its own place and for
+        an appended revision.
+    """
+
+    rollout_index: int
+    revision_index: int | None = None
+    replaces: int | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class TrainRow:
     """One row of a train batch: a response in its training context.

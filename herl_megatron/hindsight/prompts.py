@@ -1,8 +1,8 @@
 """The revision prompt: instruction, draft, criteria to keep, criteria to fix, request (E_i).
 
-Everything that a revision prompt shares with the plain prompt x comes first: the request extends the
-last user message, so the engine's prefix cache serves the instruction. The wording is short and
-fixed; nothing is ever cut here (the pipeline counts and skips what is too long).
+Everything that a revision prompt shares with the plain prompt x comes first: the request extends
+the last user message, so the engine's prefix cache serves the instruction. The wording is short and
+fixed; nothing is ever cut here (what is too long is counted and skipped by `experience`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NoReturn
 
+from herl_megatron.rubrics.rubric import describe
 from herl_megatron.types import Criterion, Message, Prompt
 
 PromptStyle = Literal["criteria", "rubric", "naive"]
@@ -33,9 +34,8 @@ def revision_messages(
     `criteria` lists what to keep and what to fix, `rubric` adds each criterion's weight, `naive`
     shows the draft without any verdict. An empty list leaves its block out.
 
-    Raises ValueError if the prompt does not end with a user message, a criterion has no
-    description, or the style is unknown. `unmet` must not be empty: a response that misses nothing
-    is no experience.
+    Raises ValueError if the prompt does not end with a user message or the style is unknown.
+    `unmet` must not be empty: a response that misses nothing is no experience.
     """
     assert unmet, f"prompt {prompt.id!r}: no unmet criterion, so nothing to revise"
     if not prompt.messages or prompt.messages[-1].role != "user":
@@ -74,11 +74,7 @@ def _block(heading: str, criteria: Sequence[Criterion], weights: bool) -> str:
 
 def _line(criterion: Criterion, weights: bool) -> str:
     """One list entry. A negative criterion describes what must not be true of the answer."""
-    if not criterion.description:
-        raise ValueError(
-            f"criterion {criterion.id!r} has no description to show in a revision prompt: add one"
-        )
-    text = criterion.description
+    text = describe(criterion)
     if criterion.polarity == "negative":
         text = f"avoid: {text}"
     return f"{text} (weight {criterion.weight:g})" if weights else text

@@ -1,0 +1,77 @@
+"""From a failed rollout and its verdicts to the revision prompt E_i as token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from herl_megatron.config.schema import HindsightConfig
+from herl_megatron.hindsight.prompts import plain_text, revision_messages
+from herl_megatron.hindsight.select import select_experiences
+from herl_megatron.types import (
+    HindsightExperience,
+    IntArray,
+    Message,
+    RolloutGroup,
+    Score,
+    Scored,
+)
+
+
+class PromptTokenizer(Protocol):
+    """What is needed of `data.chat.ChatTokenizer`."""
+
+    def prompt_ids(self, messages: Sequence[Message]) -> IntArray:
+        """Chat template plus generation prompt, `[prompt]`."""
+        ...
+
+    def plain_ids(self, text: str) -> IntArray:
+        """The text alone, `[tokens]`."""
+        ...
+
+
+def build_experiences(
+    group: RolloutGroup,
+    scores: Sequence[Score],
+    config: HindsightConfig,
+    tokenizer: PromptTokenizer,
+    *,
+    max_tokens: int,
+    seed: int,
+) -> tuple[tuple[HindsightExperience, ...], int]:
+    """The group's experiences, and how many were skipped as longer than `max_tokens`.
+
+    A revision prompt is never cut: the policy would be trained on another context than the one it
+    sampled from, and the instruction would go first.
+    """
+    built: list[HindsightExperience] = []
+    too_long = 0
+    for index in select_experiences(scores, config, seed):
+        score = scores[index]
+        assert isinstance(score, Scored), f"rollout {index} was selected without a score"
+        experience = _experience(group, index, score, config, tokenizer)
+        if len(experience.prompt_token_ids) > max_tokens:
+            too_long += 1
+        else:
+            built.append(experience)
+    return tuple(built), too_long
+
+
+def _experience(
+    group: RolloutGroup,
+    index: int,
+    score: Scored,
+    config: HindsightConfig,
+    tokenizer: PromptTokenizer,
+) -> HindsightExperience:
+    criteria = group.prompt.rubric.criteria
+    messages = revision_messages(
+        group.prompt,
+        group.rollouts[index].text,
+        [criterion for criterion in criteria if criterion.id in score.satisfied],
+        [criterion for criterion in criteria if criterion.id in score.unmet],
+        config.prompt_style,
+    )
+    text = plain_text(messages)
+    ids = tokenizer.prompt_ids(messages) if config.chat_template else tokenizer.plain_ids(text)
+    return HindsightExperience(index, text, ids, score.satisfied, score.unmet)
