@@ -1,0 +1,208 @@
+"""The losses of HeRL, one pure function per formula, all on flat response tokens `[tokens]`.
+
+Sum over the global batch (design section 4; HeRL, arXiv 2603.20046):
+
+    loss = policy + hindsight + kl_coef * KL(pi || ref) - entropy_coef * H(pi)
+
+Every term is summed with the same token weights (`algos.reductions`), so the reported parts add up
+to the loss.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from herl_megatron.algos.reductions import weighted_sum
+from herl_megatron.config.schema import AlgorithmConfig, HindsightConfig
+
+Behavior = Literal["sampler", "old", "one"]
+
+MAX_LOG_RATIO = 20.0
+"""Exponents of importance ratios and of the KL estimate are clamped to [-20, 20] so that exp cannot
+overflow. Ratios out there are far beyond both clips, where the PPO terms have no gradient."""
+
+
+@dataclass(frozen=True, eq=False)
+class LossInputs:
+    """Response tokens of one micro-batch; every tensor is `[tokens]`, float32 unless said.
+
+    log_probs: of the current policy, with gradient.
+    entropy: of the current policy, with gradient; None when `entropy_coef` is 0 and nobody asks.
+    old_log_probs: the trainer's at the step's first weights, in the training context.
+    rollout_log_probs: of the behaviour policy, as the engine drew the tokens.
+    ref_log_probs: of the reference model; None when `kl_coef` is 0.
+    advantages: the row's advantage on each of its tokens.
+    hindsight_mask: bool, true on tokens of revisions.
+    weights: from `reductions.token_weights`; 0 on dummy rows.
+    """
+
+    log_probs: torch.Tensor
+    entropy: torch.Tensor | None
+    old_log_probs: torch.Tensor
+    rollout_log_probs: torch.Tensor
+    ref_log_probs: torch.Tensor | None
+    advantages: torch.Tensor
+    hindsight_mask: torch.Tensor
+    weights: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class LossOutput:
+    """The loss (scalar with gradient) and detached sums to be added up over micro-batches and ranks.
+
+    parts: `loss`, the terms that it is made of, and weighted means; their denominators are in the
+        weights already.
+    sums: plain sums and the counts (`*_tokens`) to divide them by once everything is added up.
+    """
+
+    loss: torch.Tensor
+    parts: dict[str, torch.Tensor]
+    sums: dict[str, torch.Tensor]
+
+
+def importance_ratio(log_probs: torch.Tensor, old_log_probs: torch.Tensor) -> torch.Tensor:
+    """exp(log_probs - old_log_probs), its exponent clamped by `MAX_LOG_RATIO`."""
+    return (log_probs - old_log_probs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+
+
+def ppo_clip_loss(
+    ratio: torch.Tensor,
+    advantages: torch.Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """PPO's clipped surrogate with dual clip: (loss, clipped), both `[tokens]`, `clipped` bool.
+
+    A >= 0: -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A)        (PPO, arXiv 1707.06347, eq. 7)
+    A < 0:  -max(min(r A, clip(r, ...) A), dual_clip A)        (dual clip, arXiv 1912.09729, eq. 5)
+
+    `clipped` marks tokens whose ratio no longer has a gradient.
+    """
+    plain = -ratio * advantages
+    bounded = -ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
+    loss = torch.maximum(plain, bounded)
+    ceiling = -dual_clip * advantages
+    too_large = (advantages < 0) & (loss > ceiling)
+    return torch.where(too_large, ceiling, loss), (bounded > plain) | too_large
+
+
+def hindsight_loss(
+    log_probs: torch.Tensor,
+    behavior_log_probs: torch.Tensor,
+    advantages: torch.Tensor,
+    *,
+    gamma: float,
+) -> torch.Tensor:
+    """-A f(rho), f(rho) = rho / (rho + gamma), rho = pi / mu: `[tokens]` (HeRL's off-policy term).
+
+    f(rho) equals sigmoid(log rho - log gamma), which is how it is computed: exact for any ratio,
+    so nothing is clamped.
+    """
+    return -advantages * torch.sigmoid(log_probs - behavior_log_probs - math.log(gamma))
+
+
+def k3_kl(log_probs: torch.Tensor, ref_log_probs: torch.Tensor) -> torch.Tensor:
+    """The k3 estimate of KL(pi || ref) per token: exp(d) - d - 1 with d = ref - pi; never negative.
+
+    From J. Schulman's note "Approximating KL Divergence" (2020). exp's argument is clamped by
+    `MAX_LOG_RATIO`.
+    """
+    difference = ref_log_probs - log_probs
+    return difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp() - difference - 1
+
+
+def behavior_log_probs(inputs: LossInputs, behavior: Behavior) -> torch.Tensor:
+    """log mu as `hindsight.behavior` names it, `[tokens]`."""
+    if behavior == "sampler":
+        return inputs.rollout_log_probs
+    if behavior == "old":
+        return inputs.old_log_probs
+    return torch.zeros_like(inputs.log_probs)
+
+
+def policy_loss(
+    inputs: LossInputs, *, algorithm: AlgorithmConfig, hindsight: HindsightConfig
+) -> LossOutput:
+    """The whole loss of one micro-batch (module docstring) and its metrics."""
+    sampled = _select(inputs, ~inputs.hindsight_mask)
+    revised = _select(inputs, inputs.hindsight_mask)
+    on_policy, clipped = ppo_clip_loss(
+        importance_ratio(sampled.log_probs, sampled.old_log_probs),
+        sampled.advantages,
+        clip_low=algorithm.clip_low,
+        clip_high=algorithm.clip_high,
+        dual_clip=algorithm.dual_clip,
+    )
+    behavior = behavior_log_probs(revised, hindsight.behavior)
+    off_policy = hindsight_loss(
+        revised.log_probs, behavior, revised.advantages, gamma=hindsight.gamma
+    )
+    terms = {
+        "loss_policy": weighted_sum(on_policy, sampled.weights),
+        "loss_hindsight": weighted_sum(off_policy, revised.weights),
+    }
+    means: dict[str, torch.Tensor] = {}
+    if inputs.ref_log_probs is not None:
+        means["kl"] = weighted_sum(k3_kl(inputs.log_probs, inputs.ref_log_probs), inputs.weights)
+        terms["loss_kl"] = algorithm.kl_coef * means["kl"]
+    if inputs.entropy is not None:
+        means["entropy"] = weighted_sum(inputs.entropy, inputs.weights)
+        terms["loss_entropy"] = -algorithm.entropy_coef * means["entropy"]
+    loss = torch.stack(list(terms.values())).sum()
+    # A copy: Megatron's schedules may divide the loss in place after it was handed over.
+    parts = {name: x.detach().clone() for name, x in {"loss": loss, **terms, **means}.items()}
+    sums = {**_on_policy_sums(sampled, clipped), **_revision_sums(revised, behavior)}
+    return LossOutput(loss, parts, sums)
+
+
+def _select(inputs: LossInputs, mask: torch.Tensor) -> LossInputs:
+    """The tokens where `mask` is true. Selected before anything is computed, so that a value which
+    has no meaning for the other kind of token can reach neither the loss nor its gradient."""
+
+    def pick(values: torch.Tensor | None) -> torch.Tensor | None:
+        return None if values is None else values[mask]
+
+    return LossInputs(
+        log_probs=inputs.log_probs[mask],
+        entropy=pick(inputs.entropy),
+        old_log_probs=inputs.old_log_probs[mask],
+        rollout_log_probs=inputs.rollout_log_probs[mask],
+        ref_log_probs=pick(inputs.ref_log_probs),
+        advantages=inputs.advantages[mask],
+        hindsight_mask=inputs.hindsight_mask[mask],
+        weights=inputs.weights[mask],
+    )
+
+
+@torch.no_grad()
+def _on_policy_sums(sampled: LossInputs, clipped: torch.Tensor) -> dict[str, torch.Tensor]:
+    real = (sampled.weights > 0).float()
+    ratio = importance_ratio(sampled.log_probs, sampled.old_log_probs)
+    log_ratio = sampled.log_probs - sampled.old_log_probs
+    return {
+        "clip_fraction": weighted_sum(clipped, real),
+        # k3 with samples of the old policy: KL(old || new) = E_old[r - 1 - log r]
+        "kl_old_new": weighted_sum(ratio - 1 - log_ratio, real),
+        "ratio_mean": weighted_sum(ratio, real),
+        "sampled_tokens": real.sum(),
+    }
+
+
+@torch.no_grad()
+def _revision_sums(revised: LossInputs, behavior: torch.Tensor) -> dict[str, torch.Tensor]:
+    real = (revised.weights > 0).float()
+    ratio = importance_ratio(revised.log_probs, behavior)
+    return {"revision_ratio_mean": weighted_sum(ratio, real), "revision_tokens": real.sum()}
+
+
+def sft_loss(log_probs: torch.Tensor, weights: torch.Tensor) -> LossOutput:
+    """Negative log-likelihood, -sum of `weights * log_probs`, both `[tokens]`."""
+    loss = -weighted_sum(log_probs, weights)
+    tokens = (weights > 0).float().sum()
+    return LossOutput(loss, {"loss": loss.detach().clone()}, {"sampled_tokens": tokens})
