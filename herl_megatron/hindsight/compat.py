@@ -15,9 +15,7 @@ REFERENCE_VALUES: dict[str, str | bool] = {
 """The keys that `reference_compat` sets; sampling follows `rollout` (see `effective`)."""
 
 
-def effective(
-    hindsight: HindsightConfig, rollout: RolloutConfig | None = None
-) -> HindsightConfig:
+def effective(hindsight: HindsightConfig, rollout: RolloutConfig | None = None) -> HindsightConfig:
     """The configuration with `reference_compat` resolved into the values that it stands for.
 
     With `rollout` also `temperature` and `top_p`, which the released code takes from the first

@@ -41,9 +41,7 @@ def _rewards(group: ScoredGroup) -> dict[int, float]:
     return {i: score.reward for i, score in enumerate(group.scores) if isinstance(score, Scored)}
 
 
-def _qualified(
-    group: ScoredGroup, rewards: dict[int, float], config: HindsightConfig
-) -> list[int]:
+def _qualified(group: ScoredGroup, rewards: dict[int, float], config: HindsightConfig) -> list[int]:
     """Positions of the revisions that join, best first, earlier first among equals."""
     scored = {
         i: revision.score.reward

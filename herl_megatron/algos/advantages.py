@@ -1,0 +1,64 @@
+"""Group-relative advantages (design section 4, "Advantage"; GRPO, arXiv 2402.03300 eq. 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Literal
+
+from herl_megatron.config.schema import AlgorithmConfig
+
+SPREAD_TOLERANCE = 1e-6
+"""Rewards closer than this are equal; dividing by such a spread would amplify rounding."""
+
+Outcome = Literal["trained", "zero_spread", "too_few"]
+
+
+@dataclass(frozen=True)
+class GroupAdvantages:
+    """One advantage and one weight per row, `[rows]`; why the group trains or does not.
+
+    Rows of weight 0 are masked from the loss and carry the advantage 0.
+    """
+
+    advantages: tuple[float, ...]
+    weights: tuple[float, ...]
+    outcome: Outcome
+
+
+def group_advantages(
+    rewards: Sequence[float | None], on_policy: Sequence[bool], config: AlgorithmConfig
+) -> GroupAdvantages:
+    """A_j = (r_j - mean) / (std + eps) over the group's rows that have a reward.
+
+    `rewards[j]` is None for a row without a valid reward: masked from the loss and from the mean.
+    `on_policy[j]` is False for revisions; `baseline: on_policy` leaves them out of mean and std.
+    std is the sample standard deviation (n - 1); without `normalize_std` nothing is divided.
+
+    No gradient, every weight 0: `too_few`, fewer than `min_valid` rows give the baseline;
+    `zero_spread`, all rewards are equal, or std is 0 where it divides (a revision compared with an
+    on-policy baseline without spread would get an advantage of 1 / eps).
+    """
+    valid = [reward for reward in rewards if reward is not None]
+    baseline = [
+        reward
+        for reward, own in zip(rewards, on_policy, strict=True)
+        if reward is not None and (own or config.baseline == "with_revisions")
+    ]
+    if len(baseline) < config.min_valid:
+        return _no_gradient(len(rewards), "too_few")
+    compared = baseline if config.normalize_std else valid
+    if max(compared) - min(compared) < SPREAD_TOLERANCE:
+        return _no_gradient(len(rewards), "zero_spread")
+    mean = fmean(baseline)
+    scale = stdev(baseline) + config.advantage_eps if config.normalize_std else 1.0
+    return GroupAdvantages(
+        advantages=tuple(0.0 if r is None else (r - mean) / scale for r in rewards),
+        weights=tuple(0.0 if r is None else 1.0 for r in rewards),
+        outcome="trained",
+    )
+
+
+def _no_gradient(rows: int, outcome: Outcome) -> GroupAdvantages:
+    return GroupAdvantages((0.0,) * rows, (0.0,) * rows, outcome)
