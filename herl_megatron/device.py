@@ -1,0 +1,133 @@
+"""The one place that decides between CPU and CUDA.
+
+Which device a process uses, which torch.distributed backend goes with it, what precision it can
+compute in, how much memory it has and how it is seeded. Everything else takes a `Device`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import random
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+RequestedDevice = Literal["auto", "cpu", "cuda"]
+
+# Compute capability from which Transformer Engine offers each FP8 recipe (its check_*_support).
+_FP8_CAPABILITY = {
+    "delayed": (8, 9),
+    "tensorwise": (8, 9),
+    "blockwise": (9, 0),
+    "mxfp8": (10, 0),
+}
+_BF16_CAPABILITY = (8, 0)
+
+
+@dataclass(frozen=True)
+class Device:
+    """A process's compute device; `index` is the CUDA device number, 0 on CPU."""
+
+    kind: Literal["cpu", "cuda"]
+    index: int = 0
+
+    @property
+    def torch(self) -> torch.device:
+        """The torch device that tensors are made on."""
+        return torch.device("cpu") if self.kind == "cpu" else torch.device("cuda", self.index)
+
+    @property
+    def backend(self) -> Literal["gloo", "nccl"]:
+        """The torch.distributed backend for tensors on this device."""
+        return "gloo" if self.kind == "cpu" else "nccl"
+
+
+def has_cuda() -> bool:
+    """Whether torch sees a CUDA device."""
+    return torch.cuda.is_available()
+
+
+def has_transformer_engine() -> bool:
+    """Whether Transformer Engine is installed (it is not imported here)."""
+    return importlib.util.find_spec("transformer_engine") is not None
+
+
+def choose_device(requested: RequestedDevice, *, local_rank: int = 0) -> Device:
+    """The device of a process and, on CUDA, make it torch's current one.
+
+    Raises:
+        ValueError: `cuda` was asked for and there is none, or fewer than `local_rank` needs.
+    """
+    if requested == "cpu" or (requested == "auto" and not has_cuda()):
+        return Device("cpu")
+    if not has_cuda():
+        raise ValueError("cluster.device is 'cuda' but torch sees no CUDA device; use 'cpu'")
+    if local_rank >= torch.cuda.device_count():
+        raise ValueError(
+            f"local rank {local_rank} needs CUDA device {local_rank} but this machine has"
+            f" {torch.cuda.device_count()}; start fewer ranks per machine"
+        )
+    torch.cuda.set_device(local_rank)
+    return Device("cuda", local_rank)
+
+
+def check_precision(device: Device, *, precision: str, fp8: str | None) -> None:
+    """Refuse a precision that this device or installation cannot compute in.
+
+    Raises:
+        ValueError: FP8 on CPU, without Transformer Engine or on too old a GPU; bf16 on a GPU
+            without it.
+    """
+    if device.kind == "cpu":
+        if fp8 is not None:
+            raise ValueError(
+                f"megatron.fp8 is {fp8!r} but the device is the CPU; FP8 needs a CUDA GPU and"
+                " Transformer Engine: set megatron.fp8 to null"
+            )
+        return
+    capability = torch.cuda.get_device_capability(device.index)
+    if precision == "bf16" and capability < _BF16_CAPABILITY:
+        raise ValueError(
+            f"megatron.precision is 'bf16' but {torch.cuda.get_device_name(device.index)} has"
+            f" compute capability {capability}, bf16 needs {_BF16_CAPABILITY}: use 'fp32'"
+        )
+    if fp8 is None:
+        return
+    if not has_transformer_engine():
+        raise ValueError(
+            f"megatron.fp8 is {fp8!r} but Transformer Engine is not installed; install it or set"
+            " megatron.fp8 to null"
+        )
+    if capability < _FP8_CAPABILITY[fp8]:
+        raise ValueError(
+            f"megatron.fp8 is {fp8!r}, which needs compute capability {_FP8_CAPABILITY[fp8]}, but"
+            f" {torch.cuda.get_device_name(device.index)} has {capability}"
+        )
+
+
+def memory_bytes(device: Device) -> tuple[int, int]:
+    """(free, total) memory of the device in bytes; on CPU the machine's physical memory."""
+    if device.kind == "cuda":
+        free, total = torch.cuda.mem_get_info(device.index)
+        return free, total
+    page_bytes = os.sysconf("SC_PAGE_SIZE")
+    return (
+        os.sysconf("SC_AVPHYS_PAGES") * page_bytes,
+        os.sysconf("SC_PHYS_PAGES") * page_bytes,
+    )
+
+
+def shared_memory_free_bytes(folder: str = "/dev/shm") -> int:
+    """Bytes that can still be written to the shared-memory file system at `folder`."""
+    stats = os.statvfs(folder)
+    return stats.f_bavail * stats.f_frsize
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch (every device) of this process."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

@@ -1,0 +1,128 @@
+"""Build this rank's part of a model: one GPTModel per pipeline chunk that it holds.
+
+Calling a chunk, padded rows (`position_ids` is not read with rotary embedding but must be given):
+
+    chunk(input_ids=ids, position_ids=positions, attention_mask=None)      # both [batch, seq]
+
+Rows are padded on the RIGHT, with any token id, to one `seq`; under sequence parallelism `seq` is
+a multiple of TP. Packed rows: `ids` and `positions` are `[1, tokens]` (`tokens` a multiple of TP
+under sequence parallelism; padding belongs to the last row or is a row of its own), and
+
+    packed = packed_sequence_params(cu_seqlens)     # int32 [rows + 1], starts at 0, ends at tokens
+    chunk(input_ids=ids, position_ids=positions, attention_mask=None, packed_seq_params=packed)
+
+The last stage's last chunk returns logits `[batch, seq, padded_vocab / tp]` in the compute dtype
+(packed: `[1, tokens, padded_vocab / tp]`); logits of rows above `vocab_size` are padding and must be
+masked (`algos.log_probs` does). Every other chunk returns hidden states `[seq, batch, hidden]`
+(`seq / tp` under sequence parallelism) for the pipeline schedule to send; it receives its input
+through `set_input_tensor`, and needs `input_ids` of the right shape only on the first stage.
+
+`chunk.config` is Megatron's TransformerConfig; the schedule's hooks (`grad_scale_func`,
+`finalize_model_grads_func`, `no_sync_func`, ...) are set on it by the optimizer's owner. Weights
+are NaN until `load.load_hf_weights` or `load.init_random_weights` has filled them.
+"""
+
+from __future__ import annotations
+
+import torch
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.torch_norm import WrappedTorchNorm
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from herl_megatron.config.schema import MegatronConfig
+from herl_megatron.device import has_transformer_engine
+from herl_megatron.megatron.attention import CausalAttention
+from herl_megatron.megatron.groups import Groups
+from herl_megatron.megatron.hf_config import rope_arguments, transformer_config
+from herl_megatron.megatron.norms import RMSNorm
+from herl_megatron.weight_sync.hf_names import Architecture, padded_vocab_size
+
+
+def build_model(
+    architecture: Architecture, config: MegatronConfig, groups: Groups
+) -> list[GPTModel]:
+    """The GPTModel chunks of this rank, on its device, in the compute dtype, weights still NaN.
+
+    Raises:
+        ValueError: the architecture cannot be cut as the layout asks, or the layout needs
+            Transformer Engine and it is not there.
+    """
+    use_te = groups.device.kind == "cuda" and has_transformer_engine()
+    if config.context_parallel > 1 and not use_te:
+        raise ValueError(
+            f"megatron.context_parallel is {config.context_parallel}, which needs Transformer"
+            " Engine on a CUDA GPU; use 1"
+        )
+    megatron_config = transformer_config(architecture, config)
+    return [
+        _build_chunk(
+            architecture,
+            megatron_config,
+            groups,
+            chunk=chunk if config.virtual_pipeline is not None else None,
+            use_te=use_te,
+        )
+        for chunk in range(groups.vpp)
+    ]
+
+
+def packed_sequence_params(cu_seqlens: torch.Tensor) -> PackedSeqParams:
+    """Megatron's description of packed rows; `cu_seqlens` is int32 `[rows + 1]`."""
+    longest = int(cu_seqlens.diff().max())
+    return PackedSeqParams(
+        qkv_format="thd",
+        cu_seqlens_q=cu_seqlens,
+        cu_seqlens_kv=cu_seqlens,
+        max_seqlen_q=longest,
+        max_seqlen_kv=longest,
+    )
+
+
+def _build_chunk(
+    architecture: Architecture,
+    config: TransformerConfig,
+    groups: Groups,
+    *,
+    chunk: int | None,
+    use_te: bool,
+) -> GPTModel:
+    spec = get_gpt_decoder_block_spec(
+        config, use_transformer_engine=use_te, normalization="RMSNorm", vp_stage=chunk
+    )
+    if not use_te:
+        spec = _with_own_modules(spec)
+    first_chunk, last_chunk = chunk in (None, 0), chunk in (None, groups.vpp - 1)
+    model = GPTModel(
+        config,
+        spec,
+        vocab_size=padded_vocab_size(architecture.vocab_size, groups.tp.size),
+        max_sequence_length=architecture.max_positions,
+        pre_process=groups.pp.is_first and first_chunk,
+        post_process=groups.pp.is_last and last_chunk,
+        share_embeddings_and_output_weights=architecture.tied,
+        parallel_output=True,
+        vp_stage=chunk,
+        **rope_arguments(architecture),
+    )
+    return model.to(groups.torch_device)
+
+
+def _with_own_modules(block: TransformerBlockSubmodules) -> TransformerBlockSubmodules:
+    """Replace what Megatron's local layer spec lacks: norms under SP, attention on packed rows."""
+    block.layer_norm = RMSNorm
+    for layer in block.layer_specs:
+        parts = layer.submodules
+        # With qk_layernorm off the specs hold IdentityOp, which must stay.
+        for holder, name in (
+            (parts, "input_layernorm"),
+            (parts, "pre_mlp_layernorm"),
+            (parts.self_attention.submodules, "q_layernorm"),
+            (parts.self_attention.submodules, "k_layernorm"),
+        ):
+            if vars(holder)[name] is WrappedTorchNorm:
+                setattr(holder, name, RMSNorm)
+        parts.self_attention.submodules.core_attention = CausalAttention
+    return block
