@@ -1,0 +1,244 @@
+"""The rollout stream of one step: sample, score, revise, score (design section 5).
+
+Every group runs through its phases on its own: as soon as a group is complete it is scored, and its
+revision requests join the engine's running batch behind the first samples that still decode. With
+`rollout.streamed: false` each phase waits for all groups (the baseline schedule). Seeds come from
+what is sampled, so both schedules and any arrival order give the same groups.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import Any, TypeVar
+
+from herl_megatron.algos.seeds import RequestKind, engine_index, request_seed, selection_seed
+from herl_megatron.config.schema import HindsightConfig, RolloutConfig
+from herl_megatron.hindsight.compat import effective, revision_sampling
+from herl_megatron.hindsight.experience import build_experiences
+from herl_megatron.hindsight.prompts import revision_messages
+from herl_megatron.rollout.engine import RolloutEngine
+from herl_megatron.rollout.pipeline_run import (
+    Drafted,
+    Job,
+    PipelineError,
+    PipelineRun,
+    Scorer,
+    Tokenizer,
+)
+from herl_megatron.rollout.pipeline_stats import PipelineStats, WorkClock
+from herl_megatron.types import (
+    Completion,
+    GenerateRequest,
+    Prompt,
+    Revision,
+    Rollout,
+    RolloutGroup,
+    SamplingSettings,
+    Score,
+    ScoredGroup,
+)
+
+S = TypeVar("S")
+T = TypeVar("T")
+FIRST_SAMPLE_PRIORITY = 0
+REVISION_PRIORITY = 1
+
+__all__ = ["PipelineError", "RolloutPipeline", "Scorer", "Tokenizer"]
+
+
+class RolloutPipeline:
+    """Samples, scores and revises the groups of a step.
+
+    Training passes its `hindsight`; evaluation passes None with its own `sampling`, `group_size`
+    and `seed` (both default to `rollout`). `max_experience_tokens` is the longest revision prompt;
+    a longer one is skipped and counted in the group. `stats` describes the last finished run.
+
+    Raises ValueError without an engine, or for conflicting `reference_compat` keys.
+    """
+
+    def __init__(
+        self,
+        engines: Sequence[RolloutEngine],
+        scorer: Scorer,
+        tokenizer: Tokenizer,
+        rollout: RolloutConfig,
+        hindsight: HindsightConfig | None,
+        *,
+        max_experience_tokens: int,
+        seed: int,
+        group_size: int | None = None,
+        sampling: SamplingSettings | None = None,
+    ) -> None:
+        if not engines:
+            raise ValueError("the rollout pipeline has no engine: set rollout.replicas >= 1")
+        self._engines = tuple(engines)
+        self._scorer = scorer
+        self._tokenizer = tokenizer
+        self._rollout = rollout
+        self._max_experience_tokens = max_experience_tokens
+        self._seed = seed
+        self._group_size = rollout.group_size if group_size is None else group_size
+        self._sampling = rollout.sampling() if sampling is None else sampling
+        self._hindsight: HindsightConfig | None = None
+        self._revision_sampling: SamplingSettings | None = None
+        if hindsight is not None and hindsight.enabled:
+            self._hindsight = effective(hindsight, rollout)
+            self._revision_sampling = revision_sampling(hindsight, rollout)
+        self.stats: PipelineStats | None = None
+
+    async def run(
+        self,
+        prompts: Sequence[Prompt],
+        step: int,
+        *,
+        on_group: Callable[[ScoredGroup], None] | None = None,
+    ) -> list[ScoredGroup]:
+        """The groups of `prompts`, in their order. `on_group` hears of each as it finishes.
+
+        Raises:
+            PipelineError: an engine or the scorer failed or took longer than `rollout.timeout_s`;
+                everything else is cancelled first, and finished groups are on the exception.
+            ValueError: a prompt that hindsight could not extend, before anything is sampled.
+        """
+        jobs = self._jobs(prompts)
+        run = PipelineRun(step, self._rollout.timeout_s, self._engines, WorkClock(), on_group)
+        schedule = self._stream if self._rollout.streamed else self._with_barriers
+        try:
+            groups = await schedule(run, jobs)
+        except BaseException as error:
+            await run.abort_open_requests()
+            if isinstance(error, PipelineError):
+                error.finished = run.finished_in_order()
+            raise
+        self.stats = run.clock.stats(len(groups))
+        return groups
+
+    def _jobs(self, prompts: Sequence[Prompt]) -> list[Job]:
+        """A prompt drawn twice in one step goes on counting its samples: other seeds, other ids."""
+        seen: dict[str, int] = {}
+        jobs = []
+        for position, prompt in enumerate(prompts):
+            if self._hindsight is not None:  # every criterion must render before work starts
+                criteria = prompt.rubric.criteria
+                revision_messages(prompt, "", criteria, criteria, self._hindsight.prompt_style)
+            occurrence = seen.get(prompt.id, 0)
+            seen[prompt.id] = occurrence + 1
+            jobs.append(
+                Job(
+                    position=position,
+                    prompt=prompt,
+                    prompt_token_ids=self._tokenizer.prompt_ids(prompt.messages),
+                    engine_index=engine_index(prompt.id, len(self._engines)),
+                    first_index=occurrence * self._group_size,
+                )
+            )
+        return jobs
+
+    async def _stream(self, run: PipelineRun, jobs: Sequence[Job]) -> list[ScoredGroup]:
+        async def through(job: Job) -> ScoredGroup:
+            scored = await self._score(run, job, await self._sample(run, job))
+            return await self._score_revisions(run, job, await self._revise(run, job, scored))
+
+        return await _all(through(job) for job in jobs)
+
+    async def _with_barriers(self, run: PipelineRun, jobs: Sequence[Job]) -> list[ScoredGroup]:
+        async def phase(
+            function: Callable[[PipelineRun, Job, S], Coroutine[Any, Any, T]], inputs: Sequence[S]
+        ) -> list[T]:
+            return await _all(function(run, j, i) for j, i in zip(jobs, inputs, strict=True))
+
+        groups = await _all(self._sample(run, job) for job in jobs)
+        scored = await phase(self._score, groups)
+        drafted = await phase(self._revise, scored)
+        return await phase(self._score_revisions, drafted)
+
+    async def _sample(self, run: PipelineRun, job: Job) -> RolloutGroup:
+        requests = [
+            GenerateRequest(
+                request_id=f"step{run.step}-prompt{job.position}-rollout{index}",
+                prompt_token_ids=job.prompt_token_ids,
+                sampling=self._sampling,
+                seed=self._request_seed(run, job, "rollout", job.first_index + index),
+                priority=FIRST_SAMPLE_PRIORITY,
+            )
+            for index in range(self._group_size)
+        ]
+        completions = await run.generate(job, requests, "first samples")
+        run.clock.add_tokens("rollout", sum(len(c.token_ids) for c in completions))
+        return RolloutGroup(job.prompt, job.prompt_token_ids, self._rollouts(completions))
+
+    async def _score(self, run: PipelineRun, job: Job, group: RolloutGroup) -> ScoredGroup:
+        texts = [rollout.text for rollout in group.rollouts]
+        return ScoredGroup(group, await run.score(job, self._scorer, texts, "scoring"))
+
+    async def _revise(self, run: PipelineRun, job: Job, scored: ScoredGroup) -> Drafted:
+        """Sample revisions of the group's experiences, each experience repeated per revision."""
+        if self._hindsight is None or self._revision_sampling is None:
+            return Drafted(scored, (), (), 0)
+        experiences, too_long = build_experiences(
+            scored.group,
+            scored.scores,
+            self._hindsight,
+            self._tokenizer,
+            max_tokens=self._max_experience_tokens,
+            seed=selection_seed(self._seed, step=run.step, prompt_id=job.prompt.id),
+        )
+        if not experiences:
+            return Drafted(scored, (), (), too_long)
+        repeats = self._hindsight.revisions_per_experience
+        repeated = tuple(e for e in experiences for _ in range(repeats))
+        requests = []
+        for position, experience in enumerate(repeated):
+            draft = job.first_index + experience.rollout_index
+            index = draft * repeats + position % repeats
+            requests.append(
+                GenerateRequest(
+                    request_id=f"step{run.step}-prompt{job.position}-revision{position}",
+                    prompt_token_ids=experience.prompt_token_ids,
+                    sampling=self._revision_sampling,
+                    seed=self._request_seed(run, job, "revision", index),
+                    priority=REVISION_PRIORITY,
+                )
+            )
+        completions = await run.generate(job, requests, "revisions")
+        run.clock.add_tokens("revision", sum(len(c.token_ids) for c in completions))
+        return Drafted(scored, repeated, self._rollouts(completions), too_long)
+
+    async def _score_revisions(self, run: PipelineRun, job: Job, drafted: Drafted) -> ScoredGroup:
+        texts = [rollout.text for rollout in drafted.revisions]
+        scores: tuple[Score, ...] = ()
+        if texts:
+            scores = await run.score(job, self._scorer, texts, "revision scoring")
+        revisions = tuple(
+            Revision(experience, rollout, score)
+            for experience, rollout, score in zip(
+                drafted.experiences, drafted.revisions, scores, strict=True
+            )
+        )
+        scored = drafted.scored
+        group = ScoredGroup(scored.group, scored.scores, revisions, drafted.too_long)
+        return run.finish(job, group)
+
+    def _rollouts(self, completions: Sequence[Completion]) -> tuple[Rollout, ...]:
+        return tuple(
+            Rollout(index, completion, self._tokenizer.decode(completion.token_ids))
+            for index, completion in enumerate(completions)
+        )
+
+    def _request_seed(self, run: PipelineRun, job: Job, kind: RequestKind, index: int) -> int:
+        return request_seed(
+            self._seed, step=run.step, prompt_id=job.prompt.id, kind=kind, index=index
+        )
+
+
+async def _all(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Run together; the first failure cancels the rest, waits for their end and is raised."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

@@ -1,0 +1,190 @@
+"""One run of the pipeline: bounded calls to engines and scorer, what is open, what is finished."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from herl_megatron.hindsight.experience import PromptTokenizer
+from herl_megatron.rollout.engine import RolloutEngine
+from herl_megatron.rollout.pipeline_stats import WorkClock
+from herl_megatron.types import (
+    Completion,
+    GenerateRequest,
+    HindsightExperience,
+    IntArray,
+    Prompt,
+    Rollout,
+    Score,
+    ScoredGroup,
+)
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+_ABORT_TIMEOUT_S = 10.0
+
+
+class Tokenizer(PromptTokenizer, Protocol):
+    """What is needed of `data.chat.ChatTokenizer`."""
+
+    def decode(self, ids: IntArray) -> str:
+        """Text without special tokens."""
+        ...
+
+
+class Scorer(Protocol):
+    """What is needed of `rubrics.pool.ScoringPool`."""
+
+    async def score_group(self, prompt: Prompt, texts: Sequence[str]) -> list[Score]:
+        """One score per text, in order."""
+        ...
+
+
+class PipelineError(RuntimeError):
+    """A call of the pipeline failed or took too long.
+
+    `engine_index` is None where no engine took part (scoring). `finished` holds the groups that
+    were complete, in prompt order, so that the caller can log them.
+    """
+
+    def __init__(
+        self, message: str, *, prompt_id: str, phase: str, engine_index: int | None
+    ) -> None:
+        super().__init__(message)
+        self.prompt_id = prompt_id
+        self.phase = phase
+        self.engine_index = engine_index
+        self.finished: list[ScoredGroup] = []
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One prompt of the step. `first_index` counts on where a prompt was drawn twice."""
+
+    position: int
+    prompt: Prompt
+    prompt_token_ids: IntArray
+    engine_index: int
+    first_index: int
+
+
+@dataclass(frozen=True, eq=False)
+class Drafted:
+    """A scored group and its sampled revisions, one experience each, not yet scored."""
+
+    scored: ScoredGroup
+    experiences: tuple[HindsightExperience, ...]
+    revisions: tuple[Rollout, ...]
+    too_long: int
+
+
+class PipelineRun:
+    """The state of one step's stream. Every wait ends within `timeout_s`."""
+
+    def __init__(
+        self,
+        step: int,
+        timeout_s: float,
+        engines: Sequence[RolloutEngine],
+        clock: WorkClock,
+        on_group: Callable[[ScoredGroup], None] | None,
+    ) -> None:
+        self.step = step
+        self.clock = clock
+        self._timeout_s = timeout_s
+        self._engines = engines
+        self._on_group = on_group
+        self._open: list[dict[str, None]] = [{} for _ in engines]
+        self._finished: dict[int, ScoredGroup] = {}
+
+    async def generate(
+        self, job: Job, requests: Sequence[GenerateRequest], phase: str
+    ) -> list[Completion]:
+        """Sample `requests` on the job's engine; their ids are open until all have come back."""
+        ids = [request.request_id for request in requests]
+        open_ids = self._open[job.engine_index]
+        open_ids.update(dict.fromkeys(ids))
+        with self.clock.working("generation"):
+            call = self._engines[job.engine_index].generate(requests)
+            completions = await self._bounded(call, job, phase, job.engine_index)
+        fault = _fault(completions, ids)
+        if fault:
+            raise _error(job, phase, job.engine_index, fault)
+        for request_id in ids:
+            del open_ids[request_id]
+        return completions
+
+    async def score(
+        self, job: Job, scorer: Scorer, texts: Sequence[str], phase: str
+    ) -> tuple[Score, ...]:
+        """Score `texts` against the job's rubric."""
+        with self.clock.working("scoring"):
+            scores = await self._bounded(scorer.score_group(job.prompt, texts), job, phase, None)
+        if len(scores) != len(texts):
+            raise _error(job, phase, None, f"gave {len(scores)} scores for {len(texts)} texts")
+        return tuple(scores)
+
+    def finish(self, job: Job, group: ScoredGroup) -> ScoredGroup:
+        """Keep a complete group, also for the case that a later one fails."""
+        self._finished[job.position] = group
+        if self._on_group is not None:
+            self._on_group(group)
+        return group
+
+    def finished_in_order(self) -> list[ScoredGroup]:
+        """Complete groups in prompt order."""
+        return [self._finished[position] for position in sorted(self._finished)]
+
+    async def abort_open_requests(self) -> None:
+        """Tell every engine to drop what nobody waits for any more; never raises for an engine."""
+        await asyncio.gather(*(self._abort(index) for index in range(len(self._engines))))
+
+    async def _abort(self, index: int) -> None:
+        if not self._open[index]:
+            return
+        try:
+            async with asyncio.timeout(min(self._timeout_s, _ABORT_TIMEOUT_S)):
+                await self._engines[index].abort(list(self._open[index]))
+        except Exception as error:  # process border; the failure that led here is being raised
+            logger.warning("engine %d did not abort its requests: %r", index, error)
+
+    async def _bounded(
+        self, call: Awaitable[T], job: Job, phase: str, engine_index: int | None
+    ) -> T:
+        limit = asyncio.timeout(self._timeout_s)
+        try:
+            async with limit:
+                return await call
+        except Exception as error:  # process border: whatever an engine or a scorer raises
+            if limit.expired():
+                reason = f"gave no result within {self._timeout_s:g} s (rollout.timeout_s)"
+            else:
+                reason = f"failed: {type(error).__name__}: {error}"
+            raise _error(job, phase, engine_index, reason) from error
+
+
+def _error(job: Job, phase: str, engine_index: int | None, reason: str) -> PipelineError:
+    where = "the scorer" if engine_index is None else f"engine {engine_index}"
+    return PipelineError(
+        f"prompt {job.prompt.id!r}, {phase}: {where} {reason}",
+        prompt_id=job.prompt.id,
+        phase=phase,
+        engine_index=engine_index,
+    )
+
+
+def _fault(completions: Sequence[Completion], ids: Sequence[str]) -> str | None:
+    """What is wrong with an engine's answer, if anything."""
+    returned = [completion.request_id for completion in completions]
+    if returned != list(ids):
+        return f"returned requests {returned} for {list(ids)}"
+    for completion in completions:
+        tokens, log_probs = len(completion.token_ids), len(completion.log_probs)
+        if completion.finish_reason == "abort":
+            return f"aborted request {completion.request_id}"
+        if not tokens or tokens != log_probs:
+            return f"gave {tokens} tokens and {log_probs} log-probs for {completion.request_id}"
+    return None
