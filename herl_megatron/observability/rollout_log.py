@@ -1,0 +1,110 @@
+"""Rollouts, verdicts and revisions as JSON lines, one per group, for people and for replay."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from herl_megatron.types import (
+    Revision,
+    Rollout,
+    RowOrigin,
+    Score,
+    Scored,
+    ScoredGroup,
+    TrainRow,
+)
+
+
+def group_record(
+    group: ScoredGroup, rows: Sequence[TrainRow] = (), origins: Sequence[RowOrigin] = ()
+) -> dict[str, Any]:
+    """One group as plain JSON values.
+
+    With the group's joined `rows` and their `origins` each rollout and revision carries its
+    training reward (bonus included), advantage and weight, `row` being null if it gave way or did
+    not join; `copies` lists rows that repeat a rollout. Without them (evaluation, a run that
+    stopped before the join) these keys are left out.
+    """
+    prompt = group.group.prompt
+    record: dict[str, Any] = {
+        "prompt_id": prompt.id,
+        "source": prompt.source,
+        "messages": [{"role": m.role, "content": m.content} for m in prompt.messages],
+        "rollouts": [
+            _response(rollout, score)
+            for rollout, score in zip(group.group.rollouts, group.scores, strict=True)
+        ],
+        "revisions": [_revision(revision) for revision in group.revisions],
+        "experiences_too_long": group.experiences_too_long,
+    }
+    if origins:
+        _add_rows(record, rows, origins)
+    return record
+
+
+def _add_rows(
+    record: dict[str, Any], rows: Sequence[TrainRow], origins: Sequence[RowOrigin]
+) -> None:
+    """Put each joined row with the rollout or revision that it comes from."""
+    for rollout in record["rollouts"]:
+        rollout["row"] = None
+    for revision in record["revisions"]:
+        revision |= {"accepted": False, "replaces": None, "row": None}
+    record["copies"] = []
+    for row, origin in zip(rows, origins, strict=True):
+        if origin.revision_index is not None:
+            revision = record["revisions"][origin.revision_index]
+            revision |= {"accepted": True, "replaces": origin.replaces, "row": _row(row)}
+        elif origin.replaces is not None:
+            copy = {"of": origin.rollout_index, "replaces": origin.replaces, "row": _row(row)}
+            record["copies"].append(copy)
+        else:
+            record["rollouts"][origin.rollout_index]["row"] = _row(row)
+
+
+def write_rollouts(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write one line per record; the file appears whole, by rename, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+    os.replace(temporary, path)
+
+
+def _response(rollout: Rollout, score: Score) -> dict[str, Any]:
+    completion = rollout.completion
+    return {
+        "index": rollout.index,
+        "text": rollout.text,
+        "tokens": len(completion.token_ids),
+        "finish_reason": completion.finish_reason,
+        "weight_version": completion.weight_version,
+        "reward": score.reward if isinstance(score, Scored) else None,
+        "unscored": None if isinstance(score, Scored) else score.reason,
+        "satisfied": list(score.satisfied) if isinstance(score, Scored) else [],
+        "unmet": list(score.unmet) if isinstance(score, Scored) else [],
+        "verdicts": [
+            {"criterion": r.criterion_id, "verdict": r.verdict.value, "reason": r.reason}
+            for r in score.results
+        ],
+    }
+
+
+def _revision(revision: Revision) -> dict[str, Any]:
+    experience = revision.experience
+    return _response(revision.rollout, revision.score) | {
+        "parent": experience.rollout_index,
+        "experience": experience.prompt_text,
+    }
+
+
+def _row(row: TrainRow) -> dict[str, Any]:
+    """What a row trains on; an unscored row has no reward."""
+    reward = None if math.isnan(row.reward) else row.reward
+    return {"reward": reward, "advantage": row.advantage, "weight": row.weight}
