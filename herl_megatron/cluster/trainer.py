@@ -87,7 +87,7 @@ class TrainerGroup:
         owners = [
             info.rank
             for info in self._infos
-            if info.pp_rank == self._plan[index].pp_stage and info.dp_rank == 0
+            if info.sends_weights and info.pp_rank == self._plan[index].pp_stage
         ]
         refs = [self._actors[rank].write_bucket.remote(index, path) for rank in owners]
         written = await wait_for_all(
@@ -103,7 +103,7 @@ class TrainerGroup:
         from herl_megatron.weight_sync.hf_folder import finish_export, start_export
 
         staging = start_export(folder)
-        owners = [info.rank for info in self._infos if info.dp_rank == 0]
+        owners = [info.rank for info in self._infos if info.sends_weights]
         refs = [self._actors[rank].export_shard.remote(str(staging)) for rank in owners]
         written = await wait_for_all(
             refs,

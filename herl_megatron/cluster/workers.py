@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ class RankInfo:
     reports: bool
     """Last pipeline stage, TP rank 0: this rank's results stand for its DP rank."""
     sends_weights: bool
-    """TP rank 0 of DP rank 0: this rank writes its stage's buckets."""
+    """In the first model replica: this rank takes part in gathering its stage's buckets."""
 
 
 class TrainerRank:
@@ -44,19 +43,18 @@ class TrainerRank:
     ) -> RankInfo:
         """Join the process group and build the model; `optimizer_steps` in the whole run."""
         # Imported here: the driver imports this module and must stay free of Megatron.
-        from herl_megatron.device import resolve_device
+        from herl_megatron.device import choose_device
         from herl_megatron.megatron.actor import MegatronActor
         from herl_megatron.megatron.parallel import init_parallel
         from herl_megatron.weight_sync.source import WeightSource
 
-        os.environ["LOCAL_RANK"] = "0"  # Ray shows each actor only its own device
         self._config = config
         self._groups = init_parallel(
             config.megatron,
             rank=rank,
-            master_addr=address[0],
-            master_port=address[1],
-            device=resolve_device(config.cluster.device),
+            world_size=config.megatron.world_size,
+            init_method=f"tcp://{address[0]}:{address[1]}",
+            device=choose_device(config.cluster.device),
             seed=config.run.seed,
         )
         self._actor = MegatronActor(
@@ -77,13 +75,12 @@ class TrainerRank:
             groups=self._groups,
         )
         groups = self._groups
-        first = groups.tp_rank == 0
         return RankInfo(
             rank=rank,
-            dp_rank=groups.dp_rank,
-            pp_rank=groups.pp_rank,
-            reports=first and groups.pp_rank == config.megatron.pipeline_parallel - 1,
-            sends_weights=first and groups.dp_rank == 0,
+            dp_rank=groups.dp.rank,
+            pp_rank=groups.pp.rank,
+            reports=groups.tp.is_first and groups.cp.is_first and groups.pp.is_last,
+            sends_weights=groups.dp_cp.is_first,
         )
 
     def compute_log_probs(self, shard: Shard) -> list[FloatArray] | None:

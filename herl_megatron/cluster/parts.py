@@ -1,0 +1,141 @@
+"""Build a run's parts from its configuration, all at once, and end them all.
+
+What can be wrong in files (tokenizer, prompts, limits) is found by `load_inputs` before Ray starts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from herl_megatron.cluster.engines import RemoteEngine, start_engines, stop_engines
+from herl_megatron.cluster.session import ray_session
+from herl_megatron.cluster.trainer import TrainerGroup, start_trainer
+from herl_megatron.config.schema import Config
+from herl_megatron.data.chat import ChatTokenizer
+from herl_megatron.data.prompts import PromptStream, check_prompt_lengths, load_prompts
+from herl_megatron.device import choose_device
+from herl_megatron.hindsight.compat import effective
+from herl_megatron.rollout.engine import EngineConfig
+from herl_megatron.rollout.pipeline import RolloutPipeline
+from herl_megatron.rubrics.pool import ScoringPool
+from herl_megatron.types import Prompt, SamplingSettings
+from herl_megatron.weight_sync.sync import SyncStats, WeightSync
+
+_TORCH_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything read from disk: checked, and cheap compared with what starts next."""
+
+    tokenizer: ChatTokenizer
+    train: tuple[Prompt, ...]
+    eval: tuple[Prompt, ...]
+
+
+def load_inputs(config: Config, *, training: bool) -> Inputs:
+    """Read and check tokenizer and prompts.
+
+    Raises:
+        ValueError: a bad row (file and line), a prompt over the limit, a tokenizer without chat
+            template or end token.
+    """
+    tokenizer = ChatTokenizer(config.model.path)
+    train = tuple(load_prompts(config.data.train)) if training else ()
+    held_out = tuple(load_prompts(config.data.eval)) if config.data.eval else ()
+    for prompts in (train, held_out):
+        check_prompt_lengths(prompts, tokenizer, config.data.max_prompt_tokens)
+    return Inputs(tokenizer=tokenizer, train=train, eval=held_out)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The running parts of one run."""
+
+    inputs: Inputs
+    prompts: PromptStream
+    pool: ScoringPool
+    engines: Sequence[RemoteEngine]
+    pipeline: RolloutPipeline
+    eval_pipeline: RolloutPipeline
+    trainer: TrainerGroup | None
+    weight_sync: WeightSync | None
+
+    async def sync_weights(self, version: int) -> SyncStats:
+        """Bring every engine to the trainer's weights and call them `version`."""
+        assert self.weight_sync is not None, "an evaluation has no trainer to sync from"
+        return await self.weight_sync.run(version)
+
+
+@asynccontextmanager
+async def open_parts(
+    config: Config, inputs: Inputs, *, training: bool
+) -> AsyncIterator[Parts]:
+    """Start Ray, engines, scoring pool and (when training) the trainer; end all of them after.
+
+    Raises:
+        WorkerError, ValueError: a part did not start; whatever had started is ended first.
+    """
+    device = choose_device(config.cluster.device).kind
+    async with AsyncExitStack() as stack:
+        stack.enter_context(ray_session(config.cluster))
+        pool = ScoringPool(config.scoring)
+        stack.callback(pool.shutdown)
+        engine_config = _engine_config(config, inputs, device=device, training=training)
+        starts = [start_engines(config, engine_config, replicas=config.rollout.replicas)]
+        if training:
+            steps_per_loop = config.train.prompts_per_step // config.train.prompts_per_optimizer_step
+            total = config.train.steps * steps_per_loop
+            starts.append(start_trainer(config, device=device, optimizer_steps=total))
+        engines, trainer = await _start_together(starts, stack, training=training)
+        sync = None
+        if trainer is not None:
+            sync = WeightSync(trainer, engines, config.weight_sync)
+            stack.callback(sync.close)
+        hindsight = effective(config.hindsight) if config.hindsight.enabled else None
+        yield Parts(
+            inputs=inputs,
+            prompts=PromptStream(inputs.train, seed=config.run.seed, shuffle=config.data.shuffle),
+            pool=pool,
+            engines=engines,
+            pipeline=RolloutPipeline(
+                engines, pool, inputs.tokenizer, config.rollout, hindsight,
+                max_experience_tokens=config.data.max_experience_tokens, seed=config.run.seed,
+            ),
+            eval_pipeline=RolloutPipeline(
+                engines, pool, inputs.tokenizer, config.rollout, None,
+                max_experience_tokens=config.data.max_experience_tokens, seed=config.eval.seed,
+                group_size=config.eval.samples_per_prompt, sampling=_eval_sampling(config),
+            ),
+            trainer=trainer,
+            weight_sync=sync,
+        )
+
+
+def _eval_sampling(config: Config) -> SamplingSettings:
+    return SamplingSettings(
+        temperature=config.eval.temperature,
+        top_p=config.eval.top_p,
+        max_tokens=config.rollout.max_response_tokens,
+    )
+
+
+def _engine_config(
+    config: Config, inputs: Inputs, *, device: str, training: bool
+) -> EngineConfig:
+    longest_prompt = max(config.data.max_prompt_tokens, config.data.max_experience_tokens)
+    return EngineConfig(
+        model_path=config.model.path,
+        dtype=_TORCH_DTYPES[config.rollout.dtype],
+        max_model_tokens=longest_prompt + config.rollout.max_response_tokens,
+        max_num_seqs=config.rollout.max_num_seqs,
+        kv_cache_bytes=config.rollout.kv_cache_bytes,
+        gpu_memory_utilization=config.rollout.gpu_memory_utilization,
+        tensor_parallel=config.rollout.tensor_parallel,
+        device=device,
+        random_weights=training,  # the first weight sync brings the trainer's
+        end_token_ids=inputs.tokenizer.end_token_ids,
+    )

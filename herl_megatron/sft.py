@@ -1,0 +1,84 @@
+"""Supervised fine-tuning with the same Megatron trainer: the quickstart's warm start."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from herl_megatron.cluster.session import ray_session
+from herl_megatron.cluster.trainer import start_trainer
+from herl_megatron.config.schema import Config
+from herl_megatron.data.chat import ChatTokenizer
+from herl_megatron.data.prompts import load_sft_rows
+from herl_megatron.device import choose_device
+from herl_megatron.observability.run_folder import RunFolder
+from herl_megatron.types import Message, TrainRow
+
+logger = logging.getLogger(__name__)
+
+
+def to_train_row(
+    index: int, messages: Sequence[Message], tokenizer: ChatTokenizer, *, max_tokens: int
+) -> TrainRow:
+    """The row whose response is the last message; context and response in tokens.
+
+    Raises:
+        ValueError: the row is longer than `max_tokens` (data.max_prompt_tokens plus
+            rollout.max_response_tokens); nothing is cut.
+    """
+    context, response = tokenizer.training_ids(messages)
+    if len(context) + len(response) > max_tokens:
+        raise ValueError(
+            f"sft row {index} has {len(context)} + {len(response)} tokens, the limit is {max_tokens} "
+            "(data.max_experience_tokens + rollout.max_response_tokens): raise the limit or drop it"
+        )
+    return TrainRow(
+        prompt_id=f"sft-{index}",
+        context_token_ids=context,
+        response_token_ids=response,
+        rollout_log_probs=np.zeros(len(response), np.float32),
+        reward=0.0,
+        advantage=0.0,
+    )
+
+
+def batches(rows: Sequence[TrainRow], *, size: int, seed: int) -> Iterator[tuple[TrainRow, ...]]:
+    """Endless batches of `size` rows: a new seeded order each epoch, no row twice in an epoch."""
+    generator = np.random.default_rng(seed)
+    order: list[int] = []
+    while True:
+        while len(order) < size:
+            order += generator.permutation(len(rows)).tolist()
+        chosen, order = order[:size], order[size:]
+        yield tuple(rows[index] for index in chosen)
+
+
+async def sft(config: Config) -> Path:
+    """Fine-tune on `sft.data` and export; returns the folder of the exported policy.
+
+    Raises:
+        ValueError: bad rows, model or layout (before anything is started where possible).
+        WorkerError: a trainer rank died or took too long.
+    """
+    tokenizer = ChatTokenizer(config.model.path)
+    limit = config.data.max_experience_tokens + config.rollout.max_response_tokens
+    rows = [
+        to_train_row(index, messages, tokenizer, max_tokens=limit)
+        for index, messages in enumerate(load_sft_rows(config.sft.data))
+    ]
+    device = choose_device(config.cluster.device).kind
+    with RunFolder.create(config) as folder, ray_session(config.cluster):
+        trainer = await start_trainer(config, device=device, optimizer_steps=config.sft.steps)
+        try:
+            stream = batches(rows, size=config.sft.rows_per_step, seed=config.run.seed)
+            for step in folder.progress(range(config.sft.steps), "SFT"):
+                metrics = await trainer.sft_step(next(stream))
+                folder.log(step, {f"sft/{name}": value for name, value in metrics.items()})
+            await trainer.export(folder.policy)
+        finally:
+            trainer.stop()
+    logger.info("policy after SFT: %s", folder.policy)
+    return folder.policy

@@ -1,0 +1,100 @@
+"""The whole loop: sample, score and revise in one stream, learn, sync the weights, repeat."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from herl_megatron.batching.rows import build_train_batch
+from herl_megatron.cluster.parts import Parts, load_inputs, open_parts
+from herl_megatron.config.schema import Config
+from herl_megatron.evaluate import EvalResult, evaluate
+from herl_megatron.observability.run_folder import RunFolder
+from herl_megatron.observability.timers import Timers
+from herl_megatron.rollout.pipeline import PipelineError
+
+logger = logging.getLogger(__name__)
+
+
+async def train(config: Config) -> None:
+    """Train with HeRL (or plain RLVR when `hindsight.enabled` is false) and export the policy.
+
+    Raises:
+        ValueError: bad input, found before any process is started where possible.
+        WorkerError, PipelineError: a worker died, failed or took too long. Metrics and rollouts so
+            far are on disk and, if the trainer is still alive, so is the last policy.
+    """
+    inputs = load_inputs(config, training=True)
+    timers = Timers()
+    with RunFolder.create(config) as folder:
+        with timers("start"):
+            context = open_parts(config, inputs, training=True)
+            parts = await context.__aenter__()
+        try:
+            await _loop(config, parts, folder, timers)
+        except PipelineError as error:
+            folder.log_rollouts("unfinished", error.finished)
+            if parts.trainer is not None:
+                await parts.trainer.export(folder.policy)
+                logger.error("stopped; the policy of the last full step is in %s", folder.policy)
+            raise
+        finally:
+            await context.__aexit__(None, None, None)
+
+
+async def _loop(config: Config, parts: Parts, folder: RunFolder, timers: Timers) -> None:
+    trainer, options = parts.trainer, config.train
+    assert trainer is not None, "training needs a trainer"
+    with timers("weight_sync"):
+        await parts.sync_weights(0)
+    before = await _evaluate(parts, folder, timers, step=0)
+    for step in folder.progress(range(options.steps), "HeRL"):
+        with timers("rollout"):
+            prompts = parts.prompts.next_batch(options.prompts_per_step)
+            groups = await parts.pipeline.run(prompts, step)
+        with timers("rows"):
+            rows = build_train_batch(
+                groups,
+                config.hindsight,
+                config.algorithm,
+                prompts_per_optimizer_step=options.prompts_per_optimizer_step,
+                run_seed=config.run.seed,
+                step=step,
+            )
+        with timers("train"):
+            learned = await trainer.train_step(rows.batch)
+        with timers("weight_sync"):
+            sync = await parts.sync_weights(step + 1)
+        folder.log(step, _metrics(parts, rows.metrics, learned) | sync.metrics())
+        if options.log_rollouts:
+            folder.log_rollouts(f"step_{step:06d}", groups, rows.groups)
+        if options.eval_every and (step + 1) % options.eval_every == 0 and step + 1 < options.steps:
+            await _evaluate(parts, folder, timers, step=step + 1)
+    after = await _evaluate(parts, folder, timers, step=options.steps) if options.steps else before
+    if options.export:
+        with timers("export"):
+            await trainer.export(folder.policy)
+    folder.finish(before=before, after=after, timers=timers)
+
+
+async def _evaluate(
+    parts: Parts, folder: RunFolder, timers: Timers, *, step: int
+) -> EvalResult | None:
+    """Held-out numbers under the current weights; None without held-out prompts."""
+    if not parts.inputs.eval:
+        return None
+    with timers("evaluate"):
+        result, groups = await evaluate(parts, parts.inputs.eval)
+    folder.log(step, result.metrics())
+    folder.log_rollouts(f"eval_{step:06d}", groups)
+    return result
+
+
+def _metrics(
+    parts: Parts, hindsight: Mapping[str, float], learned: Mapping[str, float]
+) -> dict[str, float]:
+    """One step's numbers by `stage/name`."""
+    stats = parts.pipeline.stats
+    assert stats is not None, "a finished run of the pipeline has statistics"
+    named = {f"train/{name}": value for name, value in learned.items()}
+    return dict(hindsight) | named | stats.metrics()

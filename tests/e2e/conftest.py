@@ -1,0 +1,92 @@
+"""A toy task small enough for end-to-end runs, and a way to see which processes a run leaves."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Run:
+    """A `herl` command in its own process group, marked so that its processes can be found."""
+
+    process: subprocess.Popen[str]
+    marker: str
+    folder: Path
+
+    def descendants(self) -> list[psutil.Process]:
+        """Live processes that carry this run's marker in their environment."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("HERL_TEST_MARKER") == self.marker:
+                    if process.status() != psutil.STATUS_ZOMBIE:
+                        found.append(process)
+            except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+                continue
+        return found
+
+    def workers(self, title: str) -> list[psutil.Process]:
+        """This run's processes whose title contains `title` (Ray names actors in it)."""
+        return [p for p in self.descendants() if title in " ".join(p.cmdline())]
+
+    def wait(self, timeout_s: float = 180) -> tuple[int, str]:
+        """Exit code and everything printed."""
+        output, _ = self.process.communicate(timeout=timeout_s)
+        return self.process.returncode, output
+
+    def leftovers(self, within_s: float = 15) -> list[str]:
+        """Command lines of processes that are still there after `within_s` seconds."""
+        end = time.monotonic() + within_s
+        while (left := self.descendants()) and time.monotonic() < end:
+            time.sleep(0.2)
+        return [" ".join(p.cmdline()) for p in left]
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the toy task: model (random weights), prompts, SFT rows."""
+    out = tmp_path_factory.mktemp("toy")
+    subprocess.run(
+        [sys.executable, ROOT / "tools/make_toy_task.py", "--out", out, "--seed", "0",
+         "--sft-rows", "160"],
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    return out
+
+
+@pytest.fixture
+def herl(tmp_path: Path, toy: Path, request: pytest.FixtureRequest):
+    """Start `herl COMMAND CONFIG` on the toy task with overrides; ended with the test."""
+    started: list[Run] = []
+
+    def start(command: str, config: str, *overrides: str) -> Run:
+        marker = f"{request.node.name}-{os.getpid()}-{len(started)}"
+        arguments = [sys.executable, "-m", "herl_megatron.cli", command, str(ROOT / "configs" / config)]
+        arguments += [f"run.dir={tmp_path}", "run.name=run", *overrides]
+        process = subprocess.Popen(
+            arguments,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "HERL_TEST_MARKER": marker},
+        )
+        started.append(Run(process=process, marker=marker, folder=tmp_path / "run"))
+        return started[-1]
+
+    yield start
+    for run in started:
+        for process in run.descendants():
+            process.kill()
+        run.process.wait(timeout=30)

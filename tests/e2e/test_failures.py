@@ -1,0 +1,57 @@
+"""What a user meets on a bad day: dead workers, interrupts, bad input."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from test_train import small, small_toy  # noqa: F401  (fixture)
+
+pytestmark = pytest.mark.e2e
+
+
+def wait_for_step(run, timeout_s: float = 120) -> None:
+    """Return when the first step's metrics are on disk."""
+    path = run.folder / "metrics.jsonl"
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end and run.process.poll() is None:
+        if path.exists() and "reward/mean" in path.read_text():
+            return
+        time.sleep(0.1)
+    pytest.fail(f"no step within {timeout_s} s: {run.process.communicate(timeout=10)[0]}")
+
+
+@pytest.mark.parametrize(
+    ("title", "named"),
+    [("ray::TrainerRank", "trainer rank"), ("ray::EngineWorker", "rollout engine 0")],
+)
+def test_dead_worker_is_named_and_nothing_is_left(
+    herl, small_toy: Path, title: str, named: str  # noqa: F811
+) -> None:
+    run = herl(
+        "train", "quickstart_cpu.yaml", *small(small_toy), "train.steps=500",
+        "megatron.tensor_parallel=2",
+    )  # fmt: skip
+    wait_for_step(run)
+    run.workers(title)[-1].kill()
+    code, output = run.wait(timeout_s=60)
+    assert code == 1, output
+    assert "stopped:" in output and named in output and "died" in output
+    assert run.leftovers() == []
+    first = json.loads((run.folder / "metrics.jsonl").read_text().splitlines()[0])
+    assert "eval/reward" in first  # what was done is still there
+    assert (run.folder / "rollouts" / "step_000000.jsonl").exists()
+    # The trainer outlives its engine, so the last policy is saved; its own death leaves none.
+    assert (run.folder / "policy" / "config.json").exists() == (title == "ray::EngineWorker")
+
+
+def test_sigterm_ends_every_process(herl, small_toy: Path) -> None:  # noqa: F811
+    run = herl("train", "quickstart_cpu.yaml", *small(small_toy), "train.steps=500")
+    wait_for_step(run)
+    run.process.send_signal(signal.SIGTERM)
+    code, output = run.wait(timeout_s=60)
+    assert code == 130, output
+    assert run.leftovers() == []

@@ -1,0 +1,90 @@
+"""Batches of supervised rows and the summary of an evaluation, by hand."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from herl_megatron.evaluate import summarize
+from herl_megatron.sft import batches, to_train_row
+from herl_megatron.types import (
+    Completion,
+    Criterion,
+    Message,
+    Prompt,
+    Rollout,
+    RolloutGroup,
+    Rubric,
+    Scored,
+    ScoredGroup,
+    TrainRow,
+    Unscored,
+)
+
+
+class FakeTokenizer:
+    """Three context tokens and one response token per character of the answer."""
+
+    def training_ids(self, messages):
+        return np.arange(3, dtype=np.int32), np.arange(len(messages[-1].content), dtype=np.int32)
+
+
+def row(name: str) -> TrainRow:
+    ids = np.zeros(1, np.int32)
+    return TrainRow(name, ids, ids, np.zeros(1, np.float32), 0.0, 0.0)
+
+
+def test_an_epoch_holds_every_row_once_and_the_next_has_another_order() -> None:
+    rows = [row(str(i)) for i in range(12)]
+    names = [r.prompt_id for batch in islice(batches(rows, size=4, seed=0), 6) for r in batch]
+    assert sorted(names[:12]) == sorted(names[12:]) == sorted(r.prompt_id for r in rows)
+    assert names[:12] != names[12:]
+    again = [r.prompt_id for batch in islice(batches(rows, size=4, seed=0), 6) for r in batch]
+    assert names == again
+
+
+def test_a_long_row_is_refused_with_its_lengths() -> None:
+    messages = (Message("user", "x"), Message("assistant", "12345"))
+    assert to_train_row(7, messages, FakeTokenizer(), max_tokens=8).tokens == 8
+    with pytest.raises(ValueError, match=r"row 7 has 3 \+ 5 tokens, the limit is 7"):
+        to_train_row(7, messages, FakeTokenizer(), max_tokens=7)
+
+
+def scored_group(scores) -> ScoredGroup:
+    criteria = (Criterion("a", "rule", check="one"), Criterion("b", "rule", check="two"))
+    prompt = Prompt("p", (Message("user", "x"),), Rubric(criteria))
+    rollouts = tuple(
+        Rollout(
+            i,
+            Completion(str(i), np.zeros(i + 1, np.int32), np.zeros(i + 1, np.float32), "stop", 0),
+            "",
+        )
+        for i in range(len(scores))
+    )
+    return ScoredGroup(RolloutGroup(prompt, np.zeros(1, np.int32), rollouts), tuple(scores))
+
+
+def test_summary_averages_scored_responses_and_counts_the_rest() -> None:
+    result = summarize(
+        [
+            scored_group(
+                [
+                    Scored(1.0, (), ("a", "b"), ()),
+                    Scored(0.5, (), ("a",), ("b",)),
+                    Unscored("judge down"),
+                ]
+            )
+        ]
+    )
+    assert result.reward == pytest.approx(0.75)
+    assert result.all_satisfied == pytest.approx(0.5)
+    assert (result.responses, result.unscored) == (3, 1)
+    assert result.response_tokens == pytest.approx(2.0)  # lengths 1, 2, 3
+    assert result.per_check == {"one": 1.0, "two": 0.5}
+
+
+def test_summary_without_any_score_is_an_error_not_a_zero() -> None:
+    with pytest.raises(ValueError, match="none of 1 responses could be scored.*judge down"):
+        summarize([scored_group([Unscored("judge down")])])
