@@ -1,7 +1,7 @@
 """What the pipeline and the weight sync ask of a rollout engine.
 
 `rollout.vllm_engine` is the one implementation; `cluster.workers` puts it behind a Ray actor with
-the same methods.
+the same methods, in a process started with `engine_environment`.
 """
 
 from __future__ import annotations
@@ -30,8 +30,39 @@ class EngineConfig:
     tensor_parallel: int
     device: str
     """`cpu` or `cuda`."""
+    end_token_ids: tuple[int, ...] = ()
+    """Tokens that end a response (`finish_reason` `stop`); none means every response runs to
+    `max_tokens`."""
     random_weights: bool = False
-    """Start with dummy weights; the first weight sync fills them."""
+    """Start with dummy weights; the first weight sync fills them and nothing is sampled before."""
+
+
+def engine_environment(device: str, threads: int) -> dict[str, str]:
+    """Environment variables of a process that hosts an engine on `device` (`cpu` or `cuda`).
+
+    They act only when set before torch and vllm are imported: start the process with them (a Ray
+    actor's `runtime_env`). `rollout.vllm_setup` mends at import what they cannot say.
+
+    threads: OpenMP threads of the engine; more than one pays only when cores are idle, because
+        waiting OpenMP threads spin and slow down every other process of the machine.
+    """
+    environment = {
+        "OMP_NUM_THREADS": str(threads),
+        # The engine is stepped by our own thread; no EngineCore child process.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        # Models are local folders; a missing file is an error, not a download.
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+    }
+    if device == "cpu":
+        # The sampler's compiled helpers take 15 s to build and gain nothing on CPU.
+        environment["TORCH_COMPILE_DISABLE"] = "1"
+        # Engines and trainers share the cores; vLLM's default pins every engine to the same one.
+        environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+    return environment
 
 
 @dataclass(frozen=True)
@@ -57,13 +88,21 @@ class RolloutEngine(Protocol):
     """An asynchronous engine: token ids in, token ids and log-probs out."""
 
     async def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
-        """Sample every request; returns in the order of `requests` when all are finished."""
+        """Sample every request; returns in the order of `requests` when all are finished.
+
+        Calls made during a weight update wait for its end. Raises `ValueError` for a request that
+        cannot be served (too long, token outside the vocabulary) and `RuntimeError` when the
+        engine has died or holds no valid weights. Cancelling the call aborts its requests.
+        """
         ...
 
     async def score_tokens(
         self, sequences: Sequence[np.ndarray], starts: Sequence[int]
     ) -> list[np.ndarray]:
-        """Log-probs (temperature 1) of `sequences[i][starts[i]:]`, `[response]` float32 each."""
+        """Log-probs (temperature 1) of `sequences[i][starts[i]:]`, `[response]` float32 each.
+
+        Starts are at least 1: the first token of a sequence has no prediction.
+        """
         ...
 
     async def abort(self, request_ids: Sequence[str]) -> None:
@@ -71,15 +110,25 @@ class RolloutEngine(Protocol):
         ...
 
     async def start_weight_update(self) -> None:
-        """Pause generation and get ready for buckets."""
+        """Pause generation and get ready for buckets.
+
+        Raises `RuntimeError` while requests are running: wait for them or abort them first.
+        """
         ...
 
     async def load_bucket(self, bucket: Bucket) -> None:
-        """Load the tensors of one bucket; the file may be reused after this returns."""
+        """Load the tensors of one bucket; the file may be reused after this returns.
+
+        Raises `ValueError` for a tensor that the model does not have or that came before. After
+        any failure the engine refuses to sample until it is started anew.
+        """
         ...
 
     async def finish_weight_update(self, weight_version: int) -> None:
-        """Finish loading, reset the prefix cache, set the version and resume."""
+        """Finish loading, reset the prefix cache, set the version and resume.
+
+        Raises `RuntimeError` that names the missing tensors if the update was not complete.
+        """
         ...
 
     async def weight_version(self) -> int:

@@ -1,0 +1,117 @@
+"""The one thread that owns a vLLM engine.
+
+vLLM's synchronous engine is not safe to call from two threads, so a single thread builds it, runs
+commands between two steps and steps it while requests are open. Whatever ends the thread fails
+everything that is waiting, with the reason: nobody waits for a dead engine.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from vllm.outputs import RequestOutput
+from vllm.v1.engine.llm_engine import LLMEngine
+
+T = TypeVar("T")
+Command = tuple[Callable[[LLMEngine], Any], "Future[Any]"]
+
+
+class EngineThread:
+    """Builds an engine in its own thread and steps it.
+
+    build: makes the engine; its failure is raised by the constructor.
+    deliver: receives every finished output, on the engine thread.
+    on_end: receives the reason when the thread ends (an error, or the close), on the engine thread.
+    """
+
+    def __init__(
+        self,
+        *,
+        build: Callable[[], LLMEngine],
+        deliver: Callable[[RequestOutput], None],
+        on_end: Callable[[RuntimeError], None],
+    ) -> None:
+        self._build = build
+        self._deliver = deliver
+        self._on_end = on_end
+        self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self._lock = threading.Lock()  # orders `call` against the end of the thread
+        self._closing = False
+        self._ended: RuntimeError | None = None
+        started: Future[None] = Future()
+        self._thread = threading.Thread(
+            target=self._run, args=(started,), name="vllm-engine", daemon=True
+        )
+        self._thread.start()
+        started.result()
+
+    def call(self, function: Callable[[LLMEngine], T]) -> Future[T]:
+        """Run `function(engine)` between two steps; its error is the future's, not the thread's."""
+        future: Future[T] = Future()
+        with self._lock:
+            if self._ended is not None:
+                future.set_exception(self._ended)
+            else:
+                self._commands.put((function, future))
+        return future
+
+    def close(self) -> None:
+        """End the thread and wait for it; calls from now on fail."""
+
+        def stop(_: LLMEngine) -> None:
+            self._closing = True
+
+        self.call(stop)
+        self._thread.join()
+
+    def _run(self, started: Future[None]) -> None:
+        try:
+            engine = self._build()
+        except BaseException as error:  # thread border: handed to the constructor
+            started.set_exception(error)
+            return
+        started.set_result(None)
+        reason = RuntimeError("the vLLM engine was shut down")
+        try:
+            self._serve(engine)
+        except BaseException as error:  # thread border: handed to everyone who waits
+            reason = RuntimeError(f"the vLLM engine thread died: {type(error).__name__}: {error}")
+            reason.__cause__ = error
+        self._end(reason)
+        engine.engine_core.shutdown()
+
+    def _serve(self, engine: LLMEngine) -> None:
+        while not self._closing:
+            self._run_commands(engine, wait=not engine.has_unfinished_requests())
+            if engine.has_unfinished_requests() and not self._closing:
+                for output in engine.step():
+                    assert isinstance(output, RequestOutput), f"pooling output {output}"
+                    if output.finished:
+                        self._deliver(output)
+
+    def _run_commands(self, engine: LLMEngine, *, wait: bool) -> None:
+        while True:
+            try:
+                function, future = self._commands.get(block=wait)
+            except queue.Empty:
+                return
+            wait = False
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(function(engine))
+            except Exception as error:  # handed to the caller of `call`
+                future.set_exception(error)
+
+    def _end(self, reason: RuntimeError) -> None:
+        with self._lock:
+            self._ended = reason
+        while not self._commands.empty():
+            _, future = self._commands.get()
+            if future.set_running_or_notify_cancel():
+                future.set_exception(reason)
+        self._on_end(reason)

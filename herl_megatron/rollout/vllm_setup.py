@@ -1,0 +1,39 @@
+"""Import vLLM with what environment variables cannot give. Must be imported before vllm.
+
+Importing this module has effects on the process, on purpose: they belong to the import of vllm.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+
+from herl_megatron.rollout.engine import engine_environment
+
+# A whole number of GiB that would override EngineConfig.kv_cache_bytes.
+os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
+
+gc.disable()  # the import makes a million objects that live for ever: 1.5 s of collections for nothing
+import vllm.model_executor.models.registry as registry  # noqa: E402
+import vllm.v1.engine.llm_engine  # noqa: E402, F401
+
+gc.enable()
+gc.freeze()
+
+
+def _run_here(function):  # type: ignore[no-untyped-def]
+    return function()
+
+
+# By default vLLM inspects a model class in a child process that imports vllm once more (11 s).
+registry._run_in_subprocess = _run_here
+
+
+def check_environment(device: str) -> None:
+    """Raise `RuntimeError` if this process was not started with `engine_environment`."""
+    missing = [name for name in engine_environment(device, threads=1) if name not in os.environ]
+    if missing:
+        raise RuntimeError(
+            f"environment variables {', '.join(missing)} are not set; they act only before torch "
+            "is imported: start the process with rollout.engine.engine_environment()"
+        )

@@ -1,0 +1,152 @@
+"""The receiving half of the weight sync: a vLLM weight-transfer engine that reads shared memory.
+
+vLLM drives it through its own calls (start_weight_update, update_weights once per bucket,
+finish_weight_update). Its layer-wise reload rebuilds what was packed for the CPU's kernels, but is
+silently wrong in cases that are mended here: a tied output layer and MoE experts keep their old
+packed weights, a layer that came in part is filled with garbage, and tensors of a layer that is not
+complete yet are kept as views of a file that the next bucket overwrites.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from vllm.distributed.weight_transfer import WeightTransferEngine, WeightTransferEngineFactory
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.model_executor.layers.vocab_parallel_embedding import (
+    ParallelLMHead,
+    VocabParallelEmbedding,
+)
+from vllm.model_executor.model_loader.reload.layerwise import (
+    finalize_layerwise_reload,
+    get_layerwise_info,
+    initialize_layerwise_reload,
+)
+
+from herl_megatron.rollout.engine import Bucket
+from herl_megatron.weight_sync.transport import read_bucket
+
+BACKEND = "herl_shared_memory"
+WORKER_EXTENSION = "herl_megatron.rollout.vllm_weights.WorkerExtension"
+_NAMES_SHOWN = 8
+
+
+class WorkerExtension:
+    """Named to vLLM so that worker processes import this module, which registers the backend."""
+
+
+@dataclass
+class SharedMemoryInit(WeightTransferInitInfo):
+    """Nothing to agree on: every bucket says where it lies."""
+
+
+@dataclass
+class SharedMemoryUpdate(WeightTransferUpdateInfo):
+    """One bucket."""
+
+    bucket: Bucket
+
+
+class SharedMemoryWeights(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpdate]):
+    """Loads whole-model updates from buckets of Hugging Face tensors, in any split and order."""
+
+    init_info_cls = SharedMemoryInit
+    update_info_cls = SharedMemoryUpdate
+
+    def init_transfer_engine(self, init_info: SharedMemoryInit) -> None:
+        """Nothing to do."""
+
+    def start_weight_update(self) -> None:
+        """Set every layer up to be loaded anew."""
+        self._missing = hf_names(self.model)
+        self._known = frozenset(self._missing)
+        for module in self.model.modules():
+            # Left in place, vLLM keeps the kernel's packed experts instead of the new ones.
+            quant_method = getattr(module, "quant_method", None)
+            if getattr(quant_method, "moe_kernel", None) is not None:
+                quant_method.moe_kernel = None
+        initialize_layerwise_reload(self.model)
+
+    def receive_weights(self, update_info: SharedMemoryUpdate) -> None:
+        """Load one bucket.
+
+        Raises:
+            ValueError: a tensor that the model does not have, or that came before.
+        """
+        for entry in update_info.bucket.tensors:
+            if entry.name not in self._missing:
+                why = "came twice" if entry.name in self._known else "is not in the model"
+                raise ValueError(f"weight update: tensor {entry.name!r} {why}")
+            del self._missing[entry.name]
+        self.model.load_weights(read_bucket(update_info.bucket))
+        self._own_waiting_tensors()
+
+    def finish_weight_update(self) -> None:
+        """Finish every layer.
+
+        Raises:
+            RuntimeError: tensors are missing (their names).
+        """
+        if self._missing:
+            shown = ", ".join(list(self._missing)[:_NAMES_SHOWN])
+            raise RuntimeError(
+                f"weight update is not complete: {len(self._missing)} of {len(self._known)} "
+                f"tensors did not come: {shown}{', ...' if len(self._missing) > _NAMES_SHOWN else ''}"
+            )
+        finalize_layerwise_reload(self.model, self.model_config)
+        _repack_tied_output_layer(self.model)
+
+    def shutdown(self) -> None:
+        """Nothing is held between updates."""
+
+    def _own_waiting_tensors(self) -> None:
+        """Copy what vLLM keeps until a layer is complete: the bucket's file is about to change."""
+        for module in self.model.modules():
+            for _, call in get_layerwise_info(module).loaded_weights:
+                for name, value in call.arguments.items():
+                    if isinstance(value, torch.Tensor) and name != "param":
+                        call.arguments[name] = value.clone()
+
+
+def hf_names(model: torch.nn.Module) -> dict[str, None]:
+    """Hugging Face names of every tensor that `model` needs, in the model's order.
+
+    The inverse of vLLM's `load_weights`: fused layers are taken apart by the model's own tables.
+    """
+    packed = getattr(model, "packed_modules_mapping", {})
+    experts = model.get_expert_mapping() if hasattr(model, "get_expert_mapping") else []
+    names: dict[str, None] = {}
+    for full_name, _ in model.named_parameters():
+        parts = full_name.split(".")
+        module = parts[-2] if len(parts) > 1 else ""
+        expert_names = [
+            full_name.replace(fused, single) for fused, single, *_ in experts if fused in full_name
+        ]
+        if expert_names:
+            names.update(dict.fromkeys(expert_names))
+        elif module in packed:
+            for single in packed[module]:
+                names[".".join([*parts[:-2], single, parts[-1]])] = None
+        else:
+            names[full_name] = None
+    return names
+
+
+def _repack_tied_output_layer(model: torch.nn.Module) -> None:
+    """Rebuild the packed matrix of an output layer that shares the embedding's storage."""
+    embeddings = {
+        module.weight.data_ptr()
+        for module in model.modules()
+        if isinstance(module, VocabParallelEmbedding) and not isinstance(module, ParallelLMHead)
+    }
+    for module in model.modules():
+        if isinstance(module, ParallelLMHead) and module.weight.data_ptr() in embeddings:
+            module.quant_method.process_weights_after_loading(module)
+
+
+if BACKEND not in WeightTransferEngineFactory._registry:
+    WeightTransferEngineFactory.register_engine(BACKEND, SharedMemoryWeights)

@@ -1,0 +1,210 @@
+"""One weight sync: pause the engines, stream the trainer's buckets through shared memory, resume.
+
+Two files are used in turn, so the trainer gathers the next bucket while the engines load the last.
+Engines must be on the trainer's machine; nothing but layouts passes through the driver.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from herl_megatron.config.schema import WeightSyncConfig
+from herl_megatron.rollout.engine import Bucket, RolloutEngine
+from herl_megatron.weight_sync.transport import BucketFolder, check_shared_memory
+
+T = TypeVar("T")
+
+
+class PlannedBucket(Protocol):
+    """What the sync needs to know of a bucket before it is written."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its tensors."""
+        ...
+
+
+class WeightTrainer(Protocol):
+    """The sending half: a plan, and buckets written on demand."""
+
+    def bucket_plan(self) -> Sequence[PlannedBucket]:
+        """All buckets of one sync, in order."""
+        ...
+
+    async def write_bucket(self, index: int, path: str) -> Bucket:
+        """Gather bucket `index` and write it to the shared-memory file at `path`."""
+        ...
+
+
+@dataclass(frozen=True)
+class SyncStats:
+    """What one sync moved and how long it took.
+
+    write_s and load_s overlap, so their sum may exceed `pause_s`, the time without generation.
+    """
+
+    version: int
+    num_bytes: int
+    buckets: int
+    write_s: float
+    load_s: float
+    pause_s: float
+
+
+class WeightSync:
+    """Syncs a trainer's weights to its engines; owns the shared-memory files until `close`.
+
+    Raises `ValueError` when shared memory is too small for two buckets, before anything is sent.
+    """
+
+    def __init__(
+        self,
+        trainer: WeightTrainer,
+        engines: Sequence[RolloutEngine],
+        config: WeightSyncConfig,
+        *,
+        run_name: str = "run",
+    ) -> None:
+        self._trainer = trainer
+        self._engines = engines
+        self._timeout_s = config.timeout_s
+        self._folder = BucketFolder(run_name)
+        largest = max((bucket.num_bytes for bucket in trainer.bucket_plan()), default=0)
+        try:
+            check_shared_memory(2 * largest, folder=self._folder.folder)
+        except ValueError:
+            self.close()
+            raise
+
+    async def run(self, version: int) -> SyncStats:
+        """Bring every engine to the trainer's weights and call them `version`."""
+        return await sync_weights(
+            self._trainer,
+            self._engines,
+            version,
+            paths=self._folder.paths,
+            timeout_s=self._timeout_s,
+        )
+
+    def close(self) -> None:
+        """Remove the shared-memory files; may be called twice."""
+        self._folder.close()
+
+
+async def sync_weights(
+    trainer: WeightTrainer,
+    engines: Sequence[RolloutEngine],
+    version: int,
+    *,
+    paths: tuple[str, str],
+    timeout_s: float,
+) -> SyncStats:
+    """Run one sync. After a failure the engines that were being updated refuse to sample.
+
+    paths: the two files that buckets are written to in turn.
+    timeout_s: longest wait for one bucket to be written or loaded, and for one engine call.
+
+    Raises:
+        TimeoutError: names what was waited for.
+        RuntimeError: an engine did not take the version.
+    """
+    begin = time.monotonic()
+    await _all(engines, "start the update", [e.start_weight_update() for e in engines], timeout_s)
+    stream = _Stream(trainer, engines, paths=paths, timeout_s=timeout_s)
+    await stream.run()
+    finishes = [engine.finish_weight_update(version) for engine in engines]
+    await _all(engines, "finish the update", finishes, timeout_s)
+    versions = await _all(
+        engines, "tell its weight version", [e.weight_version() for e in engines], timeout_s
+    )
+    if any(served != version for served in versions):
+        raise RuntimeError(f"after the sync to version {version} the engines serve {versions}")
+    return SyncStats(
+        version=version,
+        num_bytes=stream.num_bytes,
+        buckets=len(trainer.bucket_plan()),
+        write_s=stream.write_s,
+        load_s=stream.load_s,
+        pause_s=time.monotonic() - begin,
+    )
+
+
+class _Stream:
+    """The buckets of one sync on their way, at most two at a time."""
+
+    def __init__(
+        self,
+        trainer: WeightTrainer,
+        engines: Sequence[RolloutEngine],
+        *,
+        paths: tuple[str, str],
+        timeout_s: float,
+    ) -> None:
+        self._trainer = trainer
+        self._engines = engines
+        self._paths = paths
+        self._timeout_s = timeout_s
+        self.num_bytes = 0
+        self.write_s = 0.0
+        self.load_s = 0.0
+
+    async def run(self) -> None:
+        """Send every bucket: bucket i is written while bucket i - 1 is loaded."""
+        total = len(self._trainer.bucket_plan())
+        loading: asyncio.Task[None] | None = None
+        try:
+            for index in range(total):
+                # The file of bucket index - 2 is free: its load was awaited in the last turn.
+                bucket = await self._write(index, total)
+                if loading is not None:
+                    await loading
+                loading = asyncio.create_task(self._load(bucket, index, total))
+            if loading is not None:
+                await loading
+        finally:
+            if loading is not None and not loading.done():
+                loading.cancel()
+                await asyncio.gather(loading, return_exceptions=True)
+
+    async def _write(self, index: int, total: int) -> Bucket:
+        begin = time.monotonic()
+        bucket = await _within(
+            self._trainer.write_bucket(index, self._paths[index % 2]),
+            self._timeout_s,
+            f"the trainer to write weight bucket {index} of {total}",
+        )
+        self.num_bytes += bucket.num_bytes
+        self.write_s += time.monotonic() - begin
+        return bucket
+
+    async def _load(self, bucket: Bucket, index: int, total: int) -> None:
+        begin = time.monotonic()
+        loads = [engine.load_bucket(bucket) for engine in self._engines]
+        await _all(self._engines, f"load weight bucket {index} of {total}", loads, self._timeout_s)
+        self.load_s += time.monotonic() - begin
+
+
+async def _all(
+    engines: Sequence[RolloutEngine],
+    doing: str,
+    calls: Sequence[Awaitable[T]],
+    timeout_s: float,
+) -> list[T]:
+    """Await one call per engine; a late one raises `TimeoutError` with the engine's index."""
+    return await asyncio.gather(
+        *(
+            _within(call, timeout_s, f"engine {index} of {len(engines)} to {doing}")
+            for index, call in enumerate(calls)
+        )
+    )
+
+
+async def _within(call: Awaitable[T], timeout_s: float, waited_for: str) -> T:
+    try:
+        return await asyncio.wait_for(call, timeout_s)
+    except TimeoutError as error:
+        raise TimeoutError(f"waited {timeout_s} s for {waited_for}") from error

@@ -1,0 +1,166 @@
+"""Weight buckets in shared memory: one file of raw tensor bytes, its layout travelling apart.
+
+The trainer writes a bucket, engines on the same machine map it without a copy. Files lie in a
+private folder under /dev/shm that belongs to one run (`BucketFolder`).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+
+from herl_megatron.rollout.engine import Bucket, BucketTensor
+
+SHARED_MEMORY = Path("/dev/shm")
+_ALIGNMENT_BYTES = 64  # one cache line, and enough for every dtype and vector load
+_PREFIX = "herl-weights-"
+_LOCK = "owner.lock"
+_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        torch.float32, torch.bfloat16, torch.float16, torch.float64,
+        torch.int64, torch.int32, torch.int8, torch.uint8, torch.float8_e4m3fn,
+    )
+}  # fmt: skip
+
+
+def write_bucket(path: str, tensors: Iterable[tuple[str, torch.Tensor]]) -> Bucket:
+    """Write tensors to the file at `path` and return their layout.
+
+    The file is made or grown as needed and never shrunk: the next bucket reuses its pages.
+
+    Raises:
+        ValueError: the file system of `path` is full (bytes needed and free), or a tensor's dtype
+            cannot be sent.
+    """
+    items = list(tensors)
+    layout, end = [], 0
+    for name, tensor in items:
+        layout.append(BucketTensor(name, _dtype_name(name, tensor), tuple(tensor.shape), end))
+        end += _aligned(tensor.numel() * tensor.element_size())
+    _reserve(path, end)
+    if end:
+        buffer = torch.from_file(path, shared=True, size=end, dtype=torch.uint8)
+        for (_, tensor), entry in zip(items, layout, strict=True):
+            _view(buffer, entry).copy_(tensor)
+    return Bucket(path=path, num_bytes=end, tensors=tuple(layout))
+
+
+def read_bucket(bucket: Bucket) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the bucket's (name, tensor): views of the file, valid until it is written again.
+
+    Raises:
+        ValueError: the file is shorter than the bucket says.
+    """
+    if bucket.num_bytes == 0:
+        buffer = torch.empty(0, dtype=torch.uint8)
+    else:
+        size = os.path.getsize(bucket.path)
+        if size < bucket.num_bytes:
+            raise ValueError(
+                f"{bucket.path} has {size} bytes, the bucket needs {bucket.num_bytes}; it was cut "
+                "or belongs to another bucket"
+            )
+        # A private mapping: a reader's write would never reach the file.
+        buffer = torch.from_file(
+            bucket.path, shared=False, size=bucket.num_bytes, dtype=torch.uint8
+        )
+    for entry in bucket.tensors:
+        yield entry.name, _view(buffer, entry)
+
+
+def check_shared_memory(needed_bytes: int, *, folder: Path = SHARED_MEMORY) -> None:
+    """Raise `ValueError` if `folder`'s file system has less than `needed_bytes` free."""
+    free = _free_bytes(folder)
+    if free < needed_bytes:
+        raise ValueError(
+            f"weight sync needs {needed_bytes} bytes of shared memory in {folder} (two buckets), "
+            f"but {free} are free; set weight_sync.bucket_bytes to at most {free // 2}, or enlarge "
+            f"{folder} (for a container: --shm-size)"
+        )
+
+
+class BucketFolder:
+    """Two bucket files in a private folder of shared memory, owned by this process.
+
+    `close` removes them. A folder whose owner was killed is removed when the next one is made: an
+    owner holds a lock that the kernel drops with the process.
+    """
+
+    def __init__(self, run_name: str, *, parent: Path = SHARED_MEMORY) -> None:
+        _remove_orphans(parent)
+        safe_name = "".join(c if c.isalnum() else "_" for c in run_name)
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{safe_name}-", dir=parent))
+        self._lock = os.open(self.folder / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self.paths = (str(self.folder / "bucket_0"), str(self.folder / "bucket_1"))
+
+    def close(self) -> None:
+        """Remove the files; may be called twice."""
+        if self._lock >= 0:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            os.close(self._lock)
+            self._lock = -1
+
+
+def _remove_orphans(parent: Path) -> None:
+    for lock in parent.glob(f"{_PREFIX}*/{_LOCK}"):
+        try:
+            handle = os.open(lock, os.O_RDWR)
+        except OSError:  # another user's, or just removed
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock.parent, ignore_errors=True)
+        except BlockingIOError:
+            pass  # its owner lives
+        finally:
+            os.close(handle)
+
+
+def _reserve(path: str, size: int) -> None:
+    """Give the file `size` bytes of real memory: writing to a full tmpfs kills the process."""
+    handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        if os.fstat(handle).st_size < size:
+            os.posix_fallocate(handle, 0, size)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise ValueError(
+            f"no room for a weight bucket of {size} bytes in {path}: "
+            f"{_free_bytes(Path(path).parent)} bytes are free; lower weight_sync.bucket_bytes or "
+            "enlarge the shared memory"
+        ) from error
+    finally:
+        os.close(handle)
+
+
+def _view(buffer: torch.Tensor, entry: BucketTensor) -> torch.Tensor:
+    dtype = _DTYPES[entry.dtype]
+    size = math.prod(entry.shape) * dtype.itemsize
+    return buffer[entry.offset : entry.offset + size].view(dtype).view(entry.shape)
+
+
+def _dtype_name(name: str, tensor: torch.Tensor) -> str:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype not in _DTYPES:
+        raise ValueError(f"tensor {name!r} has dtype {dtype}; sent can be {', '.join(_DTYPES)}")
+    return dtype
+
+
+def _aligned(size: int) -> int:
+    return math.ceil(size / _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
+
+
+def _free_bytes(folder: Path) -> int:
+    stats = os.statvfs(folder)
+    return stats.f_bavail * stats.f_frsize
