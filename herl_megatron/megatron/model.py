@@ -12,7 +12,7 @@ under sequence parallelism; padding belongs to the last row or is a row of its o
     chunk(input_ids=ids, position_ids=positions, attention_mask=None, packed_seq_params=packed)
 
 The last stage's last chunk returns logits `[batch, seq, padded_vocab / tp]` in the compute dtype
-(packed: `[1, tokens, padded_vocab / tp]`); logits of rows above `vocab_size` are padding and must be
+(packed: `[1, tokens, padded_vocab / tp]`); those of tokens >= `vocab_size` are padding, to be
 masked (`algos.log_probs` does). Every other chunk returns hidden states `[seq, batch, hidden]`
 (`seq / tp` under sequence parallelism) for the pipeline schedule to send; it receives its input
 through `set_input_tensor`, and needs `input_ids` of the right shape only on the first stage.

@@ -1,0 +1,101 @@
+"""Log-probs and entropy against float64 log_softmax, values and gradients (one rank)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from herl_megatron.algos.log_probs import token_log_probs
+
+TOKENS, VOCAB, PADDED = 37, 515, 640
+
+
+def _reference(
+    logits: torch.Tensor, targets: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """float64 log-probs, entropy and d(sum of weighted both)/d logits, padding sliced away."""
+    exact = logits.double().requires_grad_()
+    log_p = torch.log_softmax(exact[..., :VOCAB] / temperature, dim=-1)
+    log_probs = log_p.gather(-1, targets[..., None])[..., 0]
+    entropy = -(log_p.exp() * log_p).sum(-1)
+    weights = _weights(targets)
+    (grad,) = torch.autograd.grad((log_probs * weights[0] + entropy * weights[1]).sum(), exact)
+    return log_probs.detach(), entropy.detach(), grad
+
+
+def _weights(targets: torch.Tensor) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(2, *targets.shape, generator=generator, dtype=torch.float64)
+
+
+def _case(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(TOKENS, PADDED, generator=generator) * 6
+    logits[5, 7] = 90.0  # one nearly certain token
+    targets = torch.randint(0, VOCAB, (TOKENS,), generator=generator)
+    targets[0], targets[1] = 0, VOCAB - 1
+    return logits.to(dtype), targets
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("chunk_tokens", [1, 10, 1024])
+def test_values_and_gradients_equal_float64(temperature: float, chunk_tokens: int) -> None:
+    logits, targets = _case(torch.float32)
+    want_log_probs, want_entropy, want_grad = _reference(logits, targets, temperature)
+    before = logits.clone()
+    logits.requires_grad_()
+    log_probs, entropy = token_log_probs(
+        logits,
+        targets,
+        vocab_size=VOCAB,
+        temperature=temperature,
+        chunk_tokens=chunk_tokens,
+    )
+    weights = _weights(targets)
+    (log_probs * weights[0] + entropy * weights[1]).sum().backward()
+    assert (log_probs - want_log_probs).abs().max() < 1e-5
+    assert (entropy - want_entropy).abs().max() < 1e-5
+    assert (logits.grad - want_grad).abs().max() < 1e-5
+    assert torch.equal(logits.detach(), before)
+    assert (logits.grad[:, VOCAB:] == 0).all()
+
+
+def test_log_probs_of_a_uniform_distribution() -> None:
+    logits = torch.full((2, 3, 8), 4.0)
+    log_probs, entropy = token_log_probs(logits, torch.zeros(2, 3, dtype=torch.long), vocab_size=5)
+    assert torch.allclose(log_probs, torch.full((2, 3), -1.6094379), atol=1e-6)  # -log 5
+    assert torch.allclose(entropy, torch.full((2, 3), 1.6094379), atol=1e-6)
+
+
+def test_without_entropy_the_gradient_is_that_of_the_log_probs() -> None:
+    logits, targets = _case(torch.float64)
+    logits.requires_grad_()
+    log_probs, entropy = token_log_probs(logits, targets, vocab_size=VOCAB, with_entropy=False)
+    assert entropy is None
+    (grad,) = torch.autograd.grad(log_probs.sum(), logits)
+    p = torch.softmax(logits.detach()[:, :VOCAB], dim=-1)
+    want = torch.nn.functional.one_hot(targets, VOCAB) - p
+    assert (grad[:, :VOCAB] - want).abs().max() < 1e-12
+
+
+def test_bf16_logits_lose_nothing_in_the_sums() -> None:
+    logits, targets = _case(torch.bfloat16)
+    want_log_probs, want_entropy, want_grad = _reference(logits, targets, 1.0)
+    logits.requires_grad_()
+    log_probs, entropy = token_log_probs(logits, targets, vocab_size=VOCAB)
+    assert log_probs.dtype is torch.float32
+    assert (log_probs - want_log_probs).abs().max() < 1e-5
+    assert (entropy - want_entropy).abs().max() < 1e-5
+    weights = _weights(targets)
+    (log_probs * weights[0] + entropy * weights[1]).sum().backward()
+    # Only the gradient itself is rounded to bf16: 8 bits of mantissa.
+    assert ((logits.grad - want_grad).abs() <= want_grad.abs() * 2**-8 + 1e-6).all()
+
+
+def test_misfits_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"\(2, 8\) do not fit targets \(3,\)"):
+        token_log_probs(torch.zeros(2, 8), torch.zeros(3, dtype=torch.long), vocab_size=8)
+    with pytest.raises(ValueError, match="temperature is 0"):
+        token_log_probs(
+            torch.zeros(2, 8), torch.zeros(2, dtype=torch.long), vocab_size=8, temperature=0.0
+        )
