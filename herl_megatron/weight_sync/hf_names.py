@@ -209,6 +209,11 @@ class Parameter:
     tied_copy: bool = False
     """The last pipeline stage's copy of a tied embedding: loaded, never sent."""
 
+    @property
+    def replicated(self) -> bool:
+        """Whether every TP rank holds all of it."""
+        return self.layout is Layout.PLAIN
+
 
 def parameters(architecture: Architecture) -> Iterator[Parameter]:
     """Every parameter of the model, in the order of the forward pass."""
@@ -361,7 +366,7 @@ def unfuse(
     if parameter.layout is Layout.PLAIN:
         return [shards[0]]
     if parameter.layout is Layout.ROW:
-        return [torch.cat(shards.unbind(0), dim=1)]
+        return [shards[0] if len(shards) == 1 else torch.cat(shards.unbind(0), dim=1)]
     if parameter.layout is Layout.VOCAB:
         return [shards.flatten(0, 1)[: architecture.vocab_size]]
     if parameter.layout is Layout.GATE_UP:

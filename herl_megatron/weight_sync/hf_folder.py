@@ -1,0 +1,106 @@
+"""Publish a Hugging Face folder whose weights were written shard by shard, by many processes.
+
+    staging = start_export(folder)                  # an empty folder beside the final one
+    ... every owning rank writes its shards there and tells what it wrote ...
+    finish_export(staging, folder, stages=written, source=original_folder)
+
+The index is built from what lies in the staging folder, config and tokenizer files are copied from
+the source, and one rename makes the folder appear complete or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import safe_open
+
+_INDEX = "model.safetensors.index.json"
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf")
+
+
+@dataclass(frozen=True)
+class WrittenShards:
+    """What one rank wrote: file names in the staging folder, and how many there are in all."""
+
+    files: tuple[str, ...]
+    total_files: int
+    dtype: str
+    """Torch dtype name of the weights, e.g. `bfloat16`."""
+
+
+def start_export(folder: Path) -> Path:
+    """An empty staging folder beside `folder`.
+
+    Raises:
+        ValueError: `folder` exists already.
+    """
+    if folder.exists():
+        raise ValueError(f"{folder} exists; export to a new folder, or remove it first")
+    staging = folder.with_name(f".{folder.name}.partial")
+    if staging.exists():
+        shutil.rmtree(staging)  # left by an export that was killed
+    staging.mkdir(parents=True)
+    return staging
+
+
+def finish_export(
+    staging: Path, folder: Path, *, stages: Sequence[WrittenShards], source: Path
+) -> None:
+    """Write index, config and tokenizer files into `staging` and rename it to `folder`.
+
+    Raises:
+        ValueError: shards are missing, or a tensor was written twice.
+    """
+    files = sorted(name for stage in stages for name in stage.files)
+    if not stages or len(files) != stages[0].total_files:
+        expected = stages[0].total_files if stages else "at least 1"
+        raise ValueError(f"{staging}: {len(files)} weight files were written, not {expected}")
+    _write_index(staging, files)
+    _copy_other_files(source, staging, dtype=stages[0].dtype)
+    os.rename(staging, folder)
+
+
+def shard_name(index: int, total: int) -> str:
+    """File name of shard `index` (from 0) of `total`, as transformers names them."""
+    return f"model-{index + 1:05d}-of-{total:05d}.safetensors"
+
+
+def _write_index(staging: Path, files: Sequence[str]) -> None:
+    weight_map: dict[str, str] = {}
+    total_bytes = 0
+    for file in files:
+        with safe_open(staging / file, framework="pt") as shard:
+            for name in shard.keys():  # noqa: SIM118 (not a mapping)
+                if name in weight_map:
+                    raise ValueError(f"{name} is in both {weight_map[name]} and {file}")
+                weight_map[name] = file
+        total_bytes += _payload_bytes(staging / file)
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+    (staging / _INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _payload_bytes(file: Path) -> int:
+    """Bytes of the tensors: a safetensors file is 8 bytes of header length, header, tensors."""
+    with file.open("rb") as opened:
+        header_bytes = int.from_bytes(opened.read(8), "little")
+    return file.stat().st_size - 8 - header_bytes
+
+
+def _copy_other_files(source: Path, staging: Path, *, dtype: str) -> None:
+    for file in sorted(source.iterdir()):
+        is_weights = file.suffix in _WEIGHT_SUFFIXES or file.name.endswith(".index.json")
+        if file.is_file() and not is_weights and file.name != "config.json":
+            shutil.copyfile(file, staging / file.name)
+    config = json.loads((source / "config.json").read_text())
+    (staging / "config.json").write_text(json.dumps(_with_dtype(config, dtype), indent=2) + "\n")
+
+
+def _with_dtype(config: Mapping[str, object], dtype: str) -> dict[str, object]:
+    """The config with the dtype of the weights, under the key that it uses (old or new name)."""
+    key = "torch_dtype" if "torch_dtype" in config else "dtype"
+    return {**config, key: dtype}
