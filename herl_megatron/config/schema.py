@@ -302,6 +302,8 @@ class ScoringConfig(Section):
     """Longest run of one check on one response."""
     timeout_s: float = Field(default=300, gt=0)
     """Longest wait for one group's scores."""
+    check_modules: tuple[str, ...] = ()
+    """Python modules that register further checks; the driver and every worker import them."""
 
 
 class ClusterConfig(Section):

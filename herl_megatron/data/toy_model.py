@@ -1,18 +1,18 @@
 """Tokenizer and random model of the toy task, written as a Hugging Face folder.
 
-The vocabulary is the toy task's words plus every byte, without merges: a known word is one token
-and any other text falls back to bytes, so encoding loses nothing and nothing has to be trained.
+A byte-level BPE whose merges build every word of the toy task, so that a known word is one token
+and any other text falls back to bytes: encoding loses nothing. It is a Qwen2 tokenizer because
+`transformers` 5 rebuilds that class for every Qwen2 model, whatever `tokenizer.json` says.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from herl_megatron.data.toy import WarmStart, draw_sft_rows
 
@@ -28,19 +28,34 @@ CHAT_TEMPLATE = (
 _VOCABULARY_ROWS = 6000
 
 
-def build_tokenizer() -> Tokenizer:
-    """The word-level tokenizer; the same every time, whatever the task's seed."""
-    split = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+def build_tokenizer() -> Any:
+    """The toy task's `Qwen2Tokenizer`; the same every time, whatever the task's seed."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers.models.qwen2 import Qwen2Tokenizer
+
+    make_tokenizer: Any = Qwen2Tokenizer  # Typed loosely: transformers' constructors are untyped.
+    split = make_tokenizer().backend_tokenizer.pre_tokenizer
     words = {word for text in _vocabulary_texts() for word, _ in split.pre_tokenize_str(text)}
-    pieces = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *sorted(words)]
-    vocab = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], ignore_merges=True))
-    tokenizer.pre_tokenizer = split
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(
-        [AddedToken(token, special=True) for token in (PADDING, START_OF_TURN, END_OF_TURN)]
+    trained = Tokenizer(models.BPE())
+    # Every word once and no limit on merges: training ends when every word is one token.
+    trainer = trainers.BpeTrainer(
+        vocab_size=1 << 20,
+        min_frequency=0,
+        show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
-    return tokenizer
+    trained.train_from_iterator(sorted(words), trainer)
+    bpe = json.loads(trained.to_str())["model"]
+    return make_tokenizer(
+        vocab=bpe["vocab"],
+        merges=[tuple(merge) for merge in bpe["merges"]],
+        unk_token=PADDING,
+        pad_token=PADDING,
+        eos_token=END_OF_TURN,
+        extra_special_tokens=[START_OF_TURN],
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
 
 
 def _vocabulary_texts() -> Iterator[str]:
@@ -58,19 +73,12 @@ def write_model_folder(folder: Path, *, seed: int) -> None:
     About 0.6 M parameters: Qwen2 with tied embeddings, loadable by `transformers` and vLLM.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # Typed loosely: transformers' constructors are untyped. Imported here: seconds, torch included.
+    # Imported here: they bring torch, which reading the module does not need.
     import torch
     from safetensors.torch import save_file
-    from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2ForCausalLM
+    from transformers import GenerationConfig, Qwen2ForCausalLM
 
-    make_tokenizer: Any = PreTrainedTokenizerFast
-    tokenizer = make_tokenizer(
-        tokenizer_object=build_tokenizer(),
-        eos_token=END_OF_TURN,
-        pad_token=PADDING,
-        chat_template=CHAT_TEMPLATE,
-        clean_up_tokenization_spaces=False,
-    )
+    tokenizer = build_tokenizer()
     tokenizer.save_pretrained(folder)
     config = _model_config(tokenizer)
     config.save_pretrained(folder)

@@ -123,11 +123,7 @@ def _is_language(response: str, code: str) -> bool:
     Text without letters passes any language, as in the benchmark.
     """
     # Imported here: it is needed by few checks and its profiles take a second to load.
-    from langdetect import (  # type: ignore[import-untyped]
-        DetectorFactory,
-        LangDetectException,
-        detect,
-    )
+    from langdetect import DetectorFactory, LangDetectException, detect
 
     DetectorFactory.seed = 0
     try:

@@ -1,0 +1,180 @@
+"""Rubric scoring spread over Ray: bounded, in order, and never a number for a failure.
+
+One thread of the driver drives one worker process and waits for it with a time limit, so no more
+groups are in flight than there are workers and time spent queueing never counts as a time-out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayTaskError
+
+from herl_megatron.config.schema import ScoringConfig
+from herl_megatron.rubrics.checks.registry import load_check_modules
+from herl_megatron.rubrics.worker import score_texts
+from herl_megatron.types import Prompt, Rubric, Score, Unscored, Verdict
+
+_log = logging.getLogger(__name__)
+_ATTEMPTS = 2
+"""A group that crashes this many workers is isolated."""
+_START_TIMEOUT_S = 120.0
+
+
+@ray.remote(num_cpus=0, max_restarts=0)
+class _Worker:
+    """One scoring process."""
+
+    def __init__(self, check_modules: Sequence[str], check_timeout_s: float) -> None:
+        load_check_modules(check_modules)
+        self._check_timeout_s = check_timeout_s
+
+    def ready(self) -> bool:
+        """Answers once the process is up and its checks are imported."""
+        return True
+
+    def score(self, rubric: Rubric, texts: Sequence[str]) -> list[Score]:
+        """One score per text, in order."""
+        return score_texts(rubric, texts, check_timeout_s=self._check_timeout_s)
+
+
+class ScoringPool:
+    """`scoring.workers` processes that score groups; Ray must be running.
+
+    A worker that dies is replaced and its group scored once more; a group that crashes two
+    workers, or takes longer than `scoring.timeout_s`, comes back as `Unscored` with the reason.
+    Raises ValueError if a worker cannot start.
+    """
+
+    def __init__(self, config: ScoringConfig) -> None:
+        assert ray.is_initialized(), "start Ray before the scoring pool"
+        load_check_modules(config.check_modules)
+        self._config = config
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+        self._left_out: set[str] = set()
+        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._workers: set[Any] = set()
+        self._threads = ThreadPoolExecutor(config.workers, thread_name_prefix="scoring")
+        for worker in [self._new_worker() for _ in range(config.workers)]:
+            self._wait_until_ready(worker)
+            self._idle.put(worker)
+
+    async def score_group(self, prompt: Prompt, texts: Sequence[str]) -> list[Score]:
+        """One score per text, in order; `texts` are the group's decoded responses."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._score, prompt, list(texts))
+
+    def stats(self) -> dict[str, int]:
+        """Counts since the start.
+
+        groups, responses; unscored responses; left_out_criteria (per prompt scored, not
+        verifiable for any response); check_failures (a time-out or an error on one response);
+        worker_crashes, group_timeouts, isolated_groups.
+        """
+        names = (
+            "groups",
+            "responses",
+            "unscored",
+            "left_out_criteria",
+            "check_failures",
+            "worker_crashes",
+            "group_timeouts",
+            "isolated_groups",
+        )
+        with self._lock:
+            return {name: self._counts[name] for name in names}
+
+    def shutdown(self) -> None:
+        """Stop threads and worker processes; groups still waiting are cancelled."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        with self._lock:
+            workers, self._workers = self._workers, set()
+        for worker in workers:
+            ray.kill(worker)
+
+    def _score(self, prompt: Prompt, texts: list[str]) -> list[Score]:
+        scores = self._attempt(prompt, texts)
+        self._count(prompt, scores)
+        return scores
+
+    def _attempt(self, prompt: Prompt, texts: list[str]) -> list[Score]:
+        """Score on an idle worker; on a crash replace it and try once more."""
+        limit_s = self._config.timeout_s
+        for _ in range(_ATTEMPTS):
+            worker = self._idle.get()
+            healthy = False
+            try:
+                scores: list[Score] = ray.get(
+                    worker.score.remote(prompt.rubric, texts), timeout=limit_s
+                )
+                healthy = True
+                return scores
+            except GetTimeoutError:
+                self._add("group_timeouts")
+                _log.warning("prompt %s: no scores within %g s", prompt.id, limit_s)
+                return _unscored(texts, f"the group was not scored within {limit_s:g} s")
+            except (ActorDiedError, ActorUnavailableError) as error:
+                self._add("worker_crashes")
+                _log.warning("prompt %s: a scoring worker died (%s)", prompt.id, error)
+            except RayTaskError:
+                healthy = True  # Our own code raised: a defect to see, not a score to mask.
+                raise
+            finally:
+                self._idle.put(worker if healthy else self._replace(worker))
+        self._add("isolated_groups")
+        return _unscored(texts, f"the group crashed {_ATTEMPTS} scoring workers")
+
+    def _new_worker(self) -> Any:
+        actor: Any = _Worker  # Ray gives the class its `remote`.
+        worker = actor.remote(self._config.check_modules, self._config.check_timeout_s)
+        with self._lock:
+            self._workers.add(worker)
+        return worker
+
+    def _replace(self, worker: Any) -> Any:
+        ray.kill(worker)
+        with self._lock:
+            self._workers.discard(worker)
+        return self._new_worker()
+
+    def _wait_until_ready(self, worker: Any) -> None:
+        try:
+            ray.get(worker.ready.remote(), timeout=_START_TIMEOUT_S)
+        except (GetTimeoutError, ActorDiedError) as error:
+            self.shutdown()
+            raise ValueError(
+                f"a scoring worker did not start within {_START_TIMEOUT_S:g} s: {error}"
+            ) from error
+
+    def _count(self, prompt: Prompt, scores: Sequence[Score]) -> None:
+        """Count outcomes, and say once per reason which criteria are left out."""
+        results = [result for score in scores for result in score.results]
+        unverifiable = [result for result in results if result.verdict is Verdict.UNVERIFIABLE]
+        left_out = {r.criterion_id: r.reason for r in unverifiable if r.for_every_response}
+        with self._lock:
+            self._counts["groups"] += 1
+            self._counts["responses"] += len(scores)
+            self._counts["unscored"] += sum(isinstance(score, Unscored) for score in scores)
+            self._counts["left_out_criteria"] += len(left_out)
+            self._counts["check_failures"] += sum(not r.for_every_response for r in unverifiable)
+            news = {c: reason for c, reason in left_out.items() if reason not in self._left_out}
+            self._left_out.update(news.values())
+        for criterion, reason in news.items():
+            _log.warning("prompt %s: criterion %s is left out: %s", prompt.id, criterion, reason)
+
+    def _add(self, name: str) -> None:
+        with self._lock:
+            self._counts[name] += 1
+
+
+def _unscored(texts: Sequence[str], reason: str) -> list[Score]:
+    return [Unscored(reason) for _ in texts]
