@@ -65,7 +65,9 @@ def test_a_rule_without_description_is_described_by_its_check() -> None:
 
 def test_the_draft_is_shown_as_it_is() -> None:
     draft = "  two\n\nlines, long " + "word " * 500
-    assert f"Draft:\n{draft}\n\n" in revision_messages(PROMPT, draft, [], [SHORT], "naive")[-1].content
+    assert (
+        f"Draft:\n{draft}\n\n" in revision_messages(PROMPT, draft, [], [SHORT], "naive")[-1].content
+    )
 
 
 def test_a_prompt_that_does_not_end_with_the_user_is_refused() -> None:
