@@ -49,6 +49,26 @@ def _near(*values: float):
     return pytest.approx(list(values), abs=5e-7)
 
 
+def _stream(
+    engine: FakeEngine,
+    hindsight: HindsightConfig,
+    *,
+    prompts: int,
+    limit: int = 10_000,
+    rollout: RolloutConfig = ROLLOUT,
+) -> list[ScoredGroup]:
+    pipeline = RolloutPipeline(
+        [engine],
+        FakeScorer(),
+        CharTokenizer(),
+        rollout,
+        hindsight,
+        max_experience_tokens=limit,
+        seed=11,
+    )
+    return asyncio.run(pipeline.run(make_prompts(prompts), step=0))
+
+
 def test_select_then_bonus_then_join_then_advantage() -> None:
     """The worked group from end to end, ours."""
     group = _worked()
@@ -77,15 +97,11 @@ def test_training_context_of_a_revision() -> None:
 
 
 def test_template_and_sampling_of_revisions() -> None:
-    """R: no chat template, rewrite temperature ignored | templated, every field reaches the engine."""
+    """R: no chat template, temperature ignored | templated, every field reaches the engine."""
 
     def revision_requests(hindsight: HindsightConfig):
         engine = FakeEngine()
-        pipeline = RolloutPipeline(
-            [engine], FakeScorer(), CharTokenizer(), ROLLOUT, hindsight,
-            max_experience_tokens=10_000, seed=11,
-        )  # fmt: skip
-        asyncio.run(pipeline.run(make_prompts(2), step=0))
+        _stream(engine, hindsight, prompts=2)
         requests = [request for request in engine.requests if request.priority == 1]
         assert requests
         return requests
@@ -104,11 +120,7 @@ def test_long_experience_prompts() -> None:
     """Cut from the left for training only | never cut: skipped and counted, x unharmed."""
 
     def run(limit: int) -> list[ScoredGroup]:
-        pipeline = RolloutPipeline(
-            [FakeEngine()], FakeScorer(), CharTokenizer(), ROLLOUT, OURS,
-            max_experience_tokens=limit, seed=11,
-        )  # fmt: skip
-        return asyncio.run(pipeline.run(make_prompts(4), step=0))
+        return _stream(FakeEngine(), OURS, prompts=4, limit=limit)
 
     free = run(10_000)
     lengths = sorted(len(r.experience.prompt_token_ids) for g in free for r in g.revisions)
@@ -125,7 +137,7 @@ def test_long_experience_prompts() -> None:
 
 
 def test_prompt_template_is_chosen_by_name() -> None:
-    """Rubric template unreachable, "Unmet: none" shown | typed choice, unknown refused, no "none"."""
+    """Rubric template unreachable, "Unmet: none" shown | chosen by type, unknown refused."""
     fix = Criterion("a", "judge", description="Name the risk.", weight=5.0)
     prompt = Prompt("p", (Message("user", "Ask."),), Rubric((fix,)))
     plain = revision_messages(prompt, "d", [], [fix], "criteria")[-1].content
@@ -180,7 +192,7 @@ def test_a_revision_equal_to_the_best() -> None:
 
 
 def test_tokens_from_the_engine_end_to_end() -> None:
-    """Decoded, stripped, re-encoded, end token guessed | ids as sampled, whatever they decode to."""
+    """Decoded, stripped, re-encoded, end token guessed | ids as sampled."""
     space, letter, end = 32, 104, 1  # " h" and an id that is no character of the text
 
     class Padded(FakeEngine):
@@ -192,11 +204,7 @@ def test_tokens_from_the_engine_end_to_end() -> None:
                 request.request_id, ids.astype(np.int32), log_probs.astype(np.float32), "length", 1
             )
 
-    pipeline = RolloutPipeline(
-        [Padded()], FakeScorer(), CharTokenizer(), ROLLOUT, OURS,
-        max_experience_tokens=10_000, seed=11,
-    )  # fmt: skip
-    groups = asyncio.run(pipeline.run(make_prompts(6), step=0))
+    groups = _stream(Padded(), OURS, prompts=6)
     step = build_train_batch(
         groups, OURS, ALGORITHM, prompts_per_optimizer_step=6, run_seed=11, step=0
     )
@@ -268,13 +276,9 @@ def test_one_stream_gives_what_barriers_give() -> None:
 
     def advantages(streamed: bool, delay: int) -> list[tuple[float, bytes]]:
         rollout = ROLLOUT.model_copy(update={"streamed": streamed})
-        pipeline = RolloutPipeline(
-            [FakeEngine(delay)], FakeScorer(delay), CharTokenizer(), rollout, OURS,
-            max_experience_tokens=10_000, seed=11,
-        )  # fmt: skip
-        groups = asyncio.run(pipeline.run(make_prompts(8), step=2))
+        groups = _stream(FakeEngine(delay), OURS, prompts=8, rollout=rollout)
         step = build_train_batch(
-            groups, OURS, ALGORITHM, prompts_per_optimizer_step=4, run_seed=11, step=2
+            groups, OURS, ALGORITHM, prompts_per_optimizer_step=4, run_seed=11, step=0
         )
         return [(row.advantage, row.rollout_log_probs.tobytes()) for row in step.batch.rows]
 
