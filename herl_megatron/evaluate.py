@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from herl_megatron.cluster.parts import Parts, load_inputs, open_parts
 from herl_megatron.config.schema import Config
 from herl_megatron.observability.run_folder import RunFolder
-from herl_megatron.types import Prompt, ScoredGroup, Scored
+from herl_megatron.types import Prompt, Scored, ScoredGroup
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,9 @@ def to_train_row(
     context, response = tokenizer.training_ids(messages)
     if len(context) + len(response) > max_tokens:
         raise ValueError(
-            f"sft row {index} has {len(context)} + {len(response)} tokens, the limit is {max_tokens} "
-            "(data.max_experience_tokens + rollout.max_response_tokens): raise the limit or drop it"
+            f"sft row {index} has {len(context)} + {len(response)} tokens, the limit is"
+            f" {max_tokens} (data.max_experience_tokens + rollout.max_response_tokens):"
+            " raise the limit or drop the row"
         )
     return TrainRow(
         prompt_id=f"sft-{index}",

@@ -12,6 +12,7 @@ from herl_megatron.evaluate import EvalResult, evaluate
 from herl_megatron.observability.run_folder import RunFolder
 from herl_megatron.observability.timers import Timers
 from herl_megatron.rollout.pipeline import PipelineError
+from herl_megatron.weight_sync.sync import SyncStats
 
 logger = logging.getLogger(__name__)
 
@@ -43,14 +44,14 @@ async def train(config: Config) -> None:
 
 
 async def _loop(config: Config, parts: Parts, folder: RunFolder, timers: Timers) -> None:
-    trainer, options = parts.trainer, config.train
-    assert trainer is not None, "training needs a trainer"
+    trainer, stream, options = parts.trainer, parts.prompts, config.train
+    assert trainer is not None and stream is not None, "parts were opened for evaluation"
     with timers("weight_sync"):
         await parts.sync_weights(0)
     before = await _evaluate(parts, folder, timers, step=0)
     for step in folder.progress(range(options.steps), "HeRL"):
         with timers("rollout"):
-            prompts = parts.prompts.next_batch(options.prompts_per_step)
+            prompts = stream.next_batch(options.prompts_per_step)
             groups = await parts.pipeline.run(prompts, step)
         with timers("rows"):
             rows = build_train_batch(
@@ -65,7 +66,7 @@ async def _loop(config: Config, parts: Parts, folder: RunFolder, timers: Timers)
             learned = await trainer.train_step(rows.batch)
         with timers("weight_sync"):
             sync = await parts.sync_weights(step + 1)
-        folder.log(step, _metrics(parts, rows.metrics, learned) | sync.metrics())
+        folder.log(step, _metrics(parts, rows.metrics, learned, sync))
         if options.log_rollouts:
             folder.log_rollouts(f"step_{step:06d}", groups, rows.groups)
         if options.eval_every and (step + 1) % options.eval_every == 0 and step + 1 < options.steps:
@@ -91,10 +92,15 @@ async def _evaluate(
 
 
 def _metrics(
-    parts: Parts, hindsight: Mapping[str, float], learned: Mapping[str, float]
+    parts: Parts, rows: Mapping[str, float], learned: Mapping[str, float], sync: SyncStats
 ) -> dict[str, float]:
     """One step's numbers by `stage/name`."""
     stats = parts.pipeline.stats
     assert stats is not None, "a finished run of the pipeline has statistics"
     named = {f"train/{name}": value for name, value in learned.items()}
-    return dict(hindsight) | named | stats.metrics()
+    moved = {
+        "weight_sync/version": float(sync.version),
+        "weight_sync/bytes": float(sync.num_bytes),
+        "weight_sync/pause_s": sync.pause_s,
+    }
+    return dict(rows) | named | stats.metrics() | moved

@@ -56,7 +56,8 @@ class Parts:
     """The running parts of one run."""
 
     inputs: Inputs
-    prompts: PromptStream
+    prompts: PromptStream | None
+    """None in an evaluation, like `trainer` and `weight_sync`."""
     pool: ScoringPool
     engines: Sequence[RemoteEngine]
     pipeline: RolloutPipeline
@@ -71,9 +72,7 @@ class Parts:
 
 
 @asynccontextmanager
-async def open_parts(
-    config: Config, inputs: Inputs, *, training: bool
-) -> AsyncIterator[Parts]:
+async def open_parts(config: Config, inputs: Inputs, *, training: bool) -> AsyncIterator[Parts]:
     """Start Ray, engines, scoring pool and (when training) the trainer; end all of them after.
 
     Raises:
@@ -85,12 +84,19 @@ async def open_parts(
         pool = ScoringPool(config.scoring)
         stack.callback(pool.shutdown)
         engine_config = _engine_config(config, inputs, device=device, training=training)
-        starts = [start_engines(config, engine_config, replicas=config.rollout.replicas)]
-        if training:
-            steps_per_loop = config.train.prompts_per_step // config.train.prompts_per_optimizer_step
-            total = config.train.steps * steps_per_loop
-            starts.append(start_trainer(config, device=device, optimizer_steps=total))
-        engines, trainer = await _start_together(starts, stack, training=training)
+        starting_engines = asyncio.create_task(
+            start_engines(config, engine_config, replicas=config.rollout.replicas)
+        )
+        trainer: TrainerGroup | None = None
+        try:
+            if training:
+                trainer = await start_trainer(
+                    config, device=device, optimizer_steps=_optimizer_steps(config)
+                )
+                stack.callback(trainer.stop)
+        finally:  # engines start meanwhile; they are ended with the rest whatever happened
+            engines = await starting_engines
+            stack.push_async_callback(stop_engines, engines)
         sync = None
         if trainer is not None:
             sync = WeightSync(trainer, engines, config.weight_sync)
@@ -98,21 +104,42 @@ async def open_parts(
         hindsight = effective(config.hindsight) if config.hindsight.enabled else None
         yield Parts(
             inputs=inputs,
-            prompts=PromptStream(inputs.train, seed=config.run.seed, shuffle=config.data.shuffle),
+            prompts=_prompt_stream(config, inputs) if training else None,
             pool=pool,
             engines=engines,
             pipeline=RolloutPipeline(
-                engines, pool, inputs.tokenizer, config.rollout, hindsight,
-                max_experience_tokens=config.data.max_experience_tokens, seed=config.run.seed,
+                engines,
+                pool,
+                inputs.tokenizer,
+                config.rollout,
+                hindsight,
+                max_experience_tokens=config.data.max_experience_tokens,
+                seed=config.run.seed,
             ),
             eval_pipeline=RolloutPipeline(
-                engines, pool, inputs.tokenizer, config.rollout, None,
-                max_experience_tokens=config.data.max_experience_tokens, seed=config.eval.seed,
-                group_size=config.eval.samples_per_prompt, sampling=_eval_sampling(config),
+                engines,
+                pool,
+                inputs.tokenizer,
+                config.rollout,
+                None,
+                max_experience_tokens=config.data.max_experience_tokens,
+                seed=config.eval.seed,
+                group_size=config.eval.samples_per_prompt,
+                sampling=_eval_sampling(config),
             ),
             trainer=trainer,
             weight_sync=sync,
         )
+
+
+def _prompt_stream(config: Config, inputs: Inputs) -> PromptStream:
+    return PromptStream(inputs.train, seed=config.run.seed, shuffle=config.data.shuffle)
+
+
+def _optimizer_steps(config: Config) -> int:
+    """Optimizer steps of the whole run, the length of the learning rate's schedule."""
+    train = config.train
+    return train.steps * (train.prompts_per_step // train.prompts_per_optimizer_step)
 
 
 def _eval_sampling(config: Config) -> SamplingSettings:
@@ -123,9 +150,7 @@ def _eval_sampling(config: Config) -> SamplingSettings:
     )
 
 
-def _engine_config(
-    config: Config, inputs: Inputs, *, device: str, training: bool
-) -> EngineConfig:
+def _engine_config(config: Config, inputs: Inputs, *, device: str, training: bool) -> EngineConfig:
     longest_prompt = max(config.data.max_prompt_tokens, config.data.max_experience_tokens)
     return EngineConfig(
         model_path=config.model.path,

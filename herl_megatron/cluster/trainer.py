@@ -177,9 +177,7 @@ async def start_trainer(config: Config, *, device: str, optimizer_steps: int) ->
         WorkerError: a rank did not start; the others are ended first.
         ValueError: the model or the layout is not supported.
     """
-    options = actor_options(
-        device=device, env=trainer_environment(config.cluster.threads_per_rank)
-    )
+    options = actor_options(device=device, env=trainer_environment(config.cluster.threads_per_rank))
     remote = ray.remote(TrainerRank)
     actors = [remote.options(**options).remote() for _ in range(config.megatron.world_size)]
     group = TrainerGroup(config, actors)
