@@ -54,7 +54,9 @@ class _StandIn(types.ModuleType):
 class _Stream(torch.cpu.Stream):
     """A CPU stream with the one method of a CUDA stream that the MoE dispatcher calls."""
 
-    def record_event(self, event: object = None) -> torch.cpu.Event:
+    def record_event(  # type: ignore[override]
+        self, event: object = None
+    ) -> torch.cpu.Event:
         """An event that is already reached."""
         return torch.cpu.Event()
 

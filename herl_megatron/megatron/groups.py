@@ -63,6 +63,15 @@ class Groups:
         return self.device.torch
 
     @property
+    def in_first_replica(self) -> bool:
+        """Whether this rank takes part in gathering its stage's weights.
+
+        One rank of every parameter's replicas; with expert parallelism that is more ranks than
+        those of the first dense replica.
+        """
+        return self.expert_dp.is_first
+
+    @property
     def holds_output(self) -> bool:
         """Whether this rank's last chunk yields logits."""
         return self.pp.is_last

@@ -42,8 +42,9 @@ def _global_name(name: str, chunk: torch.nn.Module, first_expert: int) -> str:
     layer = re.match(r"decoder\.layers\.(\d+)\.", name)
     if layer:
         # layer_number counts from 1 over the whole model.
-        number = chunk.get_submodule(f"decoder.layers.{layer[1]}").layer_number - 1
-        name = f"decoder.layers.{number}.{name[layer.end() :]}"
+        number = chunk.get_submodule(f"decoder.layers.{layer[1]}").layer_number
+        assert isinstance(number, int), f"layer {layer[1]} has no number"
+        name = f"decoder.layers.{number - 1}.{name[layer.end() :]}"
     return re.sub(
         r"\.experts\.(\d+)\.", lambda match: f".experts.{int(match[1]) + first_expert}.", name
     )

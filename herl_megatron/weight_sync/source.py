@@ -53,7 +53,7 @@ class WeightSource:
     @property
     def takes_part(self) -> bool:
         """Whether this rank must call `gather` for the buckets of its pipeline stage."""
-        return self._groups.expert_dp.is_first
+        return self._groups.in_first_replica
 
     @torch.no_grad()
     def gather(self, index: int) -> list[tuple[str, torch.Tensor]] | None:

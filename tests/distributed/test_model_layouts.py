@@ -17,6 +17,8 @@ from herl_megatron.weight_sync.hf_folder import finish_export, start_export
 from tests.distributed import tiny_models
 from tests.distributed.harness import run_ranks
 
+pytestmark = pytest.mark.distributed
+
 ROWS = ((11, 3, 16), (7, 16, 2))
 """Two micro-batches (the pipeline needs them), with the lengths of their rows."""
 MODELS = ("qwen2", "qwen2_tied", "qwen3", "llama_tied")

@@ -1,0 +1,74 @@
+"""Device decisions on a machine without CUDA, and what is measured on any machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from herl_megatron import device
+from herl_megatron.device import Device
+
+
+def test_auto_takes_the_cpu_and_cuda_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device.choose_device("auto") == device.choose_device("cpu") == Device("cpu")
+    with pytest.raises(ValueError, match="torch sees no CUDA device"):
+        device.choose_device("cuda")
+
+
+def test_backend_and_torch_device() -> None:
+    assert (Device("cpu").backend, Device("cpu").torch) == ("gloo", torch.device("cpu"))
+    assert (Device("cuda", 3).backend, Device("cuda", 3).torch) == ("nccl", torch.device("cuda:3"))
+
+
+def test_precision_of_the_cpu() -> None:
+    device.check_precision(Device("cpu"), precision="bf16", fp8=None)
+    with pytest.raises(ValueError, match="megatron.fp8 is 'mxfp8' but the device is the CPU"):
+        device.check_precision(Device("cpu"), precision="bf16", fp8="mxfp8")
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision", "fp8", "message"),
+    [
+        ((7, 5), "bf16", None, r"compute capability \(7, 5\), bf16 needs \(8, 0\)"),
+        ((8, 0), "bf16", "delayed", r"needs compute capability \(8, 9\)"),
+        ((9, 0), "bf16", "mxfp8", r"needs compute capability \(10, 0\)"),
+        ((9, 0), "bf16", "blockwise", None),
+    ],
+)
+def test_precision_of_gpus(
+    capability: tuple[int, int],
+    precision: str,
+    fp8: str | None,
+    message: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "a GPU")
+    monkeypatch.setattr(device, "has_transformer_engine", lambda: True)
+    if message is None:
+        device.check_precision(Device("cuda"), precision=precision, fp8=fp8)
+    else:
+        with pytest.raises(ValueError, match=message):
+            device.check_precision(Device("cuda"), precision=precision, fp8=fp8)
+
+
+def test_memory_and_shared_memory(tmp_path: Path) -> None:
+    free, total = device.memory_bytes(Device("cpu"))
+    meminfo = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    assert total == int(meminfo["MemTotal"].split()[0]) * 1024
+    assert 0 < free <= total
+    before = device.shared_memory_free_bytes(str(tmp_path))
+    assert 0 < before <= os.statvfs(tmp_path).f_blocks * os.statvfs(tmp_path).f_frsize
+
+
+def test_seeds_repeat_numpy_and_torch() -> None:
+    drawn = []
+    for _ in range(2):
+        device.seed_everything(11)
+        drawn.append((np.random.rand(), torch.rand(1).item()))
+    assert drawn[0] == drawn[1]

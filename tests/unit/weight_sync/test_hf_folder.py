@@ -1,0 +1,91 @@
+"""Publishing a model folder: complete or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from herl_megatron.weight_sync.hf_folder import (
+    WrittenShards,
+    finish_export,
+    shard_name,
+    start_export,
+)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "qwen2", "dtype": "float32"}')
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    (folder / "model.safetensors").write_bytes(b"old weights")
+    (folder / "pytorch_model.bin").write_bytes(b"old weights")
+    return folder
+
+
+def _write(staging: Path, index: int, tensors: dict[str, torch.Tensor]) -> WrittenShards:
+    name = shard_name(index, 2)
+    save_file(tensors, staging / name)
+    return WrittenShards((name,), 2, "bfloat16")
+
+
+def test_folder_holds_index_config_and_tokenizer(source: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "policy"
+    staging = start_export(folder)
+    stages = [
+        _write(staging, 1, {"b": torch.ones(3, dtype=torch.bfloat16)}),
+        _write(staging, 0, {"a": torch.ones(2, 2, dtype=torch.bfloat16)}),
+    ]
+    assert not folder.exists()
+    finish_export(staging, folder, stages=stages, source=source)
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "chat_template.jinja",
+        "config.json",
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+    ]
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    assert index == {
+        "metadata": {"total_size": 14},
+        "weight_map": {
+            "a": "model-00001-of-00002.safetensors",
+            "b": "model-00002-of-00002.safetensors",
+        },
+    }
+    assert json.loads((folder / "config.json").read_text()) == {
+        "model_type": "qwen2",
+        "dtype": "bfloat16",
+    }
+    assert not staging.exists()
+
+
+def test_a_missing_stage_publishes_nothing(source: Path, tmp_path: Path) -> None:
+    staging = start_export(tmp_path / "policy")
+    stages = [_write(staging, 0, {"a": torch.ones(2)})]
+    with pytest.raises(ValueError, match="1 weight files were written, not 2"):
+        finish_export(staging, tmp_path / "policy", stages=stages, source=source)
+    assert not (tmp_path / "policy").exists()
+
+
+def test_a_tensor_written_twice_is_refused(source: Path, tmp_path: Path) -> None:
+    staging = start_export(tmp_path / "policy")
+    stages = [_write(staging, index, {"a": torch.ones(2)}) for index in range(2)]
+    with pytest.raises(ValueError, match="a is in both model-00001"):
+        finish_export(staging, tmp_path / "policy", stages=stages, source=source)
+
+
+def test_an_existing_folder_is_kept_and_a_killed_export_is_not(tmp_path: Path) -> None:
+    (tmp_path / "policy").mkdir()
+    with pytest.raises(ValueError, match="policy exists"):
+        start_export(tmp_path / "policy")
+    left = start_export(tmp_path / "other")
+    (left / "half.safetensors").write_bytes(b"")
+    assert list(start_export(tmp_path / "other").iterdir()) == []
