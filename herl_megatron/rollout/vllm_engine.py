@@ -7,10 +7,10 @@ The same code serves CPU and GPU. Everything that vLLM holds, and every field th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from vllm.v1.engine.llm_engine import LLMEngine
 from herl_megatron.rollout.engine import Bucket, EngineConfig
 from herl_megatron.rollout.vllm_loop import EngineThread
 from herl_megatron.rollout.vllm_requests import (
+    aborted,
     check_request,
     check_tokens,
     completion,
@@ -33,6 +34,8 @@ from herl_megatron.rollout.vllm_requests import (
 )
 from herl_megatron.rollout.vllm_weights import BACKEND, WORKER_EXTENSION
 from herl_megatron.types import Completion, FloatArray, GenerateRequest
+
+T = TypeVar("T")
 
 _BATCHED_TOKENS = 8192  # prompt tokens of one step; a longer model limit raises it
 
@@ -44,14 +47,6 @@ class _Open:
     request: GenerateRequest | None  # none for scoring
     internal_id: str
     future: Future[Any]
-
-
-@dataclass
-class _Held:
-    """A call that came during a weight update; it is submitted when the update ends."""
-
-    requests: list[GenerateRequest]
-    futures: list[Future[Any]]
 
 
 class VLLMEngine:
@@ -75,10 +70,11 @@ class VLLMEngine:
         self._unusable = "no weights were synced to it yet" if config.random_weights else ""
         self._updating = False
         self._open: dict[str, _Open] = {}
-        self._held: list[_Held] = []
+        # Requests that came during a weight update; submitted when it ends.
+        self._held: dict[str, tuple[GenerateRequest, Future[Any]]] = {}
         self._scored = 0
         self._thread = EngineThread(
-            build=lambda: LLMEngine.from_engine_args(_engine_args(config)),
+            build=lambda: _build(config),
             deliver=self._on_output,
             on_end=self._on_end,
         )
@@ -99,9 +95,7 @@ class VLLMEngine:
         """See `RolloutEngine.score_tokens`. Raises `RuntimeError` during a weight update."""
         futures = await self._call(lambda llm: self._do_score(llm, sequences, starts))
         scored = await asyncio.gather(*(asyncio.wrap_future(future) for future in futures))
-        return [
-            log_probs[start - 1 :] for log_probs, start in zip(scored, starts, strict=True)
-        ]
+        return [log_probs[start - 1 :] for log_probs, start in zip(scored, starts, strict=True)]
 
     async def abort(self, request_ids: Sequence[str]) -> None:
         """See `RolloutEngine.abort`. Unknown or finished ids are ignored."""
@@ -137,12 +131,10 @@ class VLLMEngine:
 
     async def shutdown(self) -> None:
         """See `RolloutEngine.shutdown`."""
-        everything = self._thread.call(lambda llm: self._do_abort(llm, list(self._open)))
+        self._thread.call(lambda llm: self._do_abort(llm, [*self._open, *self._held]))
         await asyncio.to_thread(self._thread.close)
-        if not isinstance(everything.exception(), RuntimeError | None):
-            raise RuntimeError("open requests could not be aborted") from everything.exception()
 
-    async def _call(self, function: Any) -> Any:
+    async def _call(self, function: Callable[[LLMEngine], T]) -> T:
         return await asyncio.wrap_future(self._thread.call(function))
 
     # From here on: engine thread only.
@@ -151,34 +143,33 @@ class VLLMEngine:
         self, llm: LLMEngine, requests: list[GenerateRequest]
     ) -> list[Future[Completion]]:
         self._check_usable(allow_update=True)
-        seen = set(self._open) | {r.request_id for held in self._held for r in held.requests}
+        seen: set[str] = set()
         for request in requests:
             check_request(
                 request,
                 vocab_size=llm.model_config.get_vocab_size(),
                 max_model_tokens=self._config.max_model_tokens,
             )
-            if request.request_id in seen:
+            if any(request.request_id in used for used in (seen, self._open, self._held)):
                 raise ValueError(f"request id {request.request_id!r} is already in use")
             seen.add(request.request_id)
-        futures = [_running_future() for _ in requests]
-        if self._updating:
-            self._held.append(_Held(requests, futures))
-        else:
-            self._submit(llm, requests, futures)
+        futures = []
+        for request in requests:
+            futures.append(_running_future())
+            if self._updating:
+                self._held[request.request_id] = (request, futures[-1])
+            else:
+                self._submit(llm, request, futures[-1])
         return futures
 
-    def _submit(
-        self, llm: LLMEngine, requests: list[GenerateRequest], futures: list[Future[Any]]
-    ) -> None:
-        for request, future in zip(requests, futures, strict=True):
-            internal_id = llm.add_request(
-                request.request_id,
-                {"prompt_token_ids": request.prompt_token_ids.tolist()},
-                sampling_params(request, self._config.end_token_ids),
-                priority=request.priority,
-            )
-            self._open[request.request_id] = _Open(request, internal_id, future)
+    def _submit(self, llm: LLMEngine, request: GenerateRequest, future: Future[Any]) -> None:
+        internal_id = llm.add_request(
+            request.request_id,
+            {"prompt_token_ids": request.prompt_token_ids.tolist()},
+            sampling_params(request, self._config.end_token_ids),
+            priority=request.priority,
+        )
+        self._open[request.request_id] = _Open(request, internal_id, future)
 
     def _do_score(
         self, llm: LLMEngine, sequences: Sequence[np.ndarray], starts: Sequence[int]
@@ -205,6 +196,9 @@ class VLLMEngine:
 
     def _do_abort(self, llm: LLMEngine, request_ids: Sequence[str]) -> None:
         for request_id in request_ids:
+            if request_id in self._held:
+                _, future = self._held.pop(request_id)
+                future.set_result(aborted(request_id, weight_version=self._version))
             opened = self._open.pop(request_id, None)
             if opened is None:
                 continue
@@ -230,7 +224,7 @@ class VLLMEngine:
 
     def _on_end(self, reason: RuntimeError) -> None:
         waiting = [opened.future for opened in self._open.values()]
-        waiting += [future for held in self._held for future in held.futures]
+        waiting += [future for _, future in self._held.values()]
         self._open.clear()
         self._held.clear()
         for future in waiting:
@@ -270,15 +264,15 @@ class VLLMEngine:
         self._version = weight_version
         self._unusable = ""
         self._updating = False
-        held, self._held = self._held, []
-        for item in held:
-            self._submit(llm, item.requests, item.futures)
+        held, self._held = self._held, {}
+        for request, future in held.values():
+            self._submit(llm, request, future)
 
     def _fail_update(self, error: BaseException) -> None:
         self._updating = False
         self._unusable = f"its weight update failed ({error}); start the engine anew"
-        held, self._held = self._held, []
-        for future in (future for item in held for future in item.futures):
+        held, self._held = self._held, {}
+        for _, future in held.values():
             future.set_exception(RuntimeError(f"the engine cannot sample: {self._unusable}"))
 
     def _do_sleep(self, llm: LLMEngine, level: int) -> None:
@@ -300,18 +294,30 @@ class VLLMEngine:
             raise RuntimeError(f"the engine cannot sample: {self._unusable}")
 
 
+def _build(config: EngineConfig) -> LLMEngine:
+    """Build the engine and sample one token: what its kernels do not support fails here."""
+    vllm_config = _engine_args(config).create_engine_config()
+    # Scoring a sequence of full length samples one token beyond it, which nobody reads; vLLM has
+    # compared the length with the model's own limit by now.
+    vllm_config.model_config.max_model_len += 1
+    llm = LLMEngine.from_vllm_config(vllm_config, disable_log_stats=True)
+    llm.add_request("warm-up", {"prompt_token_ids": [0]}, scoring_params(prompt=False))
+    while llm.has_unfinished_requests():
+        llm.step()
+    llm.reset_prefix_cache()
+    return llm
+
+
 def _engine_args(config: EngineConfig) -> EngineArgs:
     on_cpu = config.device == "cpu"
-    # One more than our limit: scoring a sequence of full length samples one token that nobody sees.
-    max_model_len = config.max_model_tokens + 1
     return EngineArgs(
         model=config.model_path,
         skip_tokenizer_init=True,  # token ids in and out
         generation_config="vllm",  # no sampling defaults from the model's folder
-        dtype=config.dtype,  # type: ignore[arg-type]
+        dtype=config.dtype,
         load_format="dummy" if config.random_weights else "auto",
         use_tqdm_on_load=False,
-        max_model_len=max_model_len,
+        max_model_len=config.max_model_tokens,
         max_num_seqs=config.max_num_seqs,
         tensor_parallel_size=config.tensor_parallel,
         distributed_executor_backend="mp" if config.tensor_parallel > 1 else "uni",
@@ -323,7 +329,7 @@ def _engine_args(config: EngineConfig) -> EngineArgs:
         scheduling_policy="priority",
         # vLLM's CPU build dies on a seeded request whose prompt is cut over two steps.
         enable_chunked_prefill=False if on_cpu else None,
-        max_num_batched_tokens=max(max_model_len, _BATCHED_TOKENS),
+        max_num_batched_tokens=max(config.max_model_tokens + 1, _BATCHED_TOKENS),
         async_scheduling=False,  # a request's partial output is then exact between two steps
         disable_log_stats=True,
         weight_transfer_config=WeightTransferConfig(backend=BACKEND),

@@ -72,17 +72,17 @@ def sampling_params(request: GenerateRequest, end_token_ids: Sequence[int]) -> S
     )
 
 
-def scoring_params() -> SamplingParams:
+def scoring_params(*, prompt: bool = True) -> SamplingParams:
     """Parameters that make vLLM report every prompt token's log-prob under the plain model.
 
     Prompt log-probs skip temperature and truncation in every `logprobs_mode`. One token must be
-    sampled; it is not used.
+    sampled; it is not used. `prompt=False` leaves the log-probs out (a warm-up).
     """
     return SamplingParams(
         temperature=0.0,
         max_tokens=1,
         ignore_eos=True,
-        prompt_logprobs=0,
+        prompt_logprobs=0 if prompt else None,
         flat_logprobs=True,
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
@@ -101,6 +101,17 @@ def completion(request_id: str, output: CompletionOutput, *, weight_version: int
         token_ids=np.asarray(output.token_ids, dtype=np.int32),
         log_probs=_flat(output.logprobs, len(output.token_ids)),
         finish_reason=reason,
+        weight_version=weight_version,
+    )
+
+
+def aborted(request_id: str, *, weight_version: int) -> Completion:
+    """The completion of a request that was aborted before its first token."""
+    return Completion(
+        request_id=request_id,
+        token_ids=np.zeros(0, dtype=np.int32),
+        log_probs=np.zeros(0, dtype=np.float32),
+        finish_reason="abort",
         weight_version=weight_version,
     )
 

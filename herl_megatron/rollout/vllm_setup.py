@@ -13,7 +13,7 @@ from herl_megatron.rollout.engine import engine_environment
 # A whole number of GiB that would override EngineConfig.kv_cache_bytes.
 os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
 
-gc.disable()  # the import makes a million objects that live for ever: 1.5 s of collections for nothing
+gc.disable()  # the import makes many objects that live for ever: 1.5 s of collections for nothing
 import vllm.model_executor.models.registry as registry  # noqa: E402
 import vllm.v1.engine.llm_engine  # noqa: E402, F401
 

@@ -10,6 +10,7 @@ complete yet are kept as views of a file that the next bucket overwrites.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from vllm.distributed.weight_transfer import WeightTransferEngine, WeightTransferEngineFactory
@@ -22,7 +23,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
     VocabParallelEmbedding,
 )
 from vllm.model_executor.model_loader.reload.layerwise import (
-    finalize_layerwise_reload,
+    finalize_layerwise_processing,
     get_layerwise_info,
     initialize_layerwise_reload,
 )
@@ -54,6 +55,7 @@ class SharedMemoryUpdate(WeightTransferUpdateInfo):
 class SharedMemoryWeights(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpdate]):
     """Loads whole-model updates from buckets of Hugging Face tensors, in any split and order."""
 
+    model: Any  # a vLLM model offers more than torch's Module says
     init_info_cls = SharedMemoryInit
     update_info_cls = SharedMemoryUpdate
 
@@ -66,9 +68,8 @@ class SharedMemoryWeights(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpd
         self._known = frozenset(self._missing)
         for module in self.model.modules():
             # Left in place, vLLM keeps the kernel's packed experts instead of the new ones.
-            quant_method = getattr(module, "quant_method", None)
-            if getattr(quant_method, "moe_kernel", None) is not None:
-                quant_method.moe_kernel = None
+            if hasattr(module, "quant_method") and hasattr(module.quant_method, "moe_kernel"):
+                module.quant_method.moe_kernel = None
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: SharedMemoryUpdate) -> None:
@@ -93,11 +94,12 @@ class SharedMemoryWeights(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpd
         """
         if self._missing:
             shown = ", ".join(list(self._missing)[:_NAMES_SHOWN])
+            more = ", ..." if len(self._missing) > _NAMES_SHOWN else ""
             raise RuntimeError(
                 f"weight update is not complete: {len(self._missing)} of {len(self._known)} "
-                f"tensors did not come: {shown}{', ...' if len(self._missing) > _NAMES_SHOWN else ''}"
+                f"tensors did not come: {shown}{more}"
             )
-        finalize_layerwise_reload(self.model, self.model_config)
+        finalize_layerwise_processing(self.model, self.model_config)
         _repack_tied_output_layer(self.model)
 
     def shutdown(self) -> None:
@@ -112,7 +114,7 @@ class SharedMemoryWeights(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpd
                         call.arguments[name] = value.clone()
 
 
-def hf_names(model: torch.nn.Module) -> dict[str, None]:
+def hf_names(model: Any) -> dict[str, None]:
     """Hugging Face names of every tensor that `model` needs, in the model's order.
 
     The inverse of vLLM's `load_weights`: fused layers are taken apart by the model's own tables.
@@ -136,15 +138,12 @@ def hf_names(model: torch.nn.Module) -> dict[str, None]:
     return names
 
 
-def _repack_tied_output_layer(model: torch.nn.Module) -> None:
+def _repack_tied_output_layer(model: Any) -> None:
     """Rebuild the packed matrix of an output layer that shares the embedding's storage."""
-    embeddings = {
-        module.weight.data_ptr()
-        for module in model.modules()
-        if isinstance(module, VocabParallelEmbedding) and not isinstance(module, ParallelLMHead)
-    }
-    for module in model.modules():
-        if isinstance(module, ParallelLMHead) and module.weight.data_ptr() in embeddings:
+    embeddings: list[Any] = [m for m in model.modules() if isinstance(m, VocabParallelEmbedding)]
+    shared = {m.weight.data_ptr() for m in embeddings if not isinstance(m, ParallelLMHead)}
+    for module in embeddings:
+        if isinstance(module, ParallelLMHead) and module.weight.data_ptr() in shared:
             module.quant_method.process_weights_after_loading(module)
 
 

@@ -166,7 +166,7 @@ class _Stream:
             if loading is not None:
                 await loading
         finally:
-            if loading is not None and not loading.done():
+            if loading is not None:
                 loading.cancel()
                 await asyncio.gather(loading, return_exceptions=True)
 
