@@ -78,25 +78,9 @@ async def open_parts(config: Config, inputs: Inputs, *, training: bool) -> Async
     Raises:
         WorkerError, ValueError: a part did not start; whatever had started is ended first.
     """
-    device = choose_device(config.cluster.device).kind
     async with AsyncExitStack() as stack:
         stack.enter_context(ray_session(config.cluster))
-        pool = ScoringPool(config.scoring)
-        stack.callback(pool.shutdown)
-        engine_config = _engine_config(config, inputs, device=device, training=training)
-        starting_engines = asyncio.create_task(
-            start_engines(config, engine_config, replicas=config.rollout.replicas)
-        )
-        trainer: TrainerGroup | None = None
-        try:
-            if training:
-                trainer = await start_trainer(
-                    config, device=device, optimizer_steps=_optimizer_steps(config)
-                )
-                stack.callback(trainer.stop)
-        finally:  # engines start meanwhile; they are ended with the rest whatever happened
-            engines = await starting_engines
-            stack.push_async_callback(stop_engines, engines)
+        engines, pool, trainer = await _start_all(config, inputs, stack, training=training)
         sync = None
         if trainer is not None:
             sync = WeightSync(trainer, engines, config.weight_sync)
@@ -130,6 +114,36 @@ async def open_parts(config: Config, inputs: Inputs, *, training: bool) -> Async
             trainer=trainer,
             weight_sync=sync,
         )
+
+
+async def _start_all(
+    config: Config, inputs: Inputs, stack: AsyncExitStack, *, training: bool
+) -> tuple[list[RemoteEngine], ScoringPool, TrainerGroup | None]:
+    """Start everything at once (imports take most of the time); `stack` ends what has started."""
+    device = choose_device(config.cluster.device).kind
+    engine_config = _engine_config(config, inputs, device=device, training=training)
+    engines, pool, trainer = await asyncio.gather(
+        start_engines(config, engine_config, replicas=config.rollout.replicas),
+        asyncio.to_thread(ScoringPool, config.scoring),
+        start_trainer(config, device=device, optimizer_steps=_optimizer_steps(config))
+        if training
+        else asyncio.sleep(0),
+        return_exceptions=True,
+    )
+    # Register what did start before anything is raised.
+    if not isinstance(engines, BaseException):
+        stack.push_async_callback(stop_engines, engines)
+    if not isinstance(pool, BaseException):
+        stack.callback(pool.shutdown)
+    if isinstance(trainer, TrainerGroup):
+        stack.callback(trainer.stop)
+    if isinstance(trainer, BaseException):
+        raise trainer
+    if isinstance(engines, BaseException):
+        raise engines
+    if isinstance(pool, BaseException):
+        raise pool
+    return engines, pool, trainer
 
 
 def _prompt_stream(config: Config, inputs: Inputs) -> PromptStream:

@@ -80,7 +80,7 @@ class TrainerRank:
             dp_rank=groups.dp.rank,
             pp_rank=groups.pp.rank,
             reports=groups.tp.is_first and groups.cp.is_first and groups.pp.is_last,
-            sends_weights=groups.dp_cp.is_first,
+            sends_weights=self._source.takes_part,
         )
 
     def compute_log_probs(self, shard: Shard) -> list[FloatArray] | None:
