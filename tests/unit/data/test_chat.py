@@ -1,0 +1,96 @@
+"""The prompt/response boundary, on small tokenizers written for the test."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from herl_megatron.data.chat import ChatTokenizer
+from herl_megatron.data.prompts import check_prompt_lengths
+from herl_megatron.types import Criterion, Message, Prompt, Rubric
+
+WORDS = ["[UNK]", "<eos>", "<end>", "<user>", "<assistant>", "say", "hi", "ho", "herl", "text"]
+TEMPLATE = (
+    "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} <end> {% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def write_tokenizer(
+    folder: Path, *, template: str | None = TEMPLATE, special: Any = None, **tokens: str
+) -> str:
+    inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    extra = ["<end>", "<user>", "<assistant>"] if special is None else special
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        unk_token="[UNK]",
+        chat_template=template,
+        extra_special_tokens=extra,
+        **tokens,
+    )
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_prompt_and_response_ids(tmp_path: Path) -> None:
+    tokenizer = ChatTokenizer(write_tokenizer(tmp_path, eos_token="<eos>"))
+    ids = tokenizer.prompt_ids([Message("user", "say hi")])
+    np.testing.assert_array_equal(ids, [3, 5, 6, 2, 4])  # <user> say hi <end> <assistant>
+    assert ids.dtype == np.int32
+    context, response = tokenizer.training_ids([Message("user", "say"), Message("assistant", "hi")])
+    np.testing.assert_array_equal(context, [3, 5, 2, 4])
+    np.testing.assert_array_equal(response, [6, 2])  # the template's turn end, not <eos>
+    assert tokenizer.decode(np.array([4, 6, 7, 2], dtype=np.int32)) == "hi ho"
+    np.testing.assert_array_equal(tokenizer.plain_ids("say ho"), [5, 7])
+    assert tokenizer.vocab_size == len(WORDS)
+
+
+def test_end_tokens_are_the_turn_end_then_those_of_tokenizer_and_generation_config(
+    tmp_path: Path,
+) -> None:
+    path = write_tokenizer(tmp_path, eos_token="<eos>")
+    assert ChatTokenizer(path).end_token_ids == (2, 1)
+    assert ChatTokenizer(path).pad_token_id == 2
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 9]}))
+    assert ChatTokenizer(path).end_token_ids == (2, 1, 9)
+
+
+def test_turn_end_that_is_no_special_token_does_not_end_responses(tmp_path: Path) -> None:
+    path = write_tokenizer(tmp_path, special=["<user>", "<assistant>"], eos_token="<eos>")
+    assert ChatTokenizer(path).end_token_ids == (1,)
+
+
+def test_missing_template_end_token_or_tokenizer_is_refused(tmp_path: Path) -> None:
+    path = write_tokenizer(tmp_path / "a", template=None, eos_token="<eos>")
+    with pytest.raises(ValueError, match="no chat template; add chat_template.jinja"):
+        ChatTokenizer(path)
+    path = write_tokenizer(tmp_path / "b", special=["<user>"])
+    with pytest.raises(ValueError, match="no end token.*set eos_token"):
+        ChatTokenizer(path)
+    (tmp_path / "c").mkdir()
+    with pytest.raises(ValueError, match="no tokenizer could be loaded"):
+        ChatTokenizer(str(tmp_path / "c"))
+
+
+def test_training_row_must_end_with_the_assistant(tmp_path: Path) -> None:
+    tokenizer = ChatTokenizer(write_tokenizer(tmp_path, eos_token="<eos>"))
+    with pytest.raises(ValueError, match="must be the assistant's"):
+        tokenizer.training_ids([Message("user", "say")])
+
+
+def test_prompts_over_the_limit_are_named(tmp_path: Path) -> None:
+    tokenizer = ChatTokenizer(write_tokenizer(tmp_path, eos_token="<eos>"))
+    rubric = Rubric((Criterion("c", "rule", check="ifeval/punctuation:no_comma"),))
+    prompts = [
+        Prompt(f"p{n}", (Message("user", "hi " * n),), rubric) for n in (1, 4, 2)
+    ]  # 3 tokens around the content
+    check_prompt_lengths(prompts, tokenizer, 7)
+    with pytest.raises(ValueError, match=r"2 of 3 .*=4: p4 \(7 tokens\), p2 .*raise .* to 7"):
+        check_prompt_lengths(prompts, tokenizer, 4)

@@ -1,0 +1,109 @@
+"""Parameters of checks, descriptions, blank responses and the time limit."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from herl_megatron.rubrics.checks import registry
+from herl_megatron.types import Criterion, Verdict
+
+WORDS = "ifeval/length_constraints:number_words"
+
+
+def rule(check: str, **params: Any) -> Criterion:
+    return Criterion("c", "rule", check=check, params=params)
+
+
+@pytest.mark.parametrize(
+    ("params", "reason"),
+    [
+        ({"num_words": 3}, "relation: Field required"),
+        ({"num_words": None, "relation": "at least"}, "num_words: Field required"),
+        ({"num_words": 3, "relation": "more than"}, "'at least' or 'less than'"),
+        ({"num_words": 3.5, "relation": "at least"}, "num_words"),
+        ({"num_words": -1, "relation": "at least"}, "num_words"),
+        ({"num_words": 3, "relation": "at least", "unit": "w"}, "unit: Extra inputs"),
+    ],
+)
+def test_bad_parameters_are_unverifiable_for_every_response(
+    params: dict[str, Any], reason: str
+) -> None:
+    for response in ("one two three", ""):
+        result = registry.run_check(rule(WORDS, **params), response)
+        assert result.verdict is Verdict.UNVERIFIABLE
+        assert result.for_every_response
+        assert reason in result.reason and WORDS in result.reason
+
+
+def test_whole_floats_and_nulls_of_tables_are_accepted() -> None:
+    criterion = rule(WORDS, num_words=3.0, relation="at least", keyword=None)
+    assert registry.run_check(criterion, "one two three").verdict is Verdict.FOLLOWED
+    assert registry.run_check(criterion, "one two").verdict is Verdict.NOT_FOLLOWED
+    assert registry.parameter_problem(criterion) == ""
+
+
+def test_invalid_regular_expression_is_a_bad_parameter() -> None:
+    result = registry.run_check(rule("ifeval/keywords:existence", keywords=["(a"]), "text")
+    assert result.verdict is Verdict.UNVERIFIABLE and result.for_every_response
+    assert "'(a' is not a regular expression" in result.reason
+
+
+def test_random_letter_of_the_benchmark_is_unverifiable() -> None:
+    criterion = rule(
+        "ifeval/keywords:letter_frequency", letter="#", let_frequency=4, let_relation="at least"
+    )
+    assert registry.run_check(criterion, "# # # #").verdict is Verdict.UNVERIFIABLE
+
+
+def test_unknown_check_is_unverifiable_for_every_response() -> None:
+    result = registry.run_check(rule("ifeval/punctuation:no_coma"), "text")
+    assert result.verdict is Verdict.UNVERIFIABLE and result.for_every_response
+    assert "did you mean 'ifeval/punctuation:no_comma'" in result.reason
+
+
+def test_blank_response_follows_nothing() -> None:
+    for check in ("ifeval/punctuation:no_comma", "text/all_lowercase"):
+        assert registry.run_check(rule(check), " \n").verdict is Verdict.NOT_FOLLOWED
+
+
+def test_backtracking_without_end_is_cut_off_for_this_response_only() -> None:
+    criterion = rule("ifeval/keywords:existence", keywords=["(a+)+b"])
+    start = time.perf_counter()
+    result = registry.run_check(criterion, "a" * 40, timeout_s=0.2)
+    assert time.perf_counter() - start < 2.0
+    assert result.verdict is Verdict.UNVERIFIABLE and not result.for_every_response
+    assert "no verdict within 0.2 s" in result.reason
+    assert registry.run_check(criterion, "aab", timeout_s=0.2).verdict is Verdict.FOLLOWED
+
+
+@pytest.mark.parametrize(
+    ("check", "params", "expected"),
+    [
+        (WORDS, {"num_words": 20, "relation": "at least"}, "Use at least 20 words."),
+        (
+            "ifeval/keywords:forbidden_words",
+            {"forbidden_words": ["oak", "fern"]},
+            "Do not use the words: oak, fern.",
+        ),
+        ("ifeval/startend:end_checker", {"end_phrase": "Bye."}, "End with the phrase: Bye."),
+        ("text/all_uppercase", {}, "Use only capital letters."),
+        (WORDS, {}, f"Follow the rule {WORDS}."),
+    ],
+)
+def test_checks_describe_themselves(check: str, params: dict[str, Any], expected: str) -> None:
+    assert registry.describe(rule(check, **params)) == expected
+
+
+def test_every_description_can_be_filled_from_the_parameters() -> None:
+    for name in registry.names():
+        check = registry.get(name)
+        dummy = {key: "x" for key in check.params.model_fields}
+        assert check.description.format(**dummy)
+
+
+def test_unknown_check_module_names_the_setting() -> None:
+    with pytest.raises(ValueError, match=r"scoring\.check_modules.*no_such_checks"):
+        registry.load_check_modules(["no_such_checks"])

@@ -1,0 +1,145 @@
+"""Rubric validation and rewards, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from herl_megatron.rubrics.rubric import describe, score_response, validate_rubric
+from herl_megatron.types import (
+    Aggregation,
+    Criterion,
+    CriterionResult,
+    Polarity,
+    Rubric,
+    Scored,
+    Unscored,
+    Verdict,
+)
+
+NO_COMMA = "ifeval/punctuation:no_comma"
+
+
+def rule(name: str, *, weight: float = 1.0, polarity: Polarity = "positive") -> Criterion:
+    return Criterion(name, "rule", check=NO_COMMA, weight=weight, polarity=polarity)
+
+
+def said(name: str, holds: bool) -> CriterionResult:
+    return CriterionResult(name, Verdict.FOLLOWED if holds else Verdict.NOT_FOLLOWED)
+
+
+# Weights 3 and 1 for, 2 against.
+MIXED = (rule("a", weight=3), rule("b"), rule("n", weight=2, polarity="negative"))
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "holds", "expected"),
+    [
+        ("explicit", (True, False, False), 5 / 6),  # (3 + 2 avoided) / (3 + 1 + 2)
+        ("explicit", (True, False, True), 3 / 6),
+        ("explicit", (True, True, False), 1.0),
+        ("all_or_nothing", (True, True, False), 1.0),
+        ("all_or_nothing", (True, True, True), 0.0),
+        ("all_or_nothing", (True, False, False), 0.0),
+        ("herl_reference", (True, False, True), 3 / 4),  # the negative one weighs nothing
+        ("herl_reference", (True, False, False), 3 / 4),
+        ("healthbench", (True, False, True), 1 / 4),  # (3 - 2) / (3 + 1)
+        ("healthbench", (False, False, True), -2 / 4),
+        ("healthbench", (True, True, False), 1.0),
+    ],
+)
+def test_reward_of_each_aggregation(
+    aggregation: Aggregation, holds: tuple[bool, bool, bool], expected: float
+) -> None:
+    results = [said(c.id, h) for c, h in zip(MIXED, holds, strict=True)]
+    score = score_response(Rubric(MIXED, aggregation), results)
+    assert isinstance(score, Scored)
+    assert score.reward == pytest.approx(expected, abs=1e-12)
+
+
+def test_satisfied_and_unmet_have_polarity_applied_and_rubric_order() -> None:
+    results = [said("n", True), said("b", True), said("a", False)]
+    score = score_response(Rubric(MIXED), results)
+    assert isinstance(score, Scored)
+    assert (score.satisfied, score.unmet) == (("b",), ("a", "n"))
+    assert [result.criterion_id for result in score.results] == ["a", "b", "n"]
+    assert [result.verdict for result in score.results][2] is Verdict.FOLLOWED
+
+
+def test_criterion_unverifiable_for_every_response_is_left_out() -> None:
+    absent = CriterionResult("a", Verdict.UNVERIFIABLE, "no data", for_every_response=True)
+    score = score_response(Rubric(MIXED), [absent, said("b", True), said("n", True)])
+    assert isinstance(score, Scored)
+    assert score.reward == pytest.approx(1 / 3)  # 1 of 1 + 2
+    assert (score.satisfied, score.unmet) == (("b",), ("n",))
+
+
+def test_criterion_unverifiable_for_this_response_leaves_it_unscored() -> None:
+    failed = CriterionResult("b", Verdict.UNVERIFIABLE, "no verdict within 5 s")
+    score = score_response(Rubric(MIXED), [said("a", True), failed, said("n", False)])
+    assert isinstance(score, Unscored)
+    assert score.reason == "criterion b: no verdict within 5 s"
+    assert [result.criterion_id for result in score.results] == ["a", "b", "n"]
+
+
+def test_rubric_without_a_verifiable_criterion_is_unscored() -> None:
+    results = [
+        CriterionResult(c.id, Verdict.UNVERIFIABLE, "no data", for_every_response=True)
+        for c in MIXED
+    ]
+    assert score_response(Rubric(MIXED), results) == Unscored(
+        "no criterion of the rubric can be verified", tuple(results)
+    )
+
+
+@pytest.mark.parametrize("aggregation", ["healthbench", "herl_reference"])
+def test_only_negative_criteria_left_is_unscored_not_a_division_by_zero(
+    aggregation: Aggregation,
+) -> None:
+    gone = [
+        CriterionResult(name, Verdict.UNVERIFIABLE, "no data", for_every_response=True)
+        for name in "ab"
+    ]
+    score = score_response(Rubric(MIXED, aggregation), [*gone, said("n", False)])
+    assert isinstance(score, Unscored)
+
+
+def test_results_must_be_one_per_criterion() -> None:
+    with pytest.raises(AssertionError, match="not one per criterion"):
+        score_response(Rubric(MIXED), [said("a", True), said("b", True)])
+
+
+@pytest.mark.parametrize(
+    ("rubric", "message"),
+    [
+        (Rubric(()), "no criteria"),
+        (Rubric((rule("a"), rule("a"))), "two criteria have the id 'a'"),
+        (Rubric((rule("a", weight=0.0),)), "weight is 0, it must be above 0"),
+        (Rubric((rule("a", weight=-2.0),)), "polarity: negative"),
+        (Rubric((rule("a", weight=float("nan")),)), "weight is nan"),
+        (
+            Rubric((replace(rule("a"), check="ifeval/punctuation:no_coma"),)),
+            "criterion 'a': unknown check .*no_coma.*did you mean 'ifeval/punctuation:no_comma'",
+        ),
+        (Rubric((Criterion("j", "judge"),)), "a judge criterion needs a description"),
+        (
+            Rubric((Criterion("j", "judge", description="Names the dose"),)),
+            "no judge client is available yet",
+        ),
+        (Rubric((rule("a"),), "implicit"), "'implicit' is one judgement by a judge model"),
+        (Rubric((rule("n", polarity="negative"),), "healthbench"), "the rubric has none"),
+    ],
+)
+def test_invalid_rubrics_are_refused_with_the_reason(rubric: Rubric, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        validate_rubric(rubric)
+
+
+def test_valid_rubric_passes() -> None:
+    validate_rubric(Rubric(MIXED, "healthbench"))
+
+
+def test_own_description_wins_over_the_check() -> None:
+    assert describe(rule("a")) == "Do not use commas."
+    assert describe(replace(rule("a"), description="No commas, please.")) == "No commas, please."
