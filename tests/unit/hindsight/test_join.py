@@ -34,6 +34,12 @@ def test_the_worst_is_among_rows_without_a_bonus() -> None:
     assert _join(group, alpha=0.0)[0] == RowOrigin(0, revision_index=0, replaces=0)
 
 
+def test_a_row_with_a_bonus_stays_even_if_it_is_the_lowest() -> None:
+    # `select: all_failed` revises the worst row too: 0.1 + 0.05 * 0.9 = 0.145 < 0.3 < 0.4.
+    group = make_group([0.4, 0.1, 0.3], [(1, 1.0)])
+    assert _join(group)[2] == RowOrigin(1, revision_index=0, replaces=2)
+
+
 def test_if_all_earned_a_bonus_the_lowest_reward_gives_way() -> None:
     # With bonus: 0.2 + 0.05 * 0.8 = 0.24; 0.2 + 0.05 * 0.7 = 0.235.
     group = make_group([0.2, 0.2], [(0, 1.0), (1, 0.9)])
