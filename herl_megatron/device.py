@@ -126,6 +126,15 @@ def shared_memory_free_bytes(folder: str = "/dev/shm") -> int:
     return stats.f_bavail * stats.f_frsize
 
 
+def scratch_bytes(device: torch.device) -> int:
+    """How much memory a loop over chunks should touch at a time on this device.
+
+    On CPU a chunk should stay in the cache (measured for log-probs: 4 MiB is 3.6 times as fast as
+    32 MiB or more); a GPU wants chunks that keep it busy for longer than a kernel's launch.
+    """
+    return 4 << 20 if device.type == "cpu" else 256 << 20
+
+
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch (every device) of this process."""
     random.seed(seed)

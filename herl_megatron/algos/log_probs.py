@@ -18,6 +18,8 @@ import torch
 import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
+from herl_megatron.device import scratch_bytes
+
 
 @dataclass(frozen=True)
 class _Settings:
@@ -48,7 +50,8 @@ def token_log_probs(
         tp_group: ranks that share the vocabulary, in column order; None when one rank has it all.
         temperature: divides the logits.
         with_entropy: False skips the entropy and returns None for it.
-        chunk_tokens: tokens converted to float32 at a time.
+        chunk_tokens: at most this many tokens are converted to float32 at a time (fewer where
+            that is faster, see `device.scratch_bytes`).
 
     Returns:
         log-probs and entropy, both `[...]` float32 (float64 for float64 logits), the same on every
@@ -61,6 +64,8 @@ def token_log_probs(
         raise ValueError(f"logits {tuple(logits.shape)} do not fit targets {tuple(targets.shape)}")
     if temperature <= 0:
         raise ValueError(f"temperature is {temperature}; it must be above 0")
+    row_bytes = logits.shape[-1] * 4
+    chunk_tokens = max(1, min(chunk_tokens, scratch_bytes(logits.device) // row_bytes))
     settings = _Settings(vocab_size, tp_group, 1.0 / temperature, with_entropy, chunk_tokens)
     log_probs, entropy = _LogProbs.apply(logits.flatten(0, -2), targets.flatten(), settings)
     if not with_entropy:

@@ -58,7 +58,7 @@ def init_parallel(
         expert_model_parallel_size=config.expert_parallel,
         expert_tensor_parallel_size=config.tensor_parallel,
         # A float is fine: it goes to timedelta(minutes=...).
-        distributed_timeout_minutes=config.timeout_s / 60,  # type: ignore[arg-type]
+        distributed_timeout_minutes=config.timeout_s / 60,
     )
     seed_everything(seed)
     tensor_parallel.model_parallel_cuda_manual_seed(seed)

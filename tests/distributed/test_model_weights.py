@@ -78,7 +78,7 @@ def stream_random_model(
     layout: dict[str, Any],
     dtype: torch.dtype | None,
 ) -> tuple[dict[str, torch.Tensor], list[tuple[int, int, int]]]:
-    """All tensors that this rank sends; per bucket its bytes, peak extra bytes, largest parameter."""
+    """All tensors that this rank sends; per bucket: bytes, peak extra bytes, largest parameter."""
     from herl_megatron.megatron.hf_config import read_architecture
     from herl_megatron.megatron.load import init_random_weights
     from herl_megatron.megatron.model import build_model
