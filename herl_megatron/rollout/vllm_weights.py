@@ -18,6 +18,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
+from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.vocab_parallel_embedding import (
     ParallelLMHead,
     VocabParallelEmbedding,
@@ -119,22 +120,19 @@ def hf_names(model: Any) -> dict[str, None]:
 
     The inverse of vLLM's `load_weights`: fused layers are taken apart by the model's own tables.
     """
-    packed = getattr(model, "packed_modules_mapping", {})
-    experts = model.get_expert_mapping() if hasattr(model, "get_expert_mapping") else []
     names: dict[str, None] = {}
     for full_name, _ in model.named_parameters():
-        parts = full_name.split(".")
-        module = parts[-2] if len(parts) > 1 else ""
-        expert_names = [
-            full_name.replace(fused, single) for fused, single, *_ in experts if fused in full_name
-        ]
-        if expert_names:
-            names.update(dict.fromkeys(expert_names))
-        elif module in packed:
-            for single in packed[module]:
-                names[".".join([*parts[:-2], single, parts[-1]])] = None
+        path, _, parameter = full_name.rpartition(".")
+        parent, _, layer = path.rpartition(".")
+        module = model.get_submodule(path)
+        if isinstance(module, RoutedExperts):
+            fused_name = f"{module.layer_name}.{parameter}"
+            for fused, single, *_ in module.get_expert_mapping():
+                if fused in fused_name:
+                    names[fused_name.replace(fused, single)] = None
         else:
-            names[full_name] = None
+            for single in model.packed_modules_mapping.get(layer, [layer]):
+                names[".".join(part for part in (parent, single, parameter) if part)] = None
     return names
 
 
