@@ -1,0 +1,172 @@
+"""A run's folder, `run.dir`/`run.name`.
+
+- `config.yaml`: the resolved configuration; `herl train` takes it as it is
+- `metrics.jsonl`: one line per logged step; the same in `tensorboard/`
+- `rollouts/*.jsonl`: one line per group with responses, verdicts and revisions
+- `policy/`: the exported policy, a Hugging Face folder
+- `summary.json`, `learning_curve.png`, `run.log`
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from rich import get_console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from herl_megatron.config.load import save_resolved
+from herl_megatron.config.paths import folder_problem, run_path
+from herl_megatron.config.schema import Config
+from herl_megatron.observability.curves import plot_learning_curve
+from herl_megatron.observability.logging import add_log_file, remove_handler
+from herl_megatron.observability.metrics import MetricsWriter
+from herl_megatron.observability.rollout_log import group_record, write_rollouts
+from herl_megatron.observability.summary import Evaluated, build_summary, print_summary
+from herl_megatron.observability.timers import Timers
+from herl_megatron.types import RowOrigin, ScoredGroup, TrainRow
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = {
+    "reward/mean": "reward",
+    "reward/all_satisfied": "all satisfied",
+    "sft/loss": "loss",
+}
+_LINES_WITHOUT_TERMINAL = 20
+
+
+class JoinedRows(Protocol):
+    """A group's joined rows and where each comes from (`batching.rows.GroupRows`)."""
+
+    @property
+    def rows(self) -> tuple[TrainRow, ...]:
+        """The rows."""
+        ...
+
+    @property
+    def origins(self) -> tuple[RowOrigin, ...]:
+        """One origin per row."""
+        ...
+
+
+class RunFolder:
+    """The open folder of a run; use as a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._metrics = MetricsWriter(path)
+        self._log = add_log_file(path / "run.log")
+        self._bar: Progress | None = None
+        self._latest = ""
+
+    @classmethod
+    def create(cls, config: Config) -> Self:
+        """Make `run.dir`/`run.name` and save the resolved configuration in it.
+
+        Raises:
+            ValueError: the folder holds something and `run.overwrite` is false, or what it holds
+                is not a run, or holds this run's input (those are never deleted).
+        """
+        path = run_path(config)
+        problem = folder_problem(config)
+        if problem:
+            raise ValueError(problem)
+        if path.exists():
+            shutil.rmtree(path)
+        path.mkdir(parents=True)
+        save_resolved(config, path / "config.yaml")
+        return cls(path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            logger.error("run ended early: %s: %s", type(error).__name__, error)
+        if self._bar is not None:
+            self._bar.stop()
+        self._metrics.close()
+        remove_handler(self._log)
+
+    @property
+    def policy(self) -> Path:
+        """Where the policy is exported."""
+        return self.path / "policy"
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Write one step's (or evaluation's) metrics."""
+        self._metrics.write(step, values)
+        shown = [f"{title} {values[name]:.3f}" for name, title in _SHOWN.items() if name in values]
+        self._latest = ", ".join(shown) or self._latest
+
+    def log_rollouts(
+        self, name: str, groups: Sequence[ScoredGroup], rows: Sequence[JoinedRows] = ()
+    ) -> None:
+        """Write `rollouts/NAME.jsonl`; `rows` are the groups' joined rows, where there are any."""
+        if rows:
+            pairs = zip(groups, rows, strict=True)
+            records = [group_record(group, row.rows, row.origins) for group, row in pairs]
+        else:
+            records = [group_record(group) for group in groups]
+        write_rollouts(self.path / "rollouts" / f"{name}.jsonl", records)
+
+    def write_json(self, name: str, values: Mapping[str, Any]) -> None:
+        """Write `NAME` into the folder; it appears whole or not at all."""
+        temporary = self.path / f"{name}.tmp"
+        temporary.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(temporary, self.path / name)
+
+    def progress(self, steps: range, label: str) -> Iterator[int]:
+        """Yield `steps` under a progress bar; without a terminal, log some of them as lines."""
+        if not get_console().is_terminal:
+            yield from self._progress_lines(steps, label)
+            return
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[latest]}"),
+            expand=True,
+        )
+        with self._bar as bar:
+            task = bar.add_task(label, total=len(steps), latest="")
+            for step in steps:
+                yield step
+                bar.update(task, advance=1, latest=self._latest)
+
+    def finish(self, *, before: Evaluated | None, after: Evaluated | None, timers: Timers) -> None:
+        """Write summary and learning curve and print the table."""
+        history = self._metrics.history
+        summary = build_summary(history, before=before, after=after, seconds=timers.totals())
+        self.write_json("summary.json", summary)
+        plot_learning_curve(history, self.path / "learning_curve.png", title=self.path.name)
+        print_summary(summary, folder=self.path, console=get_console())
+
+    def _progress_lines(self, steps: range, label: str) -> Iterator[int]:
+        every = max(len(steps) // _LINES_WITHOUT_TERMINAL, 1)
+        for count, step in enumerate(steps, start=1):
+            yield step
+            if count % every == 0 or count == len(steps):
+                logger.info("%s %d/%d: %s", label, count, len(steps), self._latest)

@@ -1,0 +1,164 @@
+"""What a run came to: `summary.json`, and the same as a table for people."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+
+from herl_megatron.types import StepMetrics
+
+
+class Evaluated(Protocol):
+    """The two headline numbers of an evaluation."""
+
+    @property
+    def reward(self) -> float:
+        """Mean reward."""
+        ...
+
+    @property
+    def all_satisfied(self) -> float:
+        """Share of responses that meet their whole rubric."""
+        ...
+
+
+def build_summary(
+    history: Sequence[StepMetrics],
+    *,
+    before: Evaluated | None,
+    after: Evaluated | None,
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """The run in one JSON-ready mapping.
+
+    reward, all_satisfied: `before` and `after`, on held-out prompts. Without an evaluation they
+        are those of the first and last step's own rollouts (`measured_on` says which), null for
+        a run of no steps.
+    hindsight: counts over the run; `gain` is the mean of revision minus draft reward over the
+        scored revisions, null if there were none.
+    """
+    steps = [item.values for item in history if "hindsight/experiences" in item.values]
+    if before is not None and after is not None:
+        reward = _pair(before.reward, after.reward)
+        all_satisfied = _pair(before.all_satisfied, after.all_satisfied)
+        measured_on = "held-out prompts"
+    else:
+        reward = _first_and_last(steps, "reward/mean")
+        all_satisfied = _first_and_last(steps, "reward/all_satisfied")
+        measured_on = "training rollouts"
+    return {
+        "reward": reward,
+        "all_satisfied": all_satisfied,
+        "measured_on": measured_on,
+        "steps": len(steps),
+        "hindsight": _hindsight(steps),
+        "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
+    }
+
+
+def print_summary(summary: Mapping[str, Any], *, folder: Path, console: Console) -> None:
+    """Print the tables, where things lie, and what to try next."""
+    hindsight, seconds = summary["hindsight"], summary["seconds"]
+    parts: list[RenderableType] = [_headline(summary)]
+    if hindsight["experiences"]:
+        parts.append(_hindsight_table(hindsight))
+    parts.append(_time_table(seconds, steps=summary["steps"]))
+    console.print()
+    console.print(Panel(Group(*parts), title=f"{folder.name}: {summary['steps']} steps"))
+    console.print(_next_steps(folder), highlight=False)
+
+
+def _first_and_last(steps: Sequence[Mapping[str, float]], name: str) -> dict[str, float | None]:
+    """Of the first and the last step that logged this metric."""
+    values = [step[name] for step in steps if name in step]
+    return _pair(values[0], values[-1]) if values else _pair(None, None)
+
+
+def _pair(before: float | None, after: float | None) -> dict[str, float | None]:
+    return {"before": before, "after": after}
+
+
+def _hindsight(steps: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
+    """Add up `hindsight/*` over the steps; the gain is weighted by each step's scored revisions."""
+    names = ("experiences", "experiences_too_long", "revisions", "accepted", "bonus_sum")
+    totals: dict[str, float | None] = {
+        name: sum(step[f"hindsight/{name}"] for step in steps) for name in names
+    }
+    gained = scored = 0.0
+    for step in steps:
+        if "hindsight/gain" in step:  # left out by a step without a scored revision
+            count = step["hindsight/revisions"] - step["scoring/revisions_unscored"]
+            gained += count * step["hindsight/gain"]
+            scored += count
+    return totals | {"gain": gained / scored if scored else None}
+
+
+def _headline(summary: Mapping[str, Any]) -> Table:
+    table = Table(title=f"on {summary['measured_on']}", title_justify="left", box=None)
+    for title in ("", "before", "after", "change"):
+        table.add_column(title, justify="right" if title else "left")
+    for key, title in (("reward", "mean reward"), ("all_satisfied", "all satisfied")):
+        before, after = summary[key]["before"], summary[key]["after"]
+        if before is None or after is None:
+            table.add_row(title, "-", "-", "-")
+            continue
+        colour = "green" if after > before else "red" if after < before else "default"
+        change = f"[bold {colour}]{after - before:+.3f}[/]"
+        table.add_row(title, f"{before:.3f}", f"[bold]{after:.3f}[/]", change)
+    return table
+
+
+def _hindsight_table(hindsight: Mapping[str, Any]) -> Table:
+    table = Table(title="\nhindsight, whole run", title_justify="left", box=None)
+    table.add_column()
+    table.add_column(justify="right")
+    revisions = hindsight["revisions"]
+    share = f" ({hindsight['accepted'] / revisions:.0%})" if revisions else ""
+    gain = "-" if hindsight["gain"] is None else f"{hindsight['gain']:+.3f}"
+    table.add_row("failed drafts shown as experience", f"{hindsight['experiences']:.0f}")
+    table.add_row("revisions sampled", f"{revisions:.0f}")
+    table.add_row("revisions that joined training", f"{hindsight['accepted']:.0f}{share}")
+    table.add_row("mean gain of a revision over its draft", gain)
+    table.add_row("bonus reward paid to drafts, sum", f"{hindsight['bonus_sum']:.2f}")
+    if hindsight["experiences_too_long"]:
+        too_long = f"{hindsight['experiences_too_long']:.0f}"
+        table.add_row("[yellow]experiences skipped, too long[/]", too_long)
+    return table
+
+
+def _time_table(seconds: Mapping[str, float], *, steps: int) -> Table:
+    table = Table(title="\ntime", title_justify="left", box=None)
+    for title in ("", "seconds", "share"):
+        table.add_column(title, justify="right" if title else "left")
+    total = seconds["total"]
+    phases = sorted((s, p) for p, s in seconds.items() if p not in ("total", "other"))
+    for value, phase in [*reversed(phases), (seconds["other"], "other")]:
+        table.add_row(phase, f"{value:.1f}", f"{value / total:.0%}" if total else "-")
+    per_step = f"{total / steps:.1f} s/step" if steps else ""
+    table.add_row("[bold]total[/]", f"[bold]{total:.1f}[/]", per_step)
+    return table
+
+
+def _next_steps(folder: Path) -> Panel:
+    again = f"herl train {shlex.quote(str(folder / 'config.yaml'))} \\\n    "
+    name = f"run.name={shlex.quote(folder.name)}"
+    lines = (
+        "[bold]look at the curve, and at drafts, verdicts and revisions[/]",
+        f"  {folder / 'learning_curve.png'}",
+        f"  {folder / 'rollouts'}",
+        f"  tensorboard --logdir {shlex.quote(str(folder.parent))}",
+        "[bold]compare with plain RLVR, and with HeRL without the bonus[/]",
+        f"  {again}{name}-rlvr hindsight.enabled=false",
+        f"  {again}{name}-no-bonus hindsight.alpha=0",
+        "[bold]use the policy, a Hugging Face folder[/]",
+        f"  {folder / 'policy'}",
+    )
+    return Panel("\n".join(escape(line) if line[0] == " " else line for line in lines),
+                 title="what to try next")  # fmt: skip
