@@ -62,7 +62,8 @@ def summarize(groups: Sequence[ScoredGroup]) -> EvalResult:
                     hits.setdefault(names[criterion_id], []).append(0)
     return EvalResult(
         reward=sum(score.reward for score in scored) / len(scored),
-        all_satisfied=sum(not score.unmet for score in scored) / len(scored),
+        all_satisfied=sum(bool(score.satisfied) and not score.unmet for score in scored)
+        / len(scored),
         responses=len(scores),
         unscored=len(scores) - len(scored),
         response_tokens=sum(lengths) / len(lengths),

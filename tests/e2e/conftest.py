@@ -72,7 +72,13 @@ def herl(tmp_path: Path, toy: Path, request: pytest.FixtureRequest):
 
     def start(command: str, config: str, *overrides: str) -> Run:
         marker = f"{request.node.name}-{os.getpid()}-{len(started)}"
-        arguments = [sys.executable, "-m", "herl_megatron.cli", command, str(ROOT / "configs" / config)]
+        arguments = [
+            sys.executable,
+            "-m",
+            "herl_megatron.cli",
+            command,
+            str(ROOT / "configs" / config),
+        ]
         arguments += [f"run.dir={tmp_path}", "run.name=run", *overrides]
         process = subprocess.Popen(
             arguments,

@@ -29,7 +29,10 @@ def wait_for_step(run, timeout_s: float = 120) -> None:
     [("ray::TrainerRank", "trainer rank"), ("ray::EngineWorker", "rollout engine 0")],
 )
 def test_dead_worker_is_named_and_nothing_is_left(
-    herl, small_toy: Path, title: str, named: str  # noqa: F811
+    herl,
+    small_toy: Path,
+    title: str,
+    named: str,  # noqa: F811
 ) -> None:
     run = herl(
         "train", "quickstart_cpu.yaml", *small(small_toy), "train.steps=500",
