@@ -84,7 +84,7 @@ def work(
     from herl_megatron.megatron.parallel import init_parallel, shutdown_parallel
     from herl_megatron.weight_sync.source import WeightSource
 
-    config = MegatronConfig(precision="fp32", timeout_s=60, **layout)
+    config = MegatronConfig(**{"precision": "fp32", "timeout_s": 60, **layout})
     groups = init_parallel(
         config,
         rank=rank,
@@ -215,6 +215,30 @@ def test_sliding_window_and_experts(folder: Path, tmp_path: Path) -> None:
 
 def test_more_tp_ranks_than_key_value_heads(folder: Path, tmp_path: Path) -> None:
     run_layout(folder, tmp_path, ("qwen2",), tensor_parallel=4)
+
+
+def test_bf16_is_as_exact_as_hugging_face_in_bf16(folder: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    name, layout = "qwen3", {"tensor_parallel": 2, "precision": "bf16"}
+    staging = start_export(tmp_path / "bf16")
+    by_rank = run_ranks(work, 2, layout, ((str(folder / name), str(staging)),))
+    answers = [answers[0] for answers in by_rank]
+    hf = AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.bfloat16).eval()
+    ours, theirs = [], []
+    for index, wanted in enumerate(torch.load(folder / f"{name}.pt")):
+        padded = whole_vocab(answers, "padded", index)
+        assert padded.dtype is torch.bfloat16
+        for row, want in enumerate(wanted):
+            with torch.no_grad():
+                logits = hf(input_ids=batches()[index][row][None]).logits[0]
+            ours.append(padded[row, : len(want)].float() - want)
+            theirs.append(logits.float() - want)
+    error, hf_error = (float(torch.cat(parts).square().mean().sqrt()) for parts in (ours, theirs))
+    assert 0 < error < 1.2 * hf_error, f"rms error {error}, Hugging Face has {hf_error}"
+    finish_export(staging, tmp_path / "bf16", stages=[answers[0].written], source=folder / name)
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "bf16").state_dict()
+    assert all(torch.equal(exported[key], value) for key, value in hf.state_dict().items())
 
 
 def test_exported_folder_loads_in_transformers(folder: Path, tmp_path: Path) -> None:

@@ -214,6 +214,8 @@ def hf_beside_megatron(rank: int, world_size: int, init_method: str, folder: str
     start(init_method, rank, world_size)
     with torch.device("meta"):
         assert torch.zeros(1).is_meta, "torch itself must stay as it is"
+    assert torch.zeros(1).type() == "torch.FloatTensor"
+    assert not torch.cuda.is_available()
     with torch.no_grad():
         return AutoModelForCausalLM.from_pretrained(folder)(torch.arange(20)[None]).logits
 
