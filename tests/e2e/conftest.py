@@ -65,6 +65,25 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="session")
+def small(toy: Path) -> list[str]:
+    """Overrides that make a run of seconds: few prompts, short responses, random weights."""
+    rows = (toy / "heldout.jsonl").read_text().splitlines()[:6]
+    (toy / "heldout_small.jsonl").write_text("\n".join(rows) + "\n")
+    return [
+        f"model.path={toy}/model",
+        f"data.train={toy}/train.jsonl",
+        f"data.eval={toy}/heldout_small.jsonl",
+        "train.steps=2",
+        "train.prompts_per_step=4",
+        "train.prompts_per_optimizer_step=2",
+        "rollout.group_size=4",
+        "rollout.max_response_tokens=16",
+        "eval.samples_per_prompt=2",
+        "eval.temperature=1.0",
+    ]
+
+
 @pytest.fixture
 def herl(tmp_path: Path, toy: Path, request: pytest.FixtureRequest):
     """Start `herl COMMAND CONFIG` on the toy task with overrides; ended with the test."""

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import signal
 import time
-from pathlib import Path
 
 import pytest
-from test_train import small, small_toy  # noqa: F401  (fixture)
 
 pytestmark = pytest.mark.e2e
 
@@ -30,12 +28,12 @@ def wait_for_step(run, timeout_s: float = 120) -> None:
 )
 def test_dead_worker_is_named_and_nothing_is_left(
     herl,
-    small_toy: Path,
+    small: list[str],
     title: str,
-    named: str,  # noqa: F811
+    named: str,
 ) -> None:
     run = herl(
-        "train", "quickstart_cpu.yaml", *small(small_toy), "train.steps=500",
+        "train", "quickstart_cpu.yaml", *small, "train.steps=500",
         "megatron.tensor_parallel=2",
     )  # fmt: skip
     wait_for_step(run)
@@ -51,8 +49,8 @@ def test_dead_worker_is_named_and_nothing_is_left(
     assert (run.folder / "policy" / "config.json").exists() == (title == "ray::EngineWorker")
 
 
-def test_sigterm_ends_every_process(herl, small_toy: Path) -> None:  # noqa: F811
-    run = herl("train", "quickstart_cpu.yaml", *small(small_toy), "train.steps=500")
+def test_sigterm_ends_every_process(herl, small: list[str]) -> None:
+    run = herl("train", "quickstart_cpu.yaml", *small, "train.steps=500")
     wait_for_step(run)
     run.process.send_signal(signal.SIGTERM)
     code, output = run.wait(timeout_s=60)

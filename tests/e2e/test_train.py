@@ -17,37 +17,14 @@ def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def small(toy: Path) -> list[str]:
-    """Overrides that make a run of seconds: few prompts, short responses, random weights."""
-    return [
-        f"model.path={toy}/model",
-        f"data.train={toy}/train.jsonl",
-        f"data.eval={toy}/heldout_small.jsonl",
-        "train.steps=2",
-        "train.prompts_per_step=4",
-        "train.prompts_per_optimizer_step=2",
-        "rollout.group_size=4",
-        "rollout.max_response_tokens=16",
-        "eval.samples_per_prompt=2",
-        "eval.temperature=1.0",
-    ]
-
-
-@pytest.fixture(scope="module")
-def small_toy(toy: Path) -> Path:
-    rows = (toy / "heldout.jsonl").read_text().splitlines()[:6]
-    (toy / "heldout_small.jsonl").write_text("\n".join(rows) + "\n")
-    return toy
-
-
-def test_train_eval_and_export_agree(herl, small_toy: Path) -> None:
+def test_train_eval_and_export_agree(herl, toy: Path, small: list[str]) -> None:
     """Two HeRL steps on TP 2 with two engines; the exported policy evaluates to the same numbers.
 
     `herl eval` loads the exported folder into a fresh engine; equal rewards and lengths under equal
     seeds mean that the synced engines held exactly the exported weights.
     """
     run = herl(
-        "train", "quickstart_cpu.yaml", *small(small_toy),
+        "train", "quickstart_cpu.yaml", *small,
         "megatron.tensor_parallel=2", "rollout.replicas=2", "rollout.dtype=fp32",
     )  # fmt: skip
     code, output = run.wait()
@@ -73,7 +50,7 @@ def test_train_eval_and_export_agree(herl, small_toy: Path) -> None:
             assert rollout["weight_version"] == 1
 
     again = herl(
-        "eval", "quickstart_cpu.yaml", *small(small_toy),
+        "eval", "quickstart_cpu.yaml", *small,
         f"model.path={run.folder}/policy", "run.name=eval", "rollout.dtype=fp32",
     )  # fmt: skip
     code, output = again.wait()
@@ -85,7 +62,7 @@ def test_train_eval_and_export_agree(herl, small_toy: Path) -> None:
     assert summary["reward"]["after"] == after["eval/reward"]
 
     trained = AutoModelForCausalLM.from_pretrained(run.folder / "policy").state_dict()
-    start = AutoModelForCausalLM.from_pretrained(small_toy / "model").state_dict()
+    start = AutoModelForCausalLM.from_pretrained(toy / "model").state_dict()
     assert trained.keys() == start.keys()
     moved = max((trained[name] - start[name]).abs().max().item() for name in start)
     # Adam moves a weight by at most about the learning rate in each of the 4 optimizer steps.
@@ -93,11 +70,11 @@ def test_train_eval_and_export_agree(herl, small_toy: Path) -> None:
     assert torch.isfinite(torch.stack([t.abs().max() for t in trained.values()])).all()
 
 
-def test_sft_over_pipeline_stages_lowers_the_loss(herl, small_toy: Path) -> None:
+def test_sft_over_pipeline_stages_lowers_the_loss(herl, toy: Path, small: list[str]) -> None:
     """SFT on PP 2; the export's own loss on the first rows, by plain transformers, went down."""
     run = herl(
-        "sft", "quickstart_sft_cpu.yaml", f"model.path={small_toy}/model",
-        f"sft.data={small_toy}/sft.jsonl", "sft.steps=8", "sft.rows_per_step=16",
+        "sft", "quickstart_sft_cpu.yaml", f"model.path={toy}/model",
+        f"sft.data={toy}/sft.jsonl", "sft.steps=8", "sft.rows_per_step=16",
         "megatron.tensor_parallel=1", "megatron.pipeline_parallel=3",
     )  # fmt: skip
     code, output = run.wait()
