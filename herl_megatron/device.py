@@ -50,6 +50,11 @@ def has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
+def cuda_device_count() -> int:
+    """CUDA devices that torch sees; 0 without CUDA."""
+    return torch.cuda.device_count()
+
+
 def has_transformer_engine() -> bool:
     """Whether Transformer Engine is installed (it is not imported here)."""
     return importlib.util.find_spec("transformer_engine") is not None

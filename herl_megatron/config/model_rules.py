@@ -1,0 +1,149 @@
+"""Rules between the configuration and the Hugging Face folder that it names.
+
+Only `config.json` and the names and sizes of the files are read here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from herl_megatron.config.schema import Config
+
+SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe")
+"""Families that `weight_sync.hf_names` knows (a test keeps the two equal)."""
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+_BYTES = {"fp32": 4, "bf16": 2}
+
+
+def model_problems(config: Config, *, trains: bool, samples: bool) -> Iterator[str]:
+    """What is wrong with `model.path` for this run."""
+    folder = Path(config.model.path)
+    if not folder.is_dir():
+        yield (
+            f"model.path: no such folder: {config.model.path!r} (from {Path.cwd()}); it must be a"
+            " Hugging Face folder on this machine"
+        )
+        return
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        yield f"model.path: {folder} has no tokenizer ({', '.join(_TOKENIZER_FILES)})"
+    if not config.model.random_init and not weights_bytes(folder):
+        yield (
+            f"model.path: {folder} has no *.safetensors weights; add them, or set"
+            " model.random_init=true to start from random ones"
+        )
+    try:
+        shape = _read_shape(folder / "config.json")
+    except ValueError as error:
+        yield f"model.path: {error}"
+        return
+    if shape["model_type"] not in SUPPORTED_MODEL_TYPES:
+        yield (
+            f"model.path: model_type {shape['model_type']!r} is not supported; one of"
+            f" {', '.join(SUPPORTED_MODEL_TYPES)}"
+        )
+        return
+    if trains:
+        yield from _layout(config, shape)
+    if samples:
+        yield from _engine(config, shape)
+
+
+def weights_bytes(folder: str | Path) -> int:
+    """Total size of the folder's safetensors files, 0 if there are none."""
+    return sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
+
+
+def _read_shape(path: Path) -> Mapping[str, Any]:
+    """`config.json` with a `model_type`.
+
+    Raises:
+        ValueError: no such file, not JSON, or no model type in it.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path.parent} has no config.json; it is not a Hugging Face folder")
+    try:
+        shape = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(shape, dict) or "model_type" not in shape:
+        raise ValueError(f"{path} names no model_type")
+    return shape
+
+
+def _layout(config: Config, shape: Mapping[str, Any]) -> Iterator[str]:
+    """TP cuts heads and MLP, PP cuts layers. A size that config.json leaves out is not judged."""
+    megatron = config.megatron
+    tp = megatron.tensor_parallel
+    for name in ("num_attention_heads", "intermediate_size", "moe_intermediate_size"):
+        if name in shape and shape[name] % tp:
+            yield (
+                f"megatron.tensor_parallel {tp} does not divide the model's {name} {shape[name]};"
+                " choose a divisor"
+            )
+    kv_heads = shape.get("num_key_value_heads")
+    if kv_heads and kv_heads % tp and tp % kv_heads:
+        yield (
+            f"megatron.tensor_parallel {tp} and the model's num_key_value_heads {kv_heads}: one"
+            " must divide the other"
+        )
+    layers, chunks = shape.get("num_hidden_layers"), megatron.pipeline_parallel
+    if megatron.virtual_pipeline:
+        chunks *= megatron.virtual_pipeline
+    if layers and layers % chunks:
+        yield (
+            f"megatron.pipeline_parallel {megatron.pipeline_parallel} * virtual_pipeline"
+            f" {megatron.virtual_pipeline or 1} = {chunks} does not divide the model's"
+            f" num_hidden_layers {layers}"
+        )
+    yield from _experts(config, shape)
+
+
+def _experts(config: Config, shape: Mapping[str, Any]) -> Iterator[str]:
+    megatron = config.megatron
+    experts = shape.get("num_experts") or shape.get("num_local_experts")
+    if experts is None:
+        if megatron.expert_parallel > 1:
+            yield (
+                f"megatron.expert_parallel is {megatron.expert_parallel} but a"
+                f" {shape['model_type']} has no experts; set it to 1"
+            )
+        return
+    if experts % megatron.expert_parallel:
+        yield (
+            f"megatron.expert_parallel {megatron.expert_parallel} does not divide the model's"
+            f" {experts} experts"
+        )
+    if megatron.tensor_parallel > 1 and not megatron.sequence_parallel:
+        yield (
+            f"megatron.tensor_parallel is {megatron.tensor_parallel} and the model has experts;"
+            " set megatron.sequence_parallel=true"
+        )
+
+
+def _engine(config: Config, shape: Mapping[str, Any]) -> Iterator[str]:
+    """Longest sequence against the model's positions and the KV cache."""
+    data, rollout = config.data, config.rollout
+    key = max(("max_prompt_tokens", "max_experience_tokens"), key=lambda k: data.model_dump()[k])
+    longest = data.model_dump()[key] + rollout.max_response_tokens
+    positions = shape.get("max_position_embeddings")
+    if positions and longest > positions:
+        yield (
+            f"data.{key} {data.model_dump()[key]} + rollout.max_response_tokens"
+            f" {rollout.max_response_tokens} = {longest} tokens, but the model's"
+            f" max_position_embeddings is {positions}; lower one of them"
+        )
+    heads, size = shape.get("num_attention_heads"), shape.get("hidden_size")
+    layers = shape.get("num_hidden_layers")
+    if not (heads and size and layers):
+        return
+    head_dim = shape.get("head_dim") or size // heads
+    kv_heads = shape.get("num_key_value_heads") or heads
+    need = 2 * layers * kv_heads * head_dim * _BYTES[rollout.dtype] * longest
+    if need > rollout.kv_cache_bytes:
+        yield (
+            f"rollout.kv_cache_bytes is {rollout.kv_cache_bytes}, but one sequence of {longest}"
+            f" tokens needs {need}; raise it or lower the token limits"
+        )

@@ -1,0 +1,220 @@
+"""Every rule that involves two keys, a file or the machine, checked before any process starts.
+
+A rule is a function that yields its problems; all problems of a run are reported together, each
+with the keys, their values and the fix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from herl_megatron.config.load import ConfigError
+from herl_megatron.config.machine import Machine, look_at_machine
+from herl_megatron.config.model_rules import model_problems, weights_bytes
+from herl_megatron.config.paths import folder_problem
+from herl_megatron.config.schema import Config
+
+Purpose = Literal["train", "sft", "eval"]
+
+
+def validate(config: Config, *, purpose: Purpose, machine: Machine | None = None) -> None:
+    """Refuse a configuration that cannot run; `machine` defaults to the facts of this one.
+
+    Raises:
+        ConfigError: all problems found.
+    """
+    machine = machine or look_at_machine(config)
+    problems = list(_problems(config, purpose, machine))
+    if problems:
+        raise ConfigError(problems)
+
+
+def _problems(config: Config, purpose: Purpose, machine: Machine) -> Iterator[str]:
+    if problem := folder_problem(config):
+        yield problem
+    yield from _files(config, purpose)
+    yield from model_problems(config, trains=purpose != "eval", samples=purpose != "sft")
+    yield from _devices(config, purpose, machine)
+    if purpose != "eval":
+        yield from _layout(config)
+        yield from _batches(config, purpose)
+        if config.optimizer.min_lr > config.optimizer.lr:
+            yield (
+                f"optimizer.min_lr is {config.optimizer.min_lr}, above optimizer.lr"
+                f" {config.optimizer.lr}; lower it"
+            )
+    if purpose == "train":
+        yield from _loop(config)
+        yield from _hindsight(config)
+        yield from _shared_memory(config, machine)
+
+
+def _files(config: Config, purpose: Purpose) -> Iterator[str]:
+    needed = {
+        "train": {"data.train": config.data.train},
+        "sft": {"sft.data": config.sft.data},
+        "eval": {"data.eval": config.data.eval},
+    }[purpose]
+    optional = {"data.eval": config.data.eval} if purpose == "train" else {}
+    for key, value in (needed | optional).items():
+        if not value:
+            if key in needed:
+                yield f"{key} is empty; `herl {purpose}` needs a file of rows there"
+        elif not Path(value).is_file():
+            yield f"{key}: no such file: {value!r} (from {Path.cwd()}); mend the path"
+
+
+def _devices(config: Config, purpose: Purpose, machine: Machine) -> Iterator[str]:
+    megatron, rollout = config.megatron, config.rollout
+    device = machine.device(config.cluster.device)
+    trains, samples = purpose != "eval", purpose != "sft"
+    if device == "cpu":
+        if trains:
+            for key, size in (
+                ("context_parallel", megatron.context_parallel),
+                ("expert_parallel", megatron.expert_parallel),
+            ):
+                if size > 1:
+                    yield f"megatron.{key} is {size}, but on the CPU it is not supported; set it to 1"
+        if samples and rollout.tensor_parallel > 1:
+            yield (
+                f"rollout.tensor_parallel is {rollout.tensor_parallel}, but on the CPU an engine"
+                " is one process; use 1, and rollout.replicas for more engines"
+            )
+    elif not machine.gpus:
+        yield "cluster.device is 'cuda' but torch sees no CUDA device; use 'cpu' or 'auto'"
+    else:
+        yield from _gpus(config, machine, trains=trains, samples=samples)
+    if trains and machine.precision_problem:
+        yield machine.precision_problem
+
+
+def _gpus(config: Config, machine: Machine, *, trains: bool, samples: bool) -> Iterator[str]:
+    megatron, rollout = config.megatron, config.rollout
+    if trains and megatron.context_parallel > 1 and not machine.transformer_engine:
+        yield (
+            f"megatron.context_parallel is {megatron.context_parallel}, which needs Transformer"
+            " Engine; install it or use 1"
+        )
+    if config.cluster.address:
+        return  # the GPUs of the other machines are Ray's to count
+    if trains and megatron.world_size > machine.gpus:
+        yield (
+            f"megatron: TP {megatron.tensor_parallel} * PP {megatron.pipeline_parallel} * CP"
+            f" {megatron.context_parallel} * DP {megatron.data_parallel} = {megatron.world_size}"
+            f" ranks, but this machine has {machine.gpus} GPUs; make the product smaller or join"
+            " a cluster with cluster.address"
+        )
+    engine_gpus = rollout.replicas * rollout.tensor_parallel
+    if samples and engine_gpus > machine.gpus:
+        yield (
+            f"rollout.replicas {rollout.replicas} * rollout.tensor_parallel"
+            f" {rollout.tensor_parallel} = {engine_gpus} GPUs, but this machine has"
+            f" {machine.gpus}; lower one of them"
+        )
+
+
+def _layout(config: Config) -> Iterator[str]:
+    megatron = config.megatron
+    if megatron.sequence_parallel and megatron.tensor_parallel == 1:
+        yield (
+            "megatron.sequence_parallel is true with megatron.tensor_parallel 1; it splits over TP,"
+            " so set it to false or raise tensor_parallel"
+        )
+    virtual = megatron.virtual_pipeline
+    if virtual is not None and megatron.pipeline_parallel == 1:
+        yield (
+            f"megatron.virtual_pipeline is {virtual} with megatron.pipeline_parallel 1; set it to"
+            " null or raise pipeline_parallel"
+        )
+    if virtual is not None and virtual < 2:
+        yield f"megatron.virtual_pipeline is {virtual}; use 2 or more, or null for plain 1F1B"
+    replicas = megatron.data_parallel * megatron.context_parallel
+    if replicas % megatron.expert_parallel:
+        yield (
+            f"megatron.expert_parallel {megatron.expert_parallel} does not divide"
+            f" data_parallel * context_parallel = {replicas}; choose a divisor"
+        )
+
+
+def _batches(config: Config, purpose: Purpose) -> Iterator[str]:
+    dp = config.megatron.data_parallel
+    if purpose == "sft":
+        if config.sft.rows_per_step < dp:
+            yield (
+                f"sft.rows_per_step is {config.sft.rows_per_step}, fewer than"
+                f" megatron.data_parallel {dp}; every rank needs a row"
+            )
+        return
+    train, group = config.train, config.rollout.group_size
+    if train.prompts_per_step % train.prompts_per_optimizer_step:
+        yield (
+            f"train.prompts_per_step {train.prompts_per_step} is not divisible by"
+            f" train.prompts_per_optimizer_step {train.prompts_per_optimizer_step}"
+        )
+    rows = train.prompts_per_optimizer_step * group
+    if rows < dp:
+        yield (
+            f"train.prompts_per_optimizer_step {train.prompts_per_optimizer_step} *"
+            f" rollout.group_size {group} = {rows} rows, fewer than megatron.data_parallel {dp};"
+            " every rank needs a row"
+        )
+    if config.algorithm.min_valid > group:
+        yield (
+            f"algorithm.min_valid is {config.algorithm.min_valid}, above rollout.group_size"
+            f" {group}; no group would ever train"
+        )
+
+
+def _loop(config: Config) -> Iterator[str]:
+    train, data = config.train, config.data
+    if not train.steps and not data.eval and not train.export:
+        yield "train.steps is 0, data.eval is empty and train.export is false: nothing to do"
+    if train.eval_every and not data.eval:
+        yield (
+            f"train.eval_every is {train.eval_every} but data.eval is empty; give held-out rows or"
+            " set eval_every to 0"
+        )
+    if train.steps and config.rollout.temperature == 0:
+        yield (
+            "rollout.temperature is 0, so all rollouts of a group are equal and nothing is"
+            " learned; use 1.0"
+        )
+
+
+def _hindsight(config: Config) -> Iterator[str]:
+    hindsight = config.hindsight
+    if not hindsight.enabled:
+        return
+    if hindsight.replace != "append" and hindsight.replace_top_n > config.rollout.group_size:
+        yield (
+            f"hindsight.replace_top_n is {hindsight.replace_top_n}, above rollout.group_size"
+            f" {config.rollout.group_size}; lower it or use hindsight.replace=append"
+        )
+    if hindsight.temperature == 0 and not hindsight.reference_compat:
+        if hindsight.behavior == "sampler":
+            yield (
+                "hindsight.temperature is 0 with hindsight.behavior 'sampler': a greedy sampler"
+                " has no token probabilities; raise the temperature, or use behavior 'old' or 'one'"
+            )
+        if hindsight.revisions_per_experience > 1:
+            yield (
+                "hindsight.temperature is 0 with hindsight.revisions_per_experience"
+                f" {hindsight.revisions_per_experience}: they would be equal; use 1"
+            )
+
+
+def _shared_memory(config: Config, machine: Machine) -> Iterator[str]:
+    """Two buckets are in flight at once; a bucket is never larger than the model in float32."""
+    stored = weights_bytes(config.model.path)
+    if machine.shared_memory_bytes is None or not stored:
+        return  # `weight_sync.sync` knows the exact sizes and checks again
+    need = 2 * min(config.weight_sync.bucket_bytes, 2 * stored)
+    if machine.shared_memory_bytes < need:
+        yield (
+            f"weight_sync.bucket_bytes {config.weight_sync.bucket_bytes}: two buckets need {need}"
+            f" bytes of shared memory but /dev/shm has {machine.shared_memory_bytes} free; free"
+            " some, make it larger (docker run --shm-size=2g) or lower bucket_bytes"
+        )
