@@ -7,6 +7,7 @@ an engine samples after the generation prompt.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from typing import Any
 import numpy as np
 
 from herl_megatron.types import IntArray, Message
+
+_log = logging.getLogger(__name__)
+_PROBE = 'Write "two" short lines, please:\n\n* It is 12:30; don\'t wait.\n  * <<Good-bye>>'
 
 
 class ChatTokenizer:
@@ -47,6 +51,7 @@ class ChatTokenizer:
         pad = self._tokenizer.pad_token_id
         self.pad_token_id = self.end_token_ids[0] if pad is None else int(pad)
         self.vocab_size = len(self._tokenizer)
+        self._compare_with_file(path)
 
     def prompt_ids(self, messages: Sequence[Message]) -> IntArray:
         """Ids `[prompt]` of the templated messages plus the generation prompt."""
@@ -86,6 +91,28 @@ class ChatTokenizer:
     def _encode(self, text: str) -> IntArray:
         ids = self._tokenizer.encode(text, add_special_tokens=False)
         return np.asarray(ids, dtype=np.int32)
+
+    def _compare_with_file(self, path: str) -> None:
+        """Warn if `transformers` encodes a probe otherwise than `tokenizer.json` says.
+
+        Version 5 rebuilds the tokenizers of some model types from their vocabulary alone; a
+        foreign pre-tokenizer is then ignored, and a model trained with it sees other tokens.
+        """
+        file = Path(path) / "tokenizer.json"
+        if not file.is_file():
+            return
+        from tokenizers import Tokenizer
+
+        written = Tokenizer.from_file(str(file)).encode(_PROBE, add_special_tokens=False).ids
+        rebuilt = self._encode(_PROBE).tolist()
+        if written != rebuilt:
+            _log.warning(
+                "model.path=%r: transformers encodes a probe text in %d tokens, tokenizer.json in "
+                "%d; check that tokenizer_class and model_type fit this tokenizer",
+                path,
+                len(rebuilt),
+                len(written),
+            )
 
     def _find_end_tokens(self, path: str) -> tuple[int, ...]:
         """The template's turn end, the tokenizer's end token, those of the generation config."""

@@ -94,3 +94,22 @@ def test_prompts_over_the_limit_are_named(tmp_path: Path) -> None:
     check_prompt_lengths(prompts, tokenizer, 7)
     with pytest.raises(ValueError, match=r"2 of 3 .*=4: p4 \(7 tokens\), p2 .*raise .* to 7"):
         check_prompt_lengths(prompts, tokenizer, 4)
+
+
+def test_tokenizer_that_transformers_rebuilds_is_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_tokenizer(tmp_path, eos_token="<eos>")
+    ChatTokenizer(path)
+    assert not caplog.records
+    # Whole words without merges: with a Qwen2 model beside it, transformers 5 rebuilds the
+    # tokenizer from vocabulary and merges, and "Write" falls apart into letters.
+    vocab = {chr(i): i for i in range(33, 127)} | {"Write": 127}
+    word_level = Tokenizer(models.BPE(vocab=vocab, merges=[], ignore_merges=True))
+    word_level.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=word_level, eos_token="!", chat_template=TEMPLATE
+    ).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    ChatTokenizer(path)
+    assert "tokenizer.json" in caplog.text and "tokenizer_class" in caplog.text

@@ -116,19 +116,22 @@ def test_files_are_canonical_and_held_out_prompts_stay_out(folder: Path) -> None
     assert not any(messages[0].content.split("\n")[0] in unseen for messages in sft)
 
 
-def test_two_runs_write_the_same_bytes_and_another_seed_does_not(
+def test_another_process_writes_the_same_bytes_and_another_seed_does_not(
     folder: Path, tmp_path: Path
 ) -> None:
     tool = Path(__file__).parents[3] / "tools" / "make_toy_task.py"
-    sizes = ["--train-prompts", "512", "--heldout-prompts", "128", "--sft-rows", "200"]
-    for seed in ("3", "4"):
-        command = [sys.executable, str(tool), "--out", str(tmp_path / seed), "--seed", seed, *sizes]
-        environment = os.environ | {"PYTHONPATH": str(tool.parents[1]), "PYTHONHASHSEED": "9"}
-        subprocess.run(command, check=True, env=environment, timeout=120)
-    assert digests(tmp_path / "3") == digests(folder)
-    changed = {
-        name for name, digest in digests(tmp_path / "4").items() if digests(folder)[name] != digest
-    }
+    again = tmp_path / "again"
+    subprocess.run(
+        [sys.executable, str(tool), "--out", str(again), "--seed", "3", "--sft-rows", "200"],
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(tool.parents[1]), "PYTHONHASHSEED": "9"},
+        timeout=120,
+    )
+    assert digests(again) == digests(folder)
+    other = tmp_path / "other"
+    write_toy_task(other, seed=4, train_prompts=512, heldout_prompts=128, sft_rows=200)
+    written = digests(folder)
+    changed = {name for name, digest in digests(other).items() if written[name] != digest}
     assert changed == {"train.jsonl", "heldout.jsonl", "sft.jsonl", "model/model.safetensors"}
 
 
@@ -171,7 +174,7 @@ def test_model_folder_loads_as_a_small_qwen2(folder: Path) -> None:
     assert model.generation_config.eos_token_id == tokenizer.end_token_ids[0]
     embedding = model.get_input_embeddings().weight
     assert embedding.data_ptr() == model.get_output_embeddings().weight.data_ptr()
-    assert embedding.std().item() == pytest.approx(0.04, rel=0.02)
+    assert embedding.std().item() == pytest.approx(0.08, rel=0.02)
     # Embedding, then per layer: q, o, k, v with biases on q, k, v; three MLP matrices; two norms.
     layer = 2 * 128 * 128 + 2 * 128 * 64 + (128 + 64 + 64) + 3 * 128 * 320 + 2 * 128
     expected = tokenizer.vocab_size * 128 + 3 * layer + 128

@@ -14,7 +14,7 @@ import ray
 
 from herl_megatron.config.schema import ScoringConfig
 from herl_megatron.rubrics.pool import ScoringPool
-from herl_megatron.types import Criterion, Message, Prompt, Rubric, Scored, Unscored
+from herl_megatron.types import Criterion, Message, Prompt, Rubric, Score, Scored, Unscored
 
 # Checks of a user's own module, one for each way in which a check can fail.
 FAULTY_CHECKS = """
@@ -64,14 +64,35 @@ def pool_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     sys.path.remove(str(folder))
 
 
-@pytest.fixture
-def pool(pool_folder: Path) -> Iterator[ScoringPool]:
+class CountedPool:
+    """One pool for all tests (a worker takes a second to start), counted from `since`."""
+
+    def __init__(self, pool: ScoringPool) -> None:
+        self.pool = pool
+        self.since = pool.stats()
+
+    def score(self, prompt: Prompt, *texts: str) -> list[Score]:
+        return asyncio.run(self.pool.score_group(prompt, texts))
+
+    def counts(self) -> dict[str, int]:
+        """What happened since, zeros left out."""
+        now = self.pool.stats()
+        return {name: n - self.since[name] for name, n in now.items() if n > self.since[name]}
+
+
+@pytest.fixture(scope="module")
+def shared_pool(pool_folder: Path) -> Iterator[ScoringPool]:
     config = ScoringConfig(
-        workers=2, check_timeout_s=0.5, timeout_s=4.0, check_modules=("faulty_checks",)
+        workers=2, check_timeout_s=0.5, timeout_s=3.0, check_modules=("faulty_checks",)
     )
     pool = ScoringPool(config)
     yield pool
     pool.shutdown()
+
+
+@pytest.fixture
+def pool(shared_pool: ScoringPool) -> CountedPool:
+    return CountedPool(shared_pool)
 
 
 def prompt(check: str, **params: Any) -> Prompt:
@@ -86,9 +107,9 @@ def words(at_least: int) -> Prompt:
     return prompt("ifeval/length_constraints:number_words", num_words=at_least, relation="at least")
 
 
-def test_groups_and_responses_come_back_in_order(pool: ScoringPool) -> None:
+def test_groups_and_responses_come_back_in_order(pool: CountedPool) -> None:
     async def score_all() -> list[list[Any]]:
-        groups = [pool.score_group(words(n), ["a", "a b", "a, b, c"]) for n in range(1, 41)]
+        groups = [pool.pool.score_group(words(n), ["a", "a b", "a, b, c"]) for n in range(1, 41)]
         return await asyncio.gather(*groups)
 
     rewards = [[score.reward for score in group] for group in asyncio.run(score_all())]
@@ -96,76 +117,76 @@ def test_groups_and_responses_come_back_in_order(pool: ScoringPool) -> None:
     assert rewards[1] == [0.5, 1.0, 0.5]
     assert rewards[2] == [0.5, 0.5, 0.5]
     assert rewards[3:] == [[0.5, 0.5, 0.0]] * 37
-    assert pool.stats()["groups"] == 40
-    assert pool.stats()["responses"] == 120
-    assert pool.stats()["unscored"] == 0
+    assert pool.counts() == {"groups": 40, "responses": 120}
 
 
 def test_crashed_worker_is_replaced_and_the_group_scored_again(
-    pool: ScoringPool, tmp_path: Path
+    pool: CountedPool, tmp_path: Path
 ) -> None:
     crashing = prompt("faulty/crash", marker=str(tmp_path / "once"), times=1)
-    scores = asyncio.run(pool.score_group(crashing, ["fine", "not, fine"]))
+    scores = pool.score(crashing, "fine", "not, fine")
     assert [score.reward for score in scores if isinstance(score, Scored)] == [1.0, 0.5]
-    assert pool.stats()["worker_crashes"] == 1
-    assert pool.stats()["isolated_groups"] == 0
+    assert pool.counts() == {"groups": 1, "responses": 2, "worker_crashes": 1}
 
 
 def test_group_that_crashes_twice_is_isolated_and_others_go_on(
-    pool: ScoringPool, tmp_path: Path
+    pool: CountedPool, tmp_path: Path
 ) -> None:
     crashing = prompt("faulty/crash", marker=str(tmp_path / "always"), times=99)
 
     async def score_both() -> list[Any]:
-        calls = [pool.score_group(crashing, ["a", "b"])]
-        calls += [pool.score_group(words(1), ["a"]) for _ in range(6)]
+        calls = [pool.pool.score_group(crashing, ["a", "b"])]
+        calls += [pool.pool.score_group(words(1), ["a"]) for _ in range(6)]
         return await asyncio.gather(*calls)
 
     isolated, *others = asyncio.run(score_both())
     assert isolated == [Unscored("the group crashed 2 scoring workers")] * 2
     assert [group[0].reward for group in others] == [1.0] * 6
-    assert pool.stats()["worker_crashes"] == 2
-    assert pool.stats()["isolated_groups"] == 1
-    assert pool.stats()["unscored"] == 2
+    assert pool.counts() == {
+        "groups": 7,
+        "responses": 8,
+        "unscored": 2,
+        "worker_crashes": 2,
+        "isolated_groups": 1,
+    }
 
 
-def test_backtracking_check_costs_one_response_not_the_group(pool: ScoringPool) -> None:
+def test_backtracking_check_costs_one_response_not_the_group(pool: CountedPool) -> None:
     slow = prompt("ifeval/keywords:existence", keywords=["(a+)+b"])
-    hopeless, quick = asyncio.run(pool.score_group(slow, ["a" * 40, "aab"]))
+    hopeless, quick = pool.score(slow, "a" * 40, "aab")
     assert isinstance(hopeless, Unscored) and "no verdict within 0.5 s" in hopeless.reason
     assert isinstance(quick, Scored) and quick.reward == 1.0
-    assert pool.stats()["check_failures"] == 1
+    assert pool.counts() == {"groups": 1, "responses": 2, "unscored": 1, "check_failures": 1}
 
 
-def test_group_past_its_time_limit_is_unscored_and_the_pool_goes_on(pool: ScoringPool) -> None:
-    scores = asyncio.run(pool.score_group(prompt("faulty/hang"), ["a"]))
-    assert scores == [Unscored("the group was not scored within 4 s")]
-    again = asyncio.run(pool.score_group(words(1), ["a"]))
-    assert isinstance(again[0], Scored)
-    assert pool.stats()["group_timeouts"] == 1
+def test_group_past_its_time_limit_is_unscored_and_the_pool_goes_on(pool: CountedPool) -> None:
+    scores = pool.score(prompt("faulty/hang"), "a")
+    assert scores == [Unscored("the group was not scored within 3 s")]
+    assert all(isinstance(pool.score(words(1), "a")[0], Scored) for _ in range(4))
+    assert pool.counts() == {"groups": 5, "responses": 5, "unscored": 1, "group_timeouts": 1}
 
 
-def test_check_that_raises_is_a_counted_failure_of_that_response(pool: ScoringPool) -> None:
-    bad, good = asyncio.run(pool.score_group(prompt("faulty/raise"), ["bad", "good"]))
+def test_check_that_raises_is_a_counted_failure_of_that_response(pool: CountedPool) -> None:
+    bad, good = pool.score(prompt("faulty/raise"), "bad", "good")
     assert isinstance(bad, Unscored)
     assert "faulty/raise raised KeyError: 'no such entry'" in bad.reason
     assert isinstance(good, Scored) and good.reward == 1.0
-    assert pool.stats()["check_failures"] == 1
+    assert pool.counts() == {"groups": 1, "responses": 2, "unscored": 1, "check_failures": 1}
 
 
 def test_left_out_criterion_is_counted_per_prompt_and_said_once(
-    pool: ScoringPool, caplog: pytest.LogCaptureFixture
+    pool: CountedPool, caplog: pytest.LogCaptureFixture
 ) -> None:
     incomplete = prompt("ifeval/length_constraints:number_words", num_words=3)
     for _ in range(2):
-        scores = asyncio.run(pool.score_group(incomplete, ["a", "a, b"]))
-        assert [score.reward for score in scores] == [1.0, 0.0]  # of no_comma alone
-    assert pool.stats()["left_out_criteria"] == 2
+        scores = pool.score(incomplete, "a", "a, b")
+        assert [score.reward for score in scores if isinstance(score, Scored)] == [1.0, 0.0]
+    assert pool.counts() == {"groups": 2, "responses": 4, "left_out_criteria": 2}
     said = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
     assert len(said) == 1 and "relation: Field required" in said[0]
 
 
-def test_workers_import_neither_torch_nor_transformers(pool: ScoringPool) -> None:
+def test_workers_import_neither_torch_nor_transformers(pool_folder: Path) -> None:
     @ray.remote(num_cpus=0)
     def imported() -> list[str]:
         import sys
