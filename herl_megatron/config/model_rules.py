@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from herl_megatron.config.schema import Config
 
@@ -18,7 +18,9 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"
 _BYTES = {"fp32": 4, "bf16": 2}
 
 
-def model_problems(config: Config, *, trains: bool, samples: bool) -> Iterator[str]:
+def model_problems(
+    config: Config, *, trains: bool, samples: bool, device: Literal["cpu", "cuda"]
+) -> Iterator[str]:
     """What is wrong with `model.path` for this run."""
     folder = Path(config.model.path)
     if not folder.is_dir():
@@ -48,7 +50,9 @@ def model_problems(config: Config, *, trains: bool, samples: bool) -> Iterator[s
     if trains:
         yield from _layout(config, shape)
     if samples:
-        yield from _engine(config, shape)
+        yield from _lengths(config, shape)
+        if device == "cpu":
+            yield from _kv_cache(config, shape)
 
 
 def weights_bytes(folder: str | Path) -> int:
@@ -123,24 +127,32 @@ def _experts(config: Config, shape: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _engine(config: Config, shape: Mapping[str, Any]) -> Iterator[str]:
-    """Longest sequence against the model's positions and the KV cache."""
-    data, rollout = config.data, config.rollout
-    key = max(("max_prompt_tokens", "max_experience_tokens"), key=lambda k: data.model_dump()[k])
-    longest = data.model_dump()[key] + rollout.max_response_tokens
+def _lengths(config: Config, shape: Mapping[str, Any]) -> Iterator[str]:
+    """The engine is started for the longest prompt plus the longest response."""
+    data, response = config.data, config.rollout.max_response_tokens
     positions = shape.get("max_position_embeddings")
-    if positions and longest > positions:
-        yield (
-            f"data.{key} {data.model_dump()[key]} + rollout.max_response_tokens"
-            f" {rollout.max_response_tokens} = {longest} tokens, but the model's"
-            f" max_position_embeddings is {positions}; lower one of them"
-        )
+    for key, prompt in (
+        ("max_prompt_tokens", data.max_prompt_tokens),
+        ("max_experience_tokens", data.max_experience_tokens),
+    ):
+        if positions and prompt + response > positions:
+            yield (
+                f"data.{key} {prompt} + rollout.max_response_tokens {response} ="
+                f" {prompt + response} tokens, but the model's max_position_embeddings is"
+                f" {positions}; lower one of them"
+            )
+
+
+def _kv_cache(config: Config, shape: Mapping[str, Any]) -> Iterator[str]:
+    """Keys and values of one longest sequence: 2 * layers * kv_heads * head_dim per token."""
+    data, rollout = config.data, config.rollout
     heads, size = shape.get("num_attention_heads"), shape.get("hidden_size")
     layers = shape.get("num_hidden_layers")
     if not (heads and size and layers):
         return
     head_dim = shape.get("head_dim") or size // heads
     kv_heads = shape.get("num_key_value_heads") or heads
+    longest = max(data.max_prompt_tokens, data.max_experience_tokens) + rollout.max_response_tokens
     need = 2 * layers * kv_heads * head_dim * _BYTES[rollout.dtype] * longest
     if need > rollout.kv_cache_bytes:
         yield (

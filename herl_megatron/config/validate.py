@@ -35,7 +35,12 @@ def _problems(config: Config, purpose: Purpose, machine: Machine) -> Iterator[st
     if problem := folder_problem(config):
         yield problem
     yield from _files(config, purpose)
-    yield from model_problems(config, trains=purpose != "eval", samples=purpose != "sft")
+    yield from model_problems(
+        config,
+        trains=purpose != "eval",
+        samples=purpose != "sft",
+        device=machine.device(config.cluster.device),
+    )
     yield from _devices(config, purpose, machine)
     if purpose != "eval":
         yield from _layout(config)
@@ -71,13 +76,11 @@ def _devices(config: Config, purpose: Purpose, machine: Machine) -> Iterator[str
     device = machine.device(config.cluster.device)
     trains, samples = purpose != "eval", purpose != "sft"
     if device == "cpu":
-        if trains:
-            for key, size in (
-                ("context_parallel", megatron.context_parallel),
-                ("expert_parallel", megatron.expert_parallel),
-            ):
-                if size > 1:
-                    yield f"megatron.{key} is {size}, but on the CPU it is not supported; set it to 1"
+        if trains and megatron.context_parallel > 1:
+            yield (
+                f"megatron.context_parallel is {megatron.context_parallel}, which needs"
+                " Transformer Engine on CUDA GPUs, but the device is the CPU; use 1"
+            )
         if samples and rollout.tensor_parallel > 1:
             yield (
                 f"rollout.tensor_parallel is {rollout.tensor_parallel}, but on the CPU an engine"
