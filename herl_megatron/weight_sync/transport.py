@@ -46,11 +46,18 @@ def write_bucket(path: str, tensors: Iterable[tuple[str, torch.Tensor]]) -> Buck
     for name, tensor in items:
         layout.append(BucketTensor(name, _dtype_name(name, tensor), tuple(tensor.shape), end))
         end += _aligned(tensor.numel() * tensor.element_size())
-    _reserve(path, end)
-    if end:
-        buffer = torch.from_file(path, shared=True, size=end, dtype=torch.uint8)
-        for (_, tensor), entry in zip(items, layout, strict=True):
-            _view(buffer, entry).copy_(tensor)
+    try:
+        _write(
+            path, [(entry.offset, tensor) for entry, (_, tensor) in zip(layout, items, strict=True)]
+        )
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise ValueError(
+            f"no room for a weight bucket of {end} bytes in {path}: "
+            f"{_free_bytes(Path(path).parent)} bytes are free; lower weight_sync.bucket_bytes or "
+            "enlarge the shared memory"
+        ) from error
     return Bucket(path=path, num_bytes=end, tensors=tuple(layout))
 
 
@@ -126,20 +133,22 @@ def _remove_orphans(parent: Path) -> None:
             os.close(handle)
 
 
-def _reserve(path: str, size: int) -> None:
-    """Give the file `size` bytes of real memory: writing to a full tmpfs kills the process."""
+def _write(path: str, tensors: Iterable[tuple[int, torch.Tensor]]) -> None:
+    """Write each tensor at its offset.
+
+    Plain writes, not a mapping: on a full tmpfs they fail instead of killing the process, and they
+    need no page faults, which makes them twice as fast.
+    """
     handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
     try:
-        if os.fstat(handle).st_size < size:
-            os.posix_fallocate(handle, 0, size)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise ValueError(
-            f"no room for a weight bucket of {size} bytes in {path}: "
-            f"{_free_bytes(Path(path).parent)} bytes are free; lower weight_sync.bucket_bytes or "
-            "enlarge the shared memory"
-        ) from error
+        for offset, tensor in tensors:
+            raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            data = memoryview(raw)
+            while data:  # one call writes at most 2 GiB
+                written = os.pwrite(handle, data, offset)
+                data, offset = data[written:], offset + written
+        if os.fstat(handle).st_size % _ALIGNMENT_BYTES:
+            os.ftruncate(handle, _aligned(os.fstat(handle).st_size))
     finally:
         os.close(handle)
 
