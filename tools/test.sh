@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Sets up (see _venv.sh), then lint, types and every test that needs no GPU. Arguments go to pytest:
+#
+#   bash tools/test.sh                        everything, at most 15 minutes on 2 cores
+#   bash tools/test.sh tests/unit -k rubric   some of it
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/_venv.sh"
+ensure_installed
+cd "$ROOT"
+
+# Two cores are enough: one thread each, no compilers, no downloads, no telemetry.
+export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false TORCH_COMPILE_DISABLE=1
+export HF_HUB_OFFLINE=1 RAY_USAGE_STATS_ENABLED=0 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
+
+say "ruff and mypy"
+"$PYTHON" -m ruff check .
+"$PYTHON" -m mypy
+say "pytest"
+"$PYTHON" tools/_supervise.py "$PYTHON" -m pytest -m "not gpu" "$@"
