@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError
 
 from herl_megatron.config.schema import ScoringConfig
 from herl_megatron.rubrics.checks.registry import load_check_modules
@@ -58,6 +58,7 @@ class ScoringPool:
         assert ray.is_initialized(), "start Ray before the scoring pool"
         load_check_modules(config.check_modules)
         self._config = config
+        self._closed = False
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
         self._left_out: set[str] = set()
@@ -95,6 +96,7 @@ class ScoringPool:
 
     def shutdown(self) -> None:
         """Stop threads and worker processes; groups still waiting are cancelled."""
+        self._closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
         with self._lock:
             workers, self._workers = self._workers, set()
@@ -122,14 +124,15 @@ class ScoringPool:
                 self._add("group_timeouts")
                 _log.warning("prompt %s: no scores within %g s", prompt.id, limit_s)
                 return _unscored(texts, f"the group was not scored within {limit_s:g} s")
-            except (ActorDiedError, ActorUnavailableError) as error:
+            except RayActorError as error:
+                if self._closed:
+                    break
                 self._add("worker_crashes")
                 _log.warning("prompt %s: a scoring worker died (%s)", prompt.id, error)
-            except RayTaskError:
-                healthy = True  # Our own code raised: a defect to see, not a score to mask.
-                raise
             finally:
                 self._idle.put(worker if healthy else self._replace(worker))
+        if self._closed:
+            return _unscored(texts, "the scoring pool was shut down")
         self._add("isolated_groups")
         return _unscored(texts, f"the group crashed {_ATTEMPTS} scoring workers")
 
@@ -141,15 +144,23 @@ class ScoringPool:
         return worker
 
     def _replace(self, worker: Any) -> Any:
+        """A new worker, started: its start must not count as scoring time.
+
+        After `shutdown` it is the dead one, which is asked nothing any more.
+        """
+        if self._closed:
+            return worker
         ray.kill(worker)
         with self._lock:
             self._workers.discard(worker)
-        return self._new_worker()
+        replacement = self._new_worker()
+        self._wait_until_ready(replacement)
+        return replacement
 
     def _wait_until_ready(self, worker: Any) -> None:
         try:
             ray.get(worker.ready.remote(), timeout=_START_TIMEOUT_S)
-        except (GetTimeoutError, ActorDiedError) as error:
+        except (GetTimeoutError, RayActorError) as error:
             self.shutdown()
             raise ValueError(
                 f"a scoring worker did not start within {_START_TIMEOUT_S:g} s: {error}"
