@@ -31,7 +31,7 @@ class LossInputs:
     """Response tokens of one micro-batch; every tensor is `[tokens]`, float32 unless said.
 
     log_probs: of the current policy, with gradient.
-    entropy: of the current policy, with gradient; None when `entropy_coef` is 0 and nobody asks.
+    entropy: of the current policy, with gradient.
     old_log_probs: the trainer's at the step's first weights, in the training context.
     rollout_log_probs: of the behaviour policy, as the engine drew the tokens.
     ref_log_probs: of the reference model; None when `kl_coef` is 0.
@@ -41,7 +41,7 @@ class LossInputs:
     """
 
     log_probs: torch.Tensor
-    entropy: torch.Tensor | None
+    entropy: torch.Tensor
     old_log_probs: torch.Tensor
     rollout_log_probs: torch.Tensor
     ref_log_probs: torch.Tensor | None
@@ -52,10 +52,10 @@ class LossInputs:
 
 @dataclass(frozen=True, eq=False)
 class LossOutput:
-    """The loss (scalar with gradient) and detached sums to be added up over micro-batches and ranks.
+    """The loss (scalar with gradient) and detached numbers to add up over micro-batches and ranks.
 
-    parts: `loss`, the terms that it is made of, and weighted means; their denominators are in the
-        weights already.
+    parts: `loss`, the terms `loss_*` that it is the sum of, and the means `entropy` and `kl` behind
+        two of them; their denominators are in the weights already.
     sums: plain sums and the counts (`*_tokens`) to divide them by once everything is added up.
     """
 
@@ -108,7 +108,7 @@ def hindsight_loss(
 
 
 def k3_kl(log_probs: torch.Tensor, ref_log_probs: torch.Tensor) -> torch.Tensor:
-    """The k3 estimate of KL(pi || ref) per token: exp(d) - d - 1 with d = ref - pi; never negative.
+    """The k3 estimate of KL(pi || ref) per token: exp(d) - d - 1 with d = log ref - log pi.
 
     From J. Schulman's note "Approximating KL Divergence" (2020). exp's argument is clamped by
     `MAX_LOG_RATIO`.
@@ -147,13 +147,13 @@ def policy_loss(
         "loss_policy": weighted_sum(on_policy, sampled.weights),
         "loss_hindsight": weighted_sum(off_policy, revised.weights),
     }
-    means: dict[str, torch.Tensor] = {}
-    if inputs.ref_log_probs is not None:
+    means = {"entropy": weighted_sum(inputs.entropy, inputs.weights)}
+    if algorithm.entropy_coef:
+        terms["loss_entropy"] = -algorithm.entropy_coef * means["entropy"]
+    if algorithm.kl_coef:
+        assert inputs.ref_log_probs is not None, "kl_coef is not 0 but there are no ref_log_probs"
         means["kl"] = weighted_sum(k3_kl(inputs.log_probs, inputs.ref_log_probs), inputs.weights)
         terms["loss_kl"] = algorithm.kl_coef * means["kl"]
-    if inputs.entropy is not None:
-        means["entropy"] = weighted_sum(inputs.entropy, inputs.weights)
-        terms["loss_entropy"] = -algorithm.entropy_coef * means["entropy"]
     loss = torch.stack(list(terms.values())).sum()
     # A copy: Megatron's schedules may divide the loss in place after it was handed over.
     parts = {name: x.detach().clone() for name, x in {"loss": loss, **terms, **means}.items()}
@@ -164,16 +164,13 @@ def policy_loss(
 def _select(inputs: LossInputs, mask: torch.Tensor) -> LossInputs:
     """The tokens where `mask` is true. Selected before anything is computed, so that a value which
     has no meaning for the other kind of token can reach neither the loss nor its gradient."""
-
-    def pick(values: torch.Tensor | None) -> torch.Tensor | None:
-        return None if values is None else values[mask]
-
+    ref_log_probs = inputs.ref_log_probs
     return LossInputs(
         log_probs=inputs.log_probs[mask],
-        entropy=pick(inputs.entropy),
+        entropy=inputs.entropy[mask],
         old_log_probs=inputs.old_log_probs[mask],
         rollout_log_probs=inputs.rollout_log_probs[mask],
-        ref_log_probs=pick(inputs.ref_log_probs),
+        ref_log_probs=None if ref_log_probs is None else ref_log_probs[mask],
         advantages=inputs.advantages[mask],
         hindsight_mask=inputs.hindsight_mask[mask],
         weights=inputs.weights[mask],

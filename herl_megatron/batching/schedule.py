@@ -56,13 +56,9 @@ class Shard:
 
 
 def length_multiple(megatron: MegatronConfig) -> int:
-    """Multiple to which sequences are padded, in tokens.
-
-    Sequence parallelism cuts a sequence into TP parts, context parallelism into 2 CP chunks.
-    """
-    sequence = megatron.tensor_parallel if megatron.sequence_parallel else 1
-    context = 2 * megatron.context_parallel if megatron.context_parallel > 1 else 1
-    return sequence * context
+    """Multiple to which sequences are padded, in tokens: sequence parallelism cuts them into TP
+    equal parts."""
+    return megatron.tensor_parallel if megatron.sequence_parallel else 1
 
 
 def padded_length(length: int, multiple: int) -> int:
@@ -108,9 +104,7 @@ def _balance(lengths: Sequence[int], dp: int) -> list[list[int]]:
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         share = lengths[index] / total
         share_squared = lengths[index] ** 2 / total_squared
-        rank = min(
-            range(dp), key=lambda r: (max(linear[r] + share, squared[r] + share_squared), r)
-        )
+        rank = min(range(dp), key=lambda r: (max(linear[r] + share, squared[r] + share_squared), r))
         linear[rank] += share
         squared[rank] += share_squared
         ranks[rank].append(index)
@@ -191,14 +185,10 @@ def make_shards(
         old_log_probs, ref_log_probs: `[response]` for each of `rows`, None where there is none.
 
     Raises:
-        ValueError: a row has no context or no response token.
+        ValueError: a row has no context or no response token, or not one log-prob per token.
     """
-    for row in rows:
-        if not len(row.context_token_ids) or not len(row.response_token_ids):
-            raise ValueError(
-                f"row of prompt {row.prompt_id!r} has {len(row.context_token_ids)} context and "
-                f"{len(row.response_token_ids)} response tokens; both must be at least 1"
-            )
+    for row, *log_probs in zip(rows, old_log_probs, ref_log_probs, strict=True):
+        _check_row(row, [row.rollout_log_probs, *log_probs])
     active = [index for index, row in enumerate(rows) if row.weight > 0]
     interleaved = megatron.virtual_pipeline is not None
     plan = plan_micro_batches(
@@ -228,6 +218,21 @@ def make_shards(
     return shards
 
 
+def _check_row(row: TrainRow, log_probs: Sequence[FloatArray | None]) -> None:
+    context, response = len(row.context_token_ids), len(row.response_token_ids)
+    if not context or not response:
+        raise ValueError(
+            f"row of prompt {row.prompt_id!r} has {context} context and {response} response tokens;"
+            " both must be at least 1"
+        )
+    counts = [len(values) for values in log_probs if values is not None]
+    if any(count != response for count in counts):
+        raise ValueError(
+            f"row of prompt {row.prompt_id!r} has {response} response tokens but log-probs of"
+            f" {counts} tokens; there must be one per response token"
+        )
+
+
 def _renumber(micro_batches: MicroBatches) -> MicroBatches:
     """The same micro-batches with rows numbered in the order in which they appear."""
     numbered, start = [], 0
@@ -237,9 +242,7 @@ def _renumber(micro_batches: MicroBatches) -> MicroBatches:
     return tuple(numbered)
 
 
-def gather_rows(
-    shards: Sequence[Shard], values: Sequence[Sequence[Value]]
-) -> list[Value | None]:
+def gather_rows(shards: Sequence[Shard], values: Sequence[Sequence[Value]]) -> list[Value | None]:
     """Per-row results of the DP ranks in the global order; None for rows that did not travel.
 
     Args:

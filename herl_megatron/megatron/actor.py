@@ -1,0 +1,271 @@
+"""The policy on one trainer rank: log-probs, optimizer steps, supervised steps.
+
+Every rank of the layout calls the same method with its DP rank's `Shard`; the methods are
+collective. Numbers come back from the last pipeline stage.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.distributed as dist
+from megatron.core.models.gpt.gpt_model import GPTModel
+
+from herl_megatron.algos.losses import LossInputs, LossOutput, policy_loss, sft_loss
+from herl_megatron.algos.reductions import Aggregation, token_weights
+from herl_megatron.batching.pack import MicroBatch
+from herl_megatron.batching.schedule import Shard
+from herl_megatron.config.schema import (
+    AlgorithmConfig,
+    HindsightConfig,
+    MegatronConfig,
+    ModelConfig,
+    OptimizerConfig,
+)
+from herl_megatron.hindsight.compat import effective
+from herl_megatron.megatron.forward_step import Evaluate, PipelineRunner
+from herl_megatron.megatron.groups import Groups
+from herl_megatron.megatron.hf_config import read_architecture
+from herl_megatron.megatron.load import init_random_weights, load_hf_weights
+from herl_megatron.megatron.model import build_model
+from herl_megatron.megatron.optimizer import Optimizer
+from herl_megatron.megatron.reference import ReferenceModel
+from herl_megatron.types import FloatArray
+
+_MEANS = {
+    "clip_fraction": "sampled_tokens",
+    "kl_old_new": "sampled_tokens",
+    "ratio_mean": "sampled_tokens",
+    "revision_ratio_mean": "revision_tokens",
+    "padding_ratio": "row_tokens",
+}
+"""Sums and the counts they are divided by once both are added up over the global batch."""
+
+
+Sums = dict[str, torch.Tensor]
+LossOf = Callable[[MicroBatch, torch.Tensor, torch.Tensor], LossOutput]
+"""(micro-batch, log-probs, entropy) -> loss."""
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or gradient is NaN or infinite. Raised on every rank before the weights change."""
+
+
+class MegatronActor:
+    """Model, optimizer and (for a KL term) reference of one rank.
+
+    Attributes:
+        chunks: the GPTModel chunks of this rank, not wrapped.
+        hf_config: the model's `Architecture`, which names its Hugging Face tensors.
+        optimizer: owner of gradients and weights.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: ModelConfig,
+        megatron: MegatronConfig,
+        optimizer: OptimizerConfig,
+        algorithm: AlgorithmConfig,
+        hindsight: HindsightConfig,
+        total_optimizer_steps: int,
+        seed: int,
+        groups: Groups,
+    ) -> None:
+        """Build the model on this rank and load its weights.
+
+        Raises:
+            ValueError: the model or the layout is not supported, or weights are missing.
+        """
+        if megatron.context_parallel > 1:
+            raise ValueError(
+                f"megatron.context_parallel is {megatron.context_parallel}, but training over"
+                " context-parallel ranks is not built yet; use 1"
+            )
+        self._algorithm = algorithm
+        self._hindsight = effective(hindsight)
+        self._groups = groups
+        self._interleaved_stages = groups.pp.size if groups.vpp > 1 else 1
+        self.hf_config = read_architecture(model.path)
+
+        def load() -> list[GPTModel]:
+            chunks = build_model(self.hf_config, megatron, groups)
+            if model.random_init:
+                init_random_weights(chunks, self.hf_config, groups, seed=seed)
+            else:
+                load_hf_weights(chunks, model.path, self.hf_config, groups)
+            return chunks
+
+        self.chunks = load()
+        self.optimizer = Optimizer(
+            self.chunks, config=optimizer, megatron=megatron, total_steps=total_optimizer_steps
+        )
+        vocab_size = self.hf_config.vocab_size
+        self._runner = PipelineRunner(
+            self.optimizer.chunks,
+            models=self.chunks,
+            vocab_size=vocab_size,
+            megatron=megatron,
+            groups=groups,
+        )
+        self._reference: ReferenceModel | None = None
+        if algorithm.kl_coef:
+            self._reference = ReferenceModel(
+                load(), vocab_size=vocab_size, megatron=megatron, groups=groups
+            )
+
+    def compute_log_probs(self, shard: Shard) -> list[FloatArray] | None:
+        """Log-probs of the shard's response tokens under the current weights.
+
+        Returns `[response]` per row of the shard on TP rank 0 of the last stage, else None.
+        """
+        return self._runner.response_log_probs(shard)
+
+    def compute_ref_log_probs(self, shard: Shard) -> list[FloatArray] | None:
+        """The same under the reference weights; only with `algorithm.kl_coef` above 0."""
+        assert self._reference is not None, "there is no reference model: algorithm.kl_coef is 0"
+        return self._reference.compute_log_probs(shard)
+
+    def train_step(self, shard: Shard) -> dict[str, float]:
+        """One optimizer step of the HeRL loss.
+
+        Where the shard has no old log-probs the current policy is the old one, which is exact in
+        the first optimizer step after sampling.
+
+        Returns numbers over the global batch (parts of `loss` that add up to it, ratios, `entropy`,
+        `grad_norm` before clipping, `lr`, counts); on a stage that is not the last one `grad_norm`
+        and `lr` only.
+
+        Raises:
+            NonFiniteError: with the prompt ids of the micro-batches that are to blame; weights and
+                optimizer state are as before.
+        """
+
+        def loss_of(
+            batch: MicroBatch, log_probs: torch.Tensor, entropy: torch.Tensor
+        ) -> LossOutput:
+            weights = _weights(batch, shard, self._algorithm.aggregation)
+            inputs = _loss_inputs(batch, log_probs, entropy, weights)
+            return policy_loss(inputs, algorithm=self._algorithm, hindsight=self._hindsight)
+
+        return self._step(shard, loss_of)
+
+    def sft_step(self, shard: Shard) -> dict[str, float]:
+        """One optimizer step of the mean negative log-likelihood over all response tokens.
+
+        Returns and raises as `train_step`.
+        """
+
+        def loss_of(
+            batch: MicroBatch, log_probs: torch.Tensor, entropy: torch.Tensor
+        ) -> LossOutput:
+            return sft_loss(log_probs, _weights(batch, shard, "token_mean"))
+
+        return self._step(shard, loss_of)
+
+    def _step(self, shard: Shard, loss_of: LossOf) -> dict[str, float]:
+        assert shard.loss_rows, "a step needs a row of weight above 0; the caller skips the others"
+
+        def evaluate(
+            batch: MicroBatch, log_probs: torch.Tensor, entropy: torch.Tensor
+        ) -> tuple[torch.Tensor, Sums]:
+            output = loss_of(batch, log_probs, entropy)
+            return output.loss, {**output.parts, **output.sums}
+
+        micro_batches = self._runner.pack(shard)
+        self.optimizer.zero_grad()
+        outputs = self._runner.accumulate_gradients(micro_batches, evaluate)
+        bad_losses = [i for i, sums in enumerate(outputs) if not sums["loss"].isfinite()]
+        self._stop_if_any("loss", bad_losses, shard)
+        gradient_norm = self.optimizer.gradient_norm()
+        if not math.isfinite(gradient_norm):
+            bad_gradients = self._find_bad_gradients(micro_batches, evaluate)
+            self._stop_if_any("gradient", bad_gradients, shard)
+            raise NonFiniteError(f"gradient norm is {gradient_norm}, each micro-batch's is finite")
+        lr = self.optimizer.step(gradient_norm)
+        metrics = {"grad_norm": gradient_norm, "lr": lr}
+        if outputs:
+            metrics |= self._global_means(outputs, shard, micro_batches)
+        return metrics
+
+    def _find_bad_gradients(
+        self, micro_batches: Sequence[MicroBatch], evaluate: Evaluate[Sums]
+    ) -> list[int]:
+        """Numbers of the micro-batches whose gradient on this rank is not finite: each is run
+        again by itself. Only a step that is lost anyway pays for this."""
+        bad = []
+        with self.optimizer.local_gradients():
+            for number, batch in enumerate(micro_batches):
+                self.optimizer.zero_grad()
+                # The interleaved schedule takes no fewer micro-batches than there are stages.
+                self._runner.accumulate_gradients([batch] * self._interleaved_stages, evaluate)
+                if not self.optimizer.has_finite_gradients():
+                    bad.append(number)
+        return bad
+
+    def _stop_if_any(self, what: str, bad: Sequence[int], shard: Shard) -> None:
+        """Raise on all ranks if any rank names a micro-batch whose `what` is not finite."""
+        flag = torch.tensor(float(bool(bad)), device=self._groups.torch_device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)  # over all ranks
+        if not flag:
+            return
+        mine = [shard.rows[row].prompt_id for number in bad for row in shard.micro_batches[number]]
+        named: list[list[str]] = [[] for _ in range(self._groups.world_size)]
+        dist.all_gather_object(named, mine)
+        prompts = list(dict.fromkeys(prompt for names in named for prompt in names))
+        raise NonFiniteError(
+            f"the {what} is NaN or infinite in micro-batches with rows of the prompts"
+            f" {', '.join(prompts)}; the weights were not changed"
+        )
+
+    def _global_means(
+        self, outputs: Sequence[Sums], shard: Shard, micro_batches: Sequence[MicroBatch]
+    ) -> dict[str, float]:
+        """Add up over micro-batches and DP ranks, then divide what `_MEANS` names."""
+        names = list(outputs[0])
+        per_batch = torch.stack([torch.stack([out[name] for name in names]) for out in outputs])
+        padded = sum(batch.input_ids.numel() for batch in micro_batches)
+        real = sum(row.tokens for row in shard.rows)
+        counts = per_batch.new_tensor([padded, real], dtype=torch.float64)
+        totals = torch.cat([per_batch.double().sum(0), counts])
+        dist.all_reduce(totals, group=self._groups.dp.group)
+        values = dict(zip([*names, "padding_ratio", "row_tokens"], totals.tolist(), strict=True))
+        for name, count in _MEANS.items():
+            if name in values:
+                values[name] /= max(values[count], 1.0)
+        return {
+            **values,
+            "tokens": float(shard.loss_tokens),
+            "rows": float(shard.loss_rows),
+            "micro_batches": float(len(micro_batches)),
+        }
+
+
+def _weights(batch: MicroBatch, shard: Shard, aggregation: Aggregation) -> torch.Tensor:
+    """Loss weight of each response token, `[tokens]`; 0 on a dummy row."""
+    per_row = token_weights(
+        aggregation,
+        row_tokens=batch.row_tokens,
+        loss_tokens=shard.loss_tokens,
+        loss_rows=shard.loss_rows,
+    )
+    return batch.spread(torch.zeros_like(per_row) if batch.is_dummy else per_row)
+
+
+def _loss_inputs(
+    batch: MicroBatch, log_probs: torch.Tensor, entropy: torch.Tensor, weights: torch.Tensor
+) -> LossInputs:
+    current = log_probs.detach()
+    ref_log_probs = current if batch.is_dummy else batch.ref_log_probs
+    return LossInputs(
+        log_probs=log_probs,
+        entropy=entropy,
+        old_log_probs=current if batch.old_log_probs is None else batch.old_log_probs,
+        rollout_log_probs=batch.rollout_log_probs,
+        ref_log_probs=ref_log_probs,
+        advantages=batch.advantages,
+        hindsight_mask=batch.hindsight_mask,
+        weights=weights,
+    )

@@ -1,0 +1,194 @@
+"""Forward and backward of micro-batches through Megatron's pipeline schedules.
+
+**Loss scaling, here once.** A micro-batch's loss is its share of the global batch's loss: a sum of
+per-token values whose weights already hold the global denominator (`algos.reductions`). So losses
+and gradients are to be summed over micro-batches and DP ranks, and nobody may divide:
+`calculate_per_token_loss` stops the schedule's division by the number of micro-batches and DDP's
+division by the number of ranks, and `optimizer.finalize_gradients` drops the division by the token
+count that Megatron puts in their place.
+
+**Logits only where needed.** The head computes logits at the positions that predict response tokens
+instead of everywhere; `ResponseHead` picks those hidden states in front of the output layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import torch
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+
+from herl_megatron.algos.log_probs import token_log_probs
+from herl_megatron.batching.pack import MicroBatch, pack, unpack
+from herl_megatron.batching.schedule import Shard, length_multiple
+from herl_megatron.config.schema import MegatronConfig
+from herl_megatron.megatron.groups import Groups
+from herl_megatron.megatron.model import packed_sequence_params
+from herl_megatron.types import FloatArray
+
+Result = TypeVar("Result")
+Evaluate = Callable[[MicroBatch, torch.Tensor, torch.Tensor], tuple[torch.Tensor, Result]]
+"""(micro-batch, log-probs `[tokens]`, entropy `[tokens]`) -> (loss to be summed, what to return).
+The result must not share memory with the loss."""
+
+
+class ResponseHead:
+    """Narrows a last chunk's output layer to the hidden states at `index`.
+
+    index: `[tokens]` int64, see `MicroBatch.logit_index`; set before each forward pass. None
+        computes logits everywhere.
+    """
+
+    def __init__(self, chunk: GPTModel, groups: Groups) -> None:
+        self.index: torch.Tensor | None = None
+        self._tp_group = groups.tp.group
+        self._gather = chunk.config.sequence_parallel
+        # The states are gathered over TP before they are picked, so the layer must not do it again.
+        # Its input gradient is then summed over TP as without sequence parallelism.
+        chunk.output_layer.sequence_parallel = False
+        chunk.output_layer.register_forward_pre_hook(self._pick)
+
+    def _pick(self, layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> Any:
+        """`[seq / tp or seq, batch, hidden]` -> `[tokens, 1, hidden]`."""
+        hidden, *others = inputs
+        if self._gather:
+            # Every TP rank gets the whole gradient, so the backward pass only cuts out its part.
+            hidden = gather_from_sequence_parallel_region(
+                hidden, tensor_parallel_output_grad=False, group=self._tp_group
+            )
+        if self.index is not None:
+            hidden = hidden.flatten(0, 1).index_select(0, self.index)[:, None]
+        return (hidden, *others)
+
+
+class PipelineRunner:
+    """Runs micro-batches through this rank's chunks and evaluates log-probs on the last stage.
+
+    Args:
+        chunks: the model's chunks on this rank, without or with a data-parallel wrapper.
+        models: the same chunks, unwrapped.
+        vocab_size: real vocabulary.
+        megatron: layout and chunking of log-probs.
+        groups: as `init_parallel` returned them.
+    """
+
+    def __init__(
+        self,
+        chunks: Sequence[torch.nn.Module],
+        *,
+        models: Sequence[GPTModel],
+        vocab_size: int,
+        megatron: MegatronConfig,
+        groups: Groups,
+    ) -> None:
+        self._chunks = list(chunks)
+        self._vocab_size = vocab_size
+        self._megatron = megatron
+        self._groups = groups
+        self._schedule = get_forward_backward_func()
+        self._head = ResponseHead(models[-1], groups) if groups.holds_output else None
+
+    def pack(self, shard: Shard) -> list[MicroBatch]:
+        """Tensors of all micro-batches of `shard`, in its order."""
+        return [
+            pack(
+                shard,
+                rows,
+                packing=self._megatron.packing,
+                multiple=length_multiple(self._megatron),
+                device=self._groups.torch_device,
+            )
+            for rows in shard.micro_batches
+        ]
+
+    def accumulate_gradients(
+        self, micro_batches: Sequence[MicroBatch], evaluate: Evaluate[Result]
+    ) -> list[Result]:
+        """Add the gradient of the summed losses to what is there, then sum it over ranks.
+
+        Returns the results per micro-batch on the last stage, elsewhere nothing.
+        """
+        return self._run(micro_batches, evaluate, forward_only=False)
+
+    @torch.no_grad()
+    def response_log_probs(self, shard: Shard) -> list[FloatArray] | None:
+        """Log-probs of each row's response tokens, `[response]`, in the shard's row order.
+
+        None on every rank but TP rank 0 of the last pipeline stage.
+        """
+
+        def evaluate(
+            batch: MicroBatch, log_probs: torch.Tensor, entropy: torch.Tensor
+        ) -> tuple[torch.Tensor, list[FloatArray]]:
+            return log_probs.sum(), unpack(batch, log_probs)
+
+        results = self._run(self.pack(shard), evaluate, forward_only=True)
+        if not (self._groups.holds_output and self._groups.tp.is_first):
+            return None
+        return [row for rows in results for row in rows]
+
+    def _run(
+        self, micro_batches: Sequence[MicroBatch], evaluate: Evaluate[Result], *, forward_only: bool
+    ) -> list[Result]:
+        def forward_step(
+            batches: Iterator[MicroBatch], chunk: torch.nn.Module
+        ) -> tuple[torch.Tensor, Callable[..., Any]]:
+            batch = next(batches)
+            return self._forward(chunk, batch), _loss_function(batch, evaluate, self._log_probs)
+
+        results: list[Result] = self._schedule(
+            forward_step_func=forward_step,
+            data_iterator=[iter(micro_batches) for _ in self._chunks],
+            model=self._chunks,
+            num_microbatches=len(micro_batches),
+            seq_length=1,  # not read: stages tell each other their shapes
+            micro_batch_size=1,  # not read
+            forward_only=forward_only,
+        )
+        return results if self._head is not None else []
+
+    def _forward(self, chunk: torch.nn.Module, batch: MicroBatch) -> torch.Tensor:
+        """Logits `[1, tokens, padded_vocab / tp]`, or hidden states for the next chunk."""
+        if self._head is not None:
+            self._head.index = batch.logit_index
+        packed = None
+        if batch.cu_seqlens is not None:
+            packed = packed_sequence_params(batch.cu_seqlens)
+        output: torch.Tensor = chunk(
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            attention_mask=None,
+            packed_seq_params=packed,
+        )
+        return output
+
+    def _log_probs(
+        self, batch: MicroBatch, logits: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        log_probs, entropy = token_log_probs(
+            logits.squeeze(0),
+            batch.targets,
+            vocab_size=self._vocab_size,
+            tp_group=self._groups.tp.group if self._groups.tp.size > 1 else None,
+            chunk_tokens=self._megatron.log_prob_chunk_tokens,
+        )
+        assert entropy is not None
+        return log_probs, entropy
+
+
+def _loss_function(
+    batch: MicroBatch,
+    evaluate: Evaluate[Result],
+    log_probs_of: Callable[[MicroBatch, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, Result]]:
+    """The schedule's loss function: called with the last chunk's output only."""
+
+    def loss_function(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Result]:
+        log_probs, entropy = log_probs_of(batch, logits)
+        loss, result = evaluate(batch, log_probs, entropy)
+        return loss, torch.zeros((), dtype=torch.int, device=loss.device), result
+
+    return loss_function
