@@ -15,12 +15,11 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from herl_megatron.cluster.health import WorkerError
 from herl_megatron.config.load import load_config
 from herl_megatron.config.schema import Config
 from herl_megatron.config.validate import Purpose, validate
+from herl_megatron.hindsight.compat import effective
 from herl_megatron.observability.logging import setup_logging
-from herl_megatron.rollout.pipeline import PipelineError
 
 app = typer.Typer(
     help="HeRL on Megatron-Core: hindsight-guided RL from rubric rewards.",
@@ -69,13 +68,16 @@ def _run(
     console = Console(stderr=True)
     setup_logging()
     try:
-        config = load_config(path, overrides or [])
+        loaded = load_config(path, overrides or [])
+        # Resolved before anything reads it, so that the saved configuration says what was run.
+        hindsight = effective(loaded.hindsight, loaded.rollout)
+        config = loaded.model_copy(update={"hindsight": hindsight})
         validate(config, purpose=purpose)
         asyncio.run(_cancel_on_sigterm(job(config)))
     except ValueError as error:
         console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
         raise typer.Exit(2) from error
-    except (WorkerError, PipelineError) as error:
+    except (RuntimeError, TimeoutError) as error:  # WorkerError, PipelineError and their like
         console.print(f"[bold red]stopped:[/] {escape(str(error))}", highlight=False)
         raise typer.Exit(1) from error
     except (KeyboardInterrupt, asyncio.CancelledError) as error:

@@ -46,13 +46,19 @@ def to_train_row(
     )
 
 
-def batches(rows: Sequence[TrainRow], *, size: int, seed: int) -> Iterator[tuple[TrainRow, ...]]:
-    """Endless batches of `size` rows: a new seeded order each epoch, no row twice in an epoch."""
+def batches(
+    rows: Sequence[TrainRow], *, size: int, seed: int, shuffle: bool
+) -> Iterator[tuple[TrainRow, ...]]:
+    """Endless batches of `size` rows, no row twice in an epoch.
+
+    With `shuffle` each epoch has its own seeded order, else the file's.
+    """
     generator = np.random.default_rng(seed)
     order: list[int] = []
     while True:
         while len(order) < size:
-            order += generator.permutation(len(rows)).tolist()
+            epoch = np.arange(len(rows))
+            order += (generator.permutation(epoch) if shuffle else epoch).tolist()
         chosen, order = order[:size], order[size:]
         yield tuple(rows[index] for index in chosen)
 
@@ -74,7 +80,12 @@ async def sft(config: Config) -> Path:
     with RunFolder.create(config) as folder, ray_session(config.cluster):
         trainer = await start_trainer(config, device=device, optimizer_steps=config.sft.steps)
         try:
-            stream = batches(rows, size=config.sft.rows_per_step, seed=config.run.seed)
+            stream = batches(
+                rows,
+                size=config.sft.rows_per_step,
+                seed=config.run.seed,
+                shuffle=config.data.shuffle,
+            )
             for step in folder.progress(range(config.sft.steps), "SFT"):
                 metrics = await trainer.sft_step(next(stream))
                 folder.log(step, {f"sft/{name}": value for name, value in metrics.items()})

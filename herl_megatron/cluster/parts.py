@@ -17,9 +17,9 @@ from herl_megatron.config.schema import Config
 from herl_megatron.data.chat import ChatTokenizer
 from herl_megatron.data.prompts import PromptStream, check_prompt_lengths, load_prompts
 from herl_megatron.device import choose_device
-from herl_megatron.hindsight.compat import effective
 from herl_megatron.rollout.engine import EngineConfig
 from herl_megatron.rollout.pipeline import RolloutPipeline
+from herl_megatron.rubrics.checks.registry import load_check_modules
 from herl_megatron.rubrics.pool import ScoringPool
 from herl_megatron.types import Prompt, SamplingSettings
 from herl_megatron.weight_sync.sync import SyncStats, WeightSync
@@ -43,6 +43,7 @@ def load_inputs(config: Config, *, training: bool) -> Inputs:
         ValueError: a bad row (file and line), a prompt over the limit, a tokenizer without chat
             template or end token.
     """
+    load_check_modules(config.scoring.check_modules)  # before rows that name a user's own check
     tokenizer = ChatTokenizer(config.model.path)
     train = tuple(load_prompts(config.data.train)) if training else ()
     held_out = tuple(load_prompts(config.data.eval)) if config.data.eval else ()
@@ -85,7 +86,6 @@ async def open_parts(config: Config, inputs: Inputs, *, training: bool) -> Async
         if trainer is not None:
             sync = WeightSync(trainer, engines, config.weight_sync)
             stack.callback(sync.close)
-        hindsight = effective(config.hindsight) if config.hindsight.enabled else None
         yield Parts(
             inputs=inputs,
             prompts=_prompt_stream(config, inputs) if training else None,
@@ -96,7 +96,7 @@ async def open_parts(config: Config, inputs: Inputs, *, training: bool) -> Async
                 pool,
                 inputs.tokenizer,
                 config.rollout,
-                hindsight,
+                config.hindsight if config.hindsight.enabled else None,
                 max_experience_tokens=config.data.max_experience_tokens,
                 seed=config.run.seed,
             ),

@@ -38,11 +38,25 @@ def row(name: str) -> TrainRow:
 
 def test_an_epoch_holds_every_row_once_and_the_next_has_another_order() -> None:
     rows = [row(str(i)) for i in range(12)]
-    names = [r.prompt_id for batch in islice(batches(rows, size=4, seed=0), 6) for r in batch]
+    names = [
+        r.prompt_id
+        for batch in islice(batches(rows, size=4, seed=0, shuffle=True), 6)
+        for r in batch
+    ]
     assert sorted(names[:12]) == sorted(names[12:]) == sorted(r.prompt_id for r in rows)
     assert names[:12] != names[12:]
-    again = [r.prompt_id for batch in islice(batches(rows, size=4, seed=0), 6) for r in batch]
+    again = [
+        r.prompt_id
+        for batch in islice(batches(rows, size=4, seed=0, shuffle=True), 6)
+        for r in batch
+    ]
     assert names == again
+
+
+def test_without_shuffling_the_order_is_the_files() -> None:
+    rows = [row(str(i)) for i in range(3)]
+    stream = batches(rows, size=2, seed=0, shuffle=False)
+    assert [r.prompt_id for batch in islice(stream, 3) for r in batch] == list("012012")
 
 
 def test_a_long_row_is_refused_with_its_lengths() -> None:
