@@ -103,4 +103,5 @@ def _metrics(
         "weight_sync/bytes": float(sync.num_bytes),
         "weight_sync/pause_s": sync.pause_s,
     }
-    return dict(rows) | named | stats.metrics() | moved
+    # Totals over the step (`rows`) come before the optimizer steps' means of the same name.
+    return named | dict(rows) | stats.metrics() | moved
