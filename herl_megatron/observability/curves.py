@@ -20,10 +20,15 @@ _INK, _GRID = "#333333", "#dddddd"
 
 
 def plot_learning_curve(history: Sequence[StepMetrics], path: Path, *, title: str) -> None:
-    """Draw training rollouts as a line and held-out evaluations as points.
+    """Write the learning curve to `path` (PNG)."""
+    draw_learning_curve(history, title=title).savefig(path)
 
-    Step k of either is measured with the weights after k updates. An axis without any number is
-    drawn empty and says so.
+
+def draw_learning_curve(history: Sequence[StepMetrics], *, title: str) -> Figure:
+    """Training rollouts as lines, held-out evaluations as points, revisions as bars.
+
+    Step k of any of them is measured with the weights after k steps. What was not logged is left
+    out.
     """
     figure = Figure(figsize=(10, 4.2), dpi=144, layout="constrained")
     FigureCanvasAgg(figure)
@@ -33,7 +38,7 @@ def plot_learning_curve(history: Sequence[StepMetrics], path: Path, *, title: st
         axes.set_title(name, loc="left", color=_INK, fontsize=11)
     _hindsight_panel(right, history)
     figure.suptitle(title, x=0.01, ha="left", color=_INK, fontsize=13, fontweight="bold")
-    figure.savefig(path)
+    return figure
 
 
 def series(history: Sequence[StepMetrics], name: str) -> tuple[list[int], list[float]]:

@@ -1,0 +1,214 @@
+"""The house rules that a program can check: layers, sizes, docstrings."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "herl_megatron"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+LAYERS = {
+    0: ("types", "config", "device", "observability"),
+    1: (
+        "algos", "batching", "hindsight", "data", "weight_sync.hf_names", "rubrics.rubric",
+        "rubrics.judge", "rubrics.checks",
+    ),
+    2: ("rollout", "megatron", "weight_sync", "rubrics"),
+    3: ("cluster",),
+    4: ("train", "sft", "evaluate", "cli"),
+}  # fmt: skip
+BACKENDS = ("megatron", "transformer_engine", "vllm", "ray")
+# Which files may import a library; a trailing slash means a folder.
+ONLY_IN = {
+    "megatron.core": ("megatron/",),
+    "transformer_engine": ("megatron/",),
+    "vllm": ("rollout/vllm_",),
+    "ray": ("cluster/", "rubrics/pool.py", "rubrics/worker.py"),
+}
+
+
+def module_name(path: Path) -> str:
+    """Dotted name below the package, `` for the package itself."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def layer(module: str) -> int:
+    """Layer of a module; the longest name in LAYERS that it starts with decides."""
+    found = [
+        (len(name), number)
+        for number, names in LAYERS.items()
+        for name in names
+        if module == name or module.startswith(f"{name}.")
+    ]
+    assert found, f"{module} has no layer: add it to LAYERS, after reading the design"
+    return max(found)[1]
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Every imported module (`from a import b` gives `a` and `a.b`) with its line."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import"
+            yield node.module or "", node.lineno
+            yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
+
+
+def starts_with(name: str, prefix: str) -> bool:
+    """Whether the dotted `name` is `prefix` or lies below it."""
+    return name == prefix or name.startswith(f"{prefix}.")
+
+
+def known_modules() -> set[str]:
+    return {module_name(path) for path in FILES} - {""}
+
+
+def parsed() -> Iterator[tuple[Path, ast.Module]]:
+    for path in FILES:
+        yield path, ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def test_imports_go_downward_only() -> None:
+    wrong = []
+    modules = known_modules()
+    for path, tree in parsed():
+        if path == PACKAGE / "__init__.py":
+            continue
+        own = layer(module_name(path))
+        for name, line in imports(tree):
+            target = name.removeprefix("herl_megatron.")
+            if name.startswith("herl_megatron.") and target in modules and layer(target) > own:
+                wrong.append(f"{path.name}:{line} (layer {own}) imports {name} ({layer(target)})")
+    assert wrong == []
+
+
+def test_package_needs_no_tools_and_no_tests() -> None:
+    wrong = [
+        f"{path}:{line} {name}"
+        for path, tree in parsed()
+        for name, line in imports(tree)
+        if starts_with(name, "tools") or starts_with(name, "tests")
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("library", ONLY_IN)
+def test_backend_is_imported_in_its_own_place_only(library: str) -> None:
+    allowed = ONLY_IN[library]
+    wrong = [
+        f"{path}:{line}"
+        for path, tree in parsed()
+        for name, line in imports(tree)
+        if starts_with(name, library)
+        and not str(path.relative_to(PACKAGE)).startswith(allowed)
+    ]
+    assert wrong == []
+
+
+def test_only_device_decides_about_cuda() -> None:
+    """`torch.cuda` outside of device.py; megatron/cpu.py replaces it where Megatron insists."""
+    wrong = []
+    for path, tree in parsed():
+        if path in (PACKAGE / "device.py", PACKAGE / "megatron" / "cpu.py"):
+            continue
+        for node in ast.walk(tree):
+            if (
+                isinstance(node, ast.Attribute)
+                and node.attr == "cuda"
+                and isinstance(node.value, ast.Name)
+                and node.value.id == "torch"
+            ):
+                wrong.append(f"{path}:{node.lineno}")
+    assert wrong == []
+
+
+def test_pure_layers_load_no_backend() -> None:
+    """What a fresh process holds after importing all of L0 and L1."""
+    pure = [name for name in sorted(known_modules()) if layer_or_none(name) in (0, 1)]
+    assert len(pure) > 20
+    code = (
+        "import importlib, sys\n"
+        f"for name in {pure!r}: importlib.import_module('herl_megatron.' + name)\n"
+        f"print([n for n in {BACKENDS!r} if n in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def layer_or_none(module: str) -> int | None:
+    """Layer of a module, None for a package that only groups modules of several layers."""
+    return None if module in ("rubrics", "weight_sync") else layer(module)
+
+
+def test_sizes() -> None:
+    """Files of at most 600 lines, functions of at most 80; most of both far smaller."""
+    wrong, file_lines, function_lines = [], [], []
+    for path, tree in parsed():
+        file_lines.append(len(path.read_text(encoding="utf-8").splitlines()))
+        if file_lines[-1] > 600:
+            wrong.append(f"{path}: {file_lines[-1]} lines")
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno is not None
+                function_lines.append(node.end_lineno - node.lineno + 1)
+                if function_lines[-1] > 80:
+                    wrong.append(f"{path}:{node.lineno}: {node.name} {function_lines[-1]} lines")
+    assert wrong == []
+    assert sum(n <= 450 for n in file_lines) >= 0.9 * len(file_lines)
+    assert sum(n <= 45 for n in function_lines) >= 0.9 * len(function_lines)
+
+
+def test_the_loop_fits_on_a_screen() -> None:
+    assert len((PACKAGE / "train.py").read_text(encoding="utf-8").splitlines()) <= 120
+
+
+def test_docstrings() -> None:
+    """On every module, public class and public function that another file imports."""
+    used = {name for _, tree in parsed() for name, _ in imports(tree)}
+    wrong = []
+    for path, tree in parsed():
+        if not ast.get_docstring(tree):
+            wrong.append(f"{path}: module")
+        for node in tree.body:
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                continue
+            full_name = f"herl_megatron.{module_name(path)}.{node.name}"
+            needs = isinstance(node, ast.ClassDef) or full_name in used
+            if needs and not node.name.startswith("_") and not ast.get_docstring(node):
+                wrong.append(f"{path}:{node.lineno}: {node.name}")
+    assert wrong == []
+
+
+def test_habits() -> None:
+    """No print, global, star import, bare except, or getattr with a default on a configuration."""
+    wrong = []
+    for path, tree in parsed():
+        for node in ast.walk(tree):
+            where = f"{path}:{node.lineno}" if hasattr(node, "lineno") else str(path)
+            if isinstance(node, ast.Global):
+                wrong.append(f"{where}: global")
+            if isinstance(node, ast.ImportFrom) and node.names[0].name == "*":
+                wrong.append(f"{where}: star import")
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                if node.func.id == "print":
+                    wrong.append(f"{where}: print")
+                of_config = "config" in ast.unparse(node.args[0]) if node.args else False
+                if node.func.id == "getattr" and len(node.args) == 3 and of_config:
+                    wrong.append(f"{where}: getattr with a default on a configuration")
+            if isinstance(node, ast.ExceptHandler) and node.type is None:
+                wrong.append(f"{where}: bare except")
+        if not path.read_text(encoding="utf-8").isascii():
+            wrong.append(f"{path}: not ASCII")
+    assert wrong == []

@@ -1,0 +1,239 @@
+"""Each rule refuses what it must, names the values, and lets the neighbouring value pass."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from herl_megatron.config.load import ConfigError, load_config
+from herl_megatron.config.machine import Machine, look_at_machine
+from herl_megatron.config.model_rules import SUPPORTED_MODEL_TYPES
+from herl_megatron.config.schema import Config
+from herl_megatron.config.validate import Purpose, validate
+from herl_megatron.weight_sync.hf_names import FAMILIES
+
+CPU = Machine(shared_memory_bytes=1 << 30)
+SHAPE = {
+    "model_type": "qwen2", "hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 6,
+    "num_attention_heads": 12, "num_key_value_heads": 4, "max_position_embeddings": 512,
+}  # fmt: skip
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """A folder with a model of SHAPE, 1000 bytes of weights, and rows."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(SHAPE))
+    (model / "tokenizer.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(b"0" * 1000)
+    for name in ("train", "eval", "sft"):
+        (tmp_path / f"{name}.jsonl").write_text("{}\n")
+    (tmp_path / "run.yaml").write_text(
+        f"run: {{dir: {tmp_path}/runs}}\n"
+        f"model: {{path: {model}}}\n"
+        f"data: {{train: {tmp_path}/train.jsonl, eval: {tmp_path}/eval.jsonl,"
+        " max_prompt_tokens: 128, max_experience_tokens: 256}\n"
+        f"sft: {{data: {tmp_path}/sft.jsonl}}\n"
+        "rollout: {max_response_tokens: 128}\n"
+        "train: {prompts_per_step: 16, prompts_per_optimizer_step: 8}\n"
+        "megatron: {precision: fp32}\n"
+        "cluster: {device: auto}\n"
+    )
+    return tmp_path
+
+
+def load(files: Path, *overrides: str) -> Config:
+    return load_config(files / "run.yaml", overrides)
+
+
+def problems(
+    files: Path, *overrides: str, purpose: Purpose = "train", machine: Machine = CPU
+) -> tuple[str, ...]:
+    try:
+        validate(load(files, *overrides), purpose=purpose, machine=machine)
+    except ConfigError as error:
+        return error.problems
+    return ()
+
+
+@pytest.mark.parametrize("purpose", ["train", "sft", "eval"])
+def test_a_good_configuration_passes(files: Path, purpose: Purpose) -> None:
+    assert problems(files, purpose=purpose) == ()
+
+
+# override(s), what the one message must contain, override(s) next to it that must pass
+RULES = [
+    ("train.prompts_per_optimizer_step=6", ("prompts_per_step 16", "prompts_per_optimizer_step 6"),
+     "train.prompts_per_optimizer_step=4"),
+    ("train.prompts_per_optimizer_step=1 megatron.data_parallel=9", ("1 *", "8 rows", "9"),
+     "train.prompts_per_optimizer_step=1 megatron.data_parallel=8"),
+    ("algorithm.min_valid=9", ("min_valid is 9", "group_size 8"), "algorithm.min_valid=8"),
+    ("megatron.sequence_parallel=true", ("sequence_parallel", "tensor_parallel 1"),
+     "megatron.sequence_parallel=true megatron.tensor_parallel=2"),
+    ("megatron.virtual_pipeline=2", ("virtual_pipeline is 2", "pipeline_parallel 1"),
+     "megatron.virtual_pipeline=3 megatron.pipeline_parallel=2"),
+    ("megatron.virtual_pipeline=1 megatron.pipeline_parallel=2", ("virtual_pipeline is 1",),
+     "megatron.pipeline_parallel=2"),
+    ("megatron.pipeline_parallel=4", ("= 4 does not divide", "num_hidden_layers 6"),
+     "megatron.pipeline_parallel=3"),
+    ("megatron.pipeline_parallel=2 megatron.virtual_pipeline=2", ("= 4", "num_hidden_layers 6"),
+     "megatron.pipeline_parallel=2 megatron.virtual_pipeline=3"),
+    ("megatron.context_parallel=2", ("context_parallel is 2", "CPU"),
+     "megatron.context_parallel=1"),
+    ("rollout.tensor_parallel=2", ("rollout.tensor_parallel is 2", "replicas"),
+     "rollout.replicas=2"),
+    ("cluster.device=cuda", ("'cuda'", "no CUDA device"), "cluster.device=cpu"),
+    ("data.max_prompt_tokens=385", ("385 + ", "128 = 513", "512"), "data.max_prompt_tokens=384"),
+    ("data.max_experience_tokens=385", ("385", "= 513", "512"), "data.max_experience_tokens=384"),
+    # 2 (K and V) * 6 layers * 4 heads * (128 // 12 = 10) * 4 bytes * (256 + 128) tokens
+    ("rollout.dtype=fp32 rollout.kv_cache_bytes=737279", ("737279", "384 tokens", "737280"),
+     "rollout.dtype=fp32 rollout.kv_cache_bytes=737280"),
+    ("rollout.kv_cache_bytes=368639", ("368639", "368640"), "rollout.kv_cache_bytes=368640"),
+    ("optimizer.lr=1e-6 optimizer.min_lr=2e-6", ("2e-06", "1e-06"), "optimizer.min_lr=1e-6"),
+    ("train.steps=0 data.eval= train.export=false", ("nothing to do",), "train.steps=0 data.eval="),
+    ("train.eval_every=5 data.eval=", ("eval_every is 5", "data.eval"), "train.eval_every=5"),
+    ("rollout.temperature=0", ("rollout.temperature is 0",), "rollout.temperature=0.1"),
+    ("hindsight.temperature=0", ("temperature is 0", "'sampler'"),
+     "hindsight.temperature=0 hindsight.behavior=old"),
+    ("hindsight.temperature=0 hindsight.behavior=one hindsight.revisions_per_experience=2",
+     ("revisions_per_experience 2",), "hindsight.revisions_per_experience=2"),
+    ("hindsight.replace_top_n=9", ("replace_top_n is 9", "group_size 8"),
+     "hindsight.replace_top_n=9 hindsight.replace=append"),
+    ("hindsight.replace_top_n=9 hindsight.enabled=true", ("replace_top_n is 9",),
+     "hindsight.replace_top_n=9 hindsight.enabled=false"),
+    ("model.path=/nowhere", ("/nowhere", "Hugging Face folder"), ""),
+    ("data.train=", ("data.train is empty",), ""),
+    ("data.train=/nowhere.jsonl", ("data.train", "'/nowhere.jsonl'"), ""),
+    ("data.eval=/nowhere.jsonl", ("data.eval", "'/nowhere.jsonl'"), "data.eval="),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("bad", "parts", "good"), RULES, ids=[rule[0] for rule in RULES])
+def test_rule(files: Path, bad: str, parts: tuple[str, ...], good: str) -> None:
+    (problem,) = problems(files, *bad.split())
+    for part in parts:
+        assert part in problem
+    assert problems(files, *good.split()) == ()
+
+
+def test_tensor_parallel_cuts_heads_key_value_heads_and_mlp(files: Path) -> None:
+    assert problems(files, "megatron.tensor_parallel=4") == ()
+    six = problems(files, "megatron.tensor_parallel=6")  # 320 / 6 and 4 against 6 do not go
+    assert len(six) == 2
+    assert "intermediate_size 320" in six[0]
+    assert "num_key_value_heads 4" in six[1]
+    eight = problems(files, "megatron.tensor_parallel=8")
+    assert len(eight) == 1
+    assert "num_attention_heads 12" in eight[0]
+
+
+def test_experts(files: Path) -> None:
+    dense = problems(files, "megatron.expert_parallel=2")  # and DP * CP is 1
+    assert ["has no experts" in dense[0], "does not divide" in dense[1]] == [True, True]
+    two = ("megatron.expert_parallel=2", "megatron.data_parallel=2")
+    (problem,) = problems(files, *two)
+    assert "qwen2 has no experts" in problem
+    moe = SHAPE | {"model_type": "qwen3_moe", "num_experts": 6, "moe_intermediate_size": 64}
+    (files / "model/config.json").write_text(json.dumps(moe))
+    assert problems(files, *two) == ()
+    four = ("megatron.expert_parallel=4", "megatron.data_parallel=4")
+    assert "6 experts" in problems(files, *four)[0]
+    assert "sequence_parallel=true" in problems(files, "megatron.tensor_parallel=2")[0]
+
+
+def test_sft_needs_a_row_per_rank(files: Path) -> None:
+    overrides = ("sft.rows_per_step=3", "megatron.data_parallel=4")
+    (problem,) = problems(files, *overrides, purpose="sft")
+    assert "rows_per_step is 3" in problem
+    assert "data_parallel 4" in problem
+    assert problems(files, *overrides, purpose="train") == ()
+
+
+def test_gpus_of_this_machine(files: Path) -> None:
+    two = Machine(gpus=2, transformer_engine=False, shared_memory_bytes=1 << 30)
+    assert problems(files, "megatron.tensor_parallel=2", machine=two) == ()
+    (problem,) = problems(
+        files, "megatron.tensor_parallel=2", "megatron.data_parallel=2", machine=two
+    )
+    assert "= 4 ranks" in problem
+    assert "2 GPUs" in problem
+    (problem,) = problems(files, "rollout.replicas=3", machine=two)
+    assert "3 GPUs" in problem
+    (problem,) = problems(files, "megatron.context_parallel=2", machine=two)
+    assert "Transformer Engine" in problem
+    cluster = ("megatron.data_parallel=16", "rollout.replicas=8", "cluster.address=head:6379")
+    assert problems(files, *cluster, machine=two) == ()
+
+
+def test_precision_problem_is_the_devices_own(files: Path) -> None:
+    config = load(files, "megatron.fp8=delayed", "cluster.device=cpu")
+    machine = look_at_machine(config)
+    with pytest.raises(ConfigError, match="FP8 needs a CUDA GPU") as caught:
+        validate(config, purpose="train", machine=machine)
+    assert len(caught.value.problems) == 1
+    validate(config, purpose="eval", machine=machine)  # no trainer, no FP8
+    assert look_at_machine(load(files, "cluster.device=cpu")).precision_problem is None
+
+
+def test_shared_memory_holds_two_buckets_or_the_model_twice(files: Path) -> None:
+    """1000 bytes stored are at most 2000 in float32, so two buckets need at most 4000."""
+    assert problems(files, machine=Machine(shared_memory_bytes=4000)) == ()
+    (problem,) = problems(files, machine=Machine(shared_memory_bytes=3999))
+    assert "need 4000 bytes" in problem
+    assert "3999 free" in problem
+    small = Machine(shared_memory_bytes=600)
+    assert problems(files, "weight_sync.bucket_bytes=300", machine=small) == ()
+    assert problems(files, purpose="sft", machine=Machine(shared_memory_bytes=0)) == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("config.json", None, "no config.json"),
+        ("config.json", "{", "not valid JSON"),
+        ("config.json", "{}", "names no model_type"),
+        ("config.json", '{"model_type": "gpt2"}', "'gpt2' is not supported; one of llama"),
+        ("tokenizer.json", None, "has no tokenizer"),
+        ("model.safetensors", None, "model.random_init=true"),
+    ],
+)
+def test_model_folder(files: Path, name: str, text: str | None, expected: str) -> None:
+    path = files / "model" / name
+    path.unlink()
+    if text is not None:
+        path.write_text(text)
+    (problem,) = problems(files)
+    assert expected in problem
+    if name == "model.safetensors":
+        assert problems(files, "model.random_init=true") == ()
+
+
+def test_supported_families_are_those_with_a_name_table() -> None:
+    assert set(SUPPORTED_MODEL_TYPES) == set(FAMILIES)
+
+
+def test_run_folder_is_not_overwritten_by_accident(files: Path) -> None:
+    run = files / "runs" / "herl"
+    run.mkdir(parents=True)
+    assert problems(files) == ()  # empty
+    (run / "notes.txt").write_text("mine")
+    (problem,) = problems(files, "run.overwrite=true")
+    assert "never deleted" in problem
+    (run / "config.yaml").write_text("")
+    (problem,) = problems(files)
+    assert "run.name" in problem
+    assert "run.overwrite=true" in problem
+    assert problems(files, "run.overwrite=true") == ()
+    (files / "model").rename(run / "policy")
+    (problem,) = problems(files, "run.overwrite=true", f"model.path={run}/policy")
+    assert "would delete" in problem
+
+
+def test_all_problems_are_reported_together(files: Path) -> None:
+    found = problems(
+        files, "train.prompts_per_optimizer_step=5", "data.train=/nowhere", "rollout.temperature=0"
+    )
+    assert len(found) == 3

@@ -1,0 +1,143 @@
+"""A run's folder on disk: what is written, when, and what is never deleted."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from matplotlib.image import imread
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from herl_megatron.config.load import load_config
+from herl_megatron.config.schema import Config, ModelConfig, RunConfig
+from herl_megatron.observability.curves import draw_learning_curve, plot_learning_curve
+from herl_megatron.observability.run_folder import RunFolder
+from herl_megatron.observability.timers import Timers
+from herl_megatron.types import StepMetrics
+
+
+@dataclass
+class Result:
+    reward: float
+    all_satisfied: float
+
+
+def config(folder: Path, *, overwrite: bool = False) -> Config:
+    return Config(
+        run=RunConfig(dir=str(folder), name="a run", overwrite=overwrite),
+        model=ModelConfig(path="toy"),
+    )
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_metrics_are_on_disk_before_the_run_ends(tmp_path: Path) -> None:
+    with RunFolder.create(config(tmp_path)) as folder:
+        folder.log(0, {"reward/mean": 0.25, "train/loss": math.nan})
+        folder.log(1, {"reward/mean": 0.5, "train/ratio_max": math.inf})
+        assert lines(folder.path / "metrics.jsonl") == [
+            {"step": 0, "reward/mean": 0.25, "train/loss": None},
+            {"step": 1, "reward/mean": 0.5, "train/ratio_max": None},
+        ]
+    board = EventAccumulator(str(folder.path / "tensorboard"))
+    board.Reload()
+    points = [(event.step, event.value) for event in board.Scalars("reward/mean")]
+    assert points == [(0, 0.25), (1, 0.5)]
+
+
+def test_configuration_is_saved_and_loads_again(tmp_path: Path) -> None:
+    with RunFolder.create(config(tmp_path)) as folder:
+        assert load_config(folder.path / "config.yaml") == config(tmp_path)
+
+
+def test_an_existing_run_is_replaced_only_on_request(tmp_path: Path) -> None:
+    with RunFolder.create(config(tmp_path)) as folder:
+        folder.log(0, {"reward/mean": 0.25})
+    with pytest.raises(ValueError, match=r"run\.overwrite=true"):
+        RunFolder.create(config(tmp_path))
+    assert len(lines(folder.path / "metrics.jsonl")) == 1
+    with RunFolder.create(config(tmp_path, overwrite=True)) as again:
+        assert (again.path / "metrics.jsonl").read_text() == ""
+
+
+def test_a_folder_that_is_no_run_is_never_deleted(tmp_path: Path) -> None:
+    precious = tmp_path / "a run" / "thesis.txt"
+    precious.parent.mkdir()
+    precious.write_text("years of work")
+    with pytest.raises(ValueError, match="never deleted"):
+        RunFolder.create(config(tmp_path, overwrite=True))
+    assert precious.read_text() == "years of work"
+
+
+def test_failure_is_in_the_log_and_files_are_closed(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), RunFolder.create(config(tmp_path)) as folder:
+        raise RuntimeError("engine 1 died")
+    assert "run ended early: RuntimeError: engine 1 died" in (folder.path / "run.log").read_text()
+    with pytest.raises(ValueError, match="closed"):
+        folder.log(1, {"reward/mean": 1.0})
+    handlers = logging.getLogger("herl_megatron").handlers
+    assert not [h for h in handlers if isinstance(h, logging.FileHandler)]
+
+
+def test_finish_writes_summary_and_curve(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with RunFolder.create(config(tmp_path)) as folder:
+        for step in folder.progress(range(2), "HeRL"):
+            folder.log(step, {"reward/mean": step / 2, "reward/all_satisfied": 0.0})
+        folder.finish(before=Result(0.25, 0.0), after=Result(0.75, 0.5), timers=Timers())
+    summary = json.loads((folder.path / "summary.json").read_text())
+    assert summary["reward"] == {"before": 0.25, "after": 0.75}
+    assert set(summary["seconds"]) == {"other", "total"}
+    assert "+0.500" in capsys.readouterr().out
+    assert not list(folder.path.glob("*.tmp"))
+
+
+def test_progress_without_a_terminal_logs_twenty_lines(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("herl_megatron"), "propagate", True)
+    with RunFolder.create(config(tmp_path)) as folder, caplog.at_level(logging.INFO):
+        seen = []
+        for step in folder.progress(range(60), "SFT"):
+            seen.append(step)
+            folder.log(step, {"sft/loss": float(step)})
+    assert seen == list(range(60))
+    shown = [record.getMessage() for record in caplog.records]
+    assert len(shown) == 20
+    assert shown[0] == "SFT 3/60: loss 2.000"
+    assert shown[-1] == "SFT 60/60: loss 59.000"
+
+
+def test_curve_shows_its_data() -> None:
+    nan = math.nan
+    history = (
+        StepMetrics(0, {"eval/reward": 0.25, "eval/all_satisfied": 0.0}),
+        StepMetrics(0, {"reward/mean": 0.3, "hindsight/revisions": 4, "hindsight/accepted": 3}),
+        StepMetrics(1, {"hindsight/revisions": 2, "hindsight/accepted": 0}),  # nothing scored
+        StepMetrics(2, {"reward/mean": nan, "reward/all_satisfied": 0.5}),
+        StepMetrics(3, {"eval/reward": 0.75, "eval/all_satisfied": 0.5}),
+    )
+    figure = draw_learning_curve(history, title="toy")
+    reward, satisfied, revisions = figure.axes
+    drawn = [[line.get_xydata().tolist() for line in axes.lines] for axes in (reward, satisfied)]
+    assert drawn[0] == [[[0, 0.3], [2, pytest.approx(nan, nan_ok=True)]], [[0, 0.25], [3, 0.75]]]
+    assert drawn[1] == [[[2, 0.5]], [[0, 0], [3, 0.5]]]
+    assert [text.get_text() for text in reward.texts] == ["0.25", "0.75"]  # before and after
+    assert [bar.get_height() for bar in revisions.patches] == [4, 2, 3, 0]
+
+
+@pytest.mark.parametrize("history", [(), (StepMetrics(0, {"eval/reward": 0.25}),)])
+def test_curve_of_hardly_anything_is_a_picture(
+    tmp_path: Path, history: tuple[StepMetrics, ...]
+) -> None:
+    plot_learning_curve(history, tmp_path / "curve.png", title="toy")
+    pixels = imread(tmp_path / "curve.png")
+    assert pixels.shape[:2] == (604, 1440)
+    assert pixels.std() > 0.05

@@ -1,0 +1,115 @@
+"""The summary's numbers, by hand, and that people are shown the same ones."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from herl_megatron.observability.summary import build_summary, print_summary
+from herl_megatron.types import StepMetrics
+
+
+@dataclass
+class Result:
+    reward: float
+    all_satisfied: float
+
+
+def step(number: int, **values: float) -> StepMetrics:
+    """One step's metrics: no hindsight unless given."""
+    hindsight = {
+        "hindsight/experiences": 0, "hindsight/experiences_too_long": 0, "hindsight/revisions": 0,
+        "hindsight/accepted": 0, "hindsight/bonus_sum": 0, "scoring/revisions_unscored": 0,
+    }  # fmt: skip
+    named = {name.replace("__", "/"): value for name, value in values.items()}
+    return StepMetrics(step=number, values=hindsight | named)
+
+
+HISTORY = (
+    StepMetrics(step=0, values={"eval/reward": 0.3, "eval/all_satisfied": 0.1}),
+    step(0, reward__mean=0.35, reward__all_satisfied=0.05, hindsight__experiences=3,
+         hindsight__revisions=6, hindsight__accepted=2, hindsight__gain=0.5,
+         hindsight__bonus_sum=0.25, scoring__revisions_unscored=2),
+    step(1, reward__mean=0.45, reward__all_satisfied=0.15, hindsight__experiences=1,
+         hindsight__revisions=1, hindsight__accepted=1, hindsight__gain=-0.25,
+         hindsight__bonus_sum=0.5, hindsight__experiences_too_long=2),
+    step(2),  # nothing scored, nothing revised: no reward, no gain
+)  # fmt: skip
+
+
+def test_numbers_of_a_run_with_evaluation() -> None:
+    summary = build_summary(
+        HISTORY, before=Result(0.3, 0.1), after=Result(0.6, 0.4), seconds={"train": 1.23456}
+    )
+    assert summary == {
+        "reward": {"before": 0.3, "after": 0.6},
+        "all_satisfied": {"before": 0.1, "after": 0.4},
+        "measured_on": "held-out prompts",
+        "steps": 3,
+        "hindsight": {
+            "experiences": 4,
+            "experiences_too_long": 2,
+            "revisions": 7,
+            "accepted": 3,
+            "bonus_sum": 0.75,
+            "gain": pytest.approx((4 * 0.5 + 1 * -0.25) / 5),  # over scored revisions
+        },
+        "seconds": {"train": 1.235},
+    }
+
+
+def test_without_evaluation_first_and_last_rollouts_stand_in() -> None:
+    summary = build_summary(HISTORY, before=None, after=None, seconds={})
+    assert summary["reward"] == {"before": 0.35, "after": 0.45}
+    assert summary["all_satisfied"] == {"before": 0.05, "after": 0.15}
+    assert summary["measured_on"] == "training rollouts"
+
+
+def test_a_run_of_no_steps() -> None:
+    same = Result(0.3, 0.1)
+    summary = build_summary(HISTORY[:1], before=same, after=same, seconds={"total": 1})
+    assert summary["steps"] == 0
+    assert summary["reward"] == {"before": 0.3, "after": 0.3}
+    assert summary["hindsight"]["gain"] is None
+    assert build_summary((), before=None, after=None, seconds={})["reward"] == {
+        "before": None, "after": None,
+    }  # fmt: skip
+
+
+def printed(summary: dict) -> str:
+    console = Console(file=io.StringIO(), width=100)
+    print_summary(summary, folder=Path("runs/my [run]"), console=console)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_the_table_shows_the_same_numbers() -> None:
+    summary = build_summary(
+        HISTORY, before=Result(0.3, 0.1), after=Result(0.6, 0.4),
+        seconds={"train": 6.0, "rollout": 3.0, "other": 1.0, "total": 10.0},
+    )  # fmt: skip
+    lines = [" ".join(line.strip("│ \n").split()) for line in printed(summary).splitlines()]
+    for expected in (
+        "mean reward 0.300 0.600 +0.300",
+        "all satisfied 0.100 0.400 +0.300",
+        "failed drafts shown as experience 4",
+        "revisions that joined training 3 (43%)",
+        "mean gain of a revision over its draft +0.350",
+        "bonus reward paid to drafts, sum 0.75",
+        "experiences skipped, too long 2",
+        "train 6.0 60%",
+        "total 10.0 3.3 s/step",
+        "run.name='my [run]'-rlvr hindsight.enabled=false",
+    ):
+        assert expected in lines, expected
+    assert lines.index("train 6.0 60%") < lines.index("rollout 3.0 30%")  # longest first
+
+
+def test_a_run_without_numbers_prints() -> None:
+    summary = build_summary((), before=None, after=None, seconds={"other": 0.0, "total": 0.0})
+    text = printed(summary)
+    assert "mean reward" in text
+    assert "hindsight, whole run" not in text
