@@ -6,7 +6,6 @@ Exit codes: 0 done, 1 a worker failed, 2 the input has to be mended, 130 interru
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Annotated, Any
@@ -73,7 +72,7 @@ def _run(
         hindsight = effective(loaded.hindsight, loaded.rollout)
         config = loaded.model_copy(update={"hindsight": hindsight})
         validate(config, purpose=purpose)
-        asyncio.run(_cancel_on_sigterm(job(config)))
+        asyncio.run(job(config))
     except ValueError as error:
         console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
         raise typer.Exit(2) from error
@@ -83,14 +82,6 @@ def _run(
     except (KeyboardInterrupt, asyncio.CancelledError) as error:
         console.print("[bold yellow]interrupted:[/] all workers were ended")
         raise typer.Exit(130) from error
-
-
-async def _cancel_on_sigterm(job: Coroutine[Any, Any, Any]) -> Any:
-    """Run `job`; SIGTERM (a scheduler's notice) cancels it, so that workers are ended in order."""
-    task = asyncio.current_task()
-    assert task is not None, "asyncio.run always has a current task"
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    return await job
 
 
 def main() -> None:

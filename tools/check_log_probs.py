@@ -39,6 +39,7 @@ def config_for(arguments: argparse.Namespace, precision: str) -> Config:
             train=arguments.prompts,
             eval=arguments.prompts,
             max_prompt_tokens=arguments.prompt_tokens,
+            max_experience_tokens=arguments.prompt_tokens,
         ),
         rollout=RolloutConfig(
             dtype=precision,

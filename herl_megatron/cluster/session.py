@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,7 +49,18 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
             logging_level=logging.ERROR,
             object_store_memory=object_store_bytes(free),
         )
+    _cancel_on_sigterm()
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _cancel_on_sigterm() -> None:
+    """Let SIGTERM (a scheduler's notice) cancel the running task, so that workers end in order.
+
+    Installed after `ray.init`, whose own handler would print a stack trace and abort.
+    """
+    task = asyncio.current_task()
+    assert task is not None, "a Ray session is opened inside a task"
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
