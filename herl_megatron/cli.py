@@ -74,10 +74,12 @@ def _run(
         validate(config, purpose=purpose)
         asyncio.run(job(config))
     except ValueError as error:
-        console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
+        console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from error
     except (RuntimeError, TimeoutError) as error:  # WorkerError, PipelineError and their like
-        console.print(f"[bold red]stopped:[/] {escape(str(error))}", highlight=False)
+        console.print(
+            f"[bold red]stopped:[/] {escape(str(error))}", highlight=False, soft_wrap=True
+        )
         raise typer.Exit(1) from error
     except (KeyboardInterrupt, asyncio.CancelledError) as error:
         console.print("[bold yellow]interrupted:[/] all workers were ended")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -67,13 +69,18 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def small(toy: Path) -> list[str]:
-    """Overrides that make a run of seconds: few prompts, short responses, random weights."""
-    rows = (toy / "heldout.jsonl").read_text().splitlines()[:6]
-    (toy / "heldout_small.jsonl").write_text("\n".join(rows) + "\n")
+    """Overrides that make a run of seconds: few prompts, short responses, random weights.
+
+    Random weights write random words, so the rubrics ask for word counts that some of them reach:
+    rewards differ within a group, and some groups need hindsight.
+    """
+    for name, first in (("train", 0), ("eval", 100)):
+        rows = [_word_count_row(f"{name}-{index}", first + index) for index in range(8)]
+        (toy / f"{name}_small.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     return [
         f"model.path={toy}/model",
-        f"data.train={toy}/train.jsonl",
-        f"data.eval={toy}/heldout_small.jsonl",
+        f"data.train={toy}/train_small.jsonl",
+        f"data.eval={toy}/eval_small.jsonl",
         "train.steps=2",
         "train.prompts_per_step=4",
         "train.prompts_per_optimizer_step=2",
@@ -82,6 +89,28 @@ def small(toy: Path) -> list[str]:
         "eval.samples_per_prompt=2",
         "eval.temperature=1.0",
     ]
+
+
+def _word_count_row(name: str, index: int) -> dict[str, Any]:
+    def words(name: str, relation: str, number: int) -> dict[str, Any]:
+        return {
+            "id": name,
+            "kind": "rule",
+            "check": "ifeval/length_constraints:number_words",
+            "params": {"relation": relation, "num_words": number},
+        }
+
+    criteria = [
+        words("a", "at least", 9 + index % 3),
+        words("b", "less than", 12),
+        words("c", "at least", 10),
+    ]
+    content = f"Write about the {('river', 'garden', 'city', 'forest')[index % 4]}."
+    return {
+        "id": name,
+        "messages": [{"role": "user", "content": content}],
+        "rubric": {"criteria": criteria},
+    }
 
 
 @pytest.fixture
