@@ -62,6 +62,8 @@ def engine_environment(device: str, threads: int) -> dict[str, str]:
         environment["TORCH_COMPILE_DISABLE"] = "1"
         # Engines and trainers share the cores; vLLM's default pins every engine to the same one.
         environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        # Splitting one sequence's attention over threads makes its sum depend on the batch.
+        environment["VLLM_CPU_ATTN_SPLIT_KV"] = "0"
     return environment
 
 

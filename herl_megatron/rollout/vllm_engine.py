@@ -52,9 +52,11 @@ class _Open:
 class VLLMEngine:
     """`RolloutEngine` over vLLM. Build it in a process started with `engine_environment`.
 
-    Requests with the same seed, prompt and settings give the same tokens and log-probs, bit for
-    bit on CPU, whatever else is in the batch. A failed weight update or a dead engine thread makes
-    every later call fail with the reason: the engine must then be started anew.
+    The same seed, prompt and settings give the same tokens and log-probs whatever else is in the
+    batch: bit for bit on CPU, except that oneDNN rounds a sequence decoded alone differently when a
+    layer has more than about 1000 inputs (1e-5 in fp32); within rounding on GPU. A failed weight
+    update or a dead engine thread makes every later call fail with the reason: the engine must
+    then be started anew.
     """
 
     def __init__(self, config: EngineConfig) -> None:

@@ -40,7 +40,7 @@ class EngineThread:
         self._on_end = on_end
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._lock = threading.Lock()  # orders `call` against the end of the thread
-        self._closing = False
+        self._closing = threading.Event()
         self._ended: RuntimeError | None = None
         started: Future[None] = Future()
         self._thread = threading.Thread(
@@ -60,12 +60,9 @@ class EngineThread:
         return future
 
     def close(self) -> None:
-        """End the thread and wait for it; calls from now on fail."""
-
-        def stop(_: LLMEngine) -> None:
-            self._closing = True
-
-        self.call(stop)
+        """Run the commands given so far, end the thread and wait for it; later calls fail."""
+        self.call(lambda _: self._closing.set()).exception()
+        self._closing.set()  # a dead thread runs no commands
         self._thread.join()
 
     def _run(self, started: Future[None]) -> None:
@@ -82,12 +79,14 @@ class EngineThread:
             reason = RuntimeError(f"the vLLM engine thread died: {type(error).__name__}: {error}")
             reason.__cause__ = error
         self._end(reason)
+        # A process that exits without `close` must find this thread idle, not tearing vLLM down.
+        self._closing.wait()
         engine.engine_core.shutdown()
 
     def _serve(self, engine: LLMEngine) -> None:
-        while not self._closing:
+        while not self._closing.is_set():
             self._run_commands(engine, wait=not engine.has_unfinished_requests())
-            if engine.has_unfinished_requests() and not self._closing:
+            if engine.has_unfinished_requests() and not self._closing.is_set():
                 for output in engine.step():
                     assert isinstance(output, RequestOutput), f"pooling output {output}"
                     if output.finished:

@@ -55,12 +55,10 @@ def check_request(request: GenerateRequest, *, vocab_size: int, max_model_tokens
 def sampling_params(request: GenerateRequest, end_token_ids: Sequence[int]) -> SamplingParams:
     """vLLM's parameters of one request: nothing is taken from the model's generation defaults."""
     sampling = request.sampling
-    greedy = sampling.temperature == 0
     return SamplingParams(
         temperature=sampling.temperature,
-        # vLLM truncates a greedy request's log-probs only when random ones share its batch.
-        top_p=1.0 if greedy else sampling.top_p,
-        top_k=-1 if greedy else sampling.top_k,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
         seed=request.seed,
         max_tokens=sampling.max_tokens,
         stop_token_ids=list(end_token_ids),

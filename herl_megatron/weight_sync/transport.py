@@ -142,8 +142,8 @@ def _write(path: str, tensors: Iterable[tuple[int, torch.Tensor]]) -> None:
     handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
     try:
         for offset, tensor in tensors:
-            raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-            data = memoryview(raw)
+            raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            data: memoryview = raw.numpy().data
             while data:  # one call writes at most 2 GiB
                 written = os.pwrite(handle, data, offset)
                 data, offset = data[written:], offset + written

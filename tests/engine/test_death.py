@@ -64,3 +64,12 @@ def test_engine_that_cannot_start_says_why(folder: Path, tmp_path: Path) -> None
     with pytest.raises((ValueError, OSError), match="nowhere"):
         with running_engine(tmp_path / "nowhere"):
             pass
+
+
+def test_process_without_the_environment_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VLLM_CPU_ATTN_SPLIT_KV")
+    with pytest.raises(RuntimeError, match="VLLM_CPU_ATTN_SPLIT_KV are not set.*engine_environ"):
+        with running_engine(folder):
+            pass

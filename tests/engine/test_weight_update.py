@@ -12,8 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from herl_megatron.rollout.engine import Bucket
 from herl_megatron.rollout.vllm_engine import VLLMEngine
 from herl_megatron.types import Completion
+from herl_megatron.weight_sync.sync import sync_weights
 from herl_megatron.weight_sync.transport import BucketFolder, write_bucket
 from tests.engine.harness import running_engine
 from tests.engine.tiny_models import make_model, make_requests
@@ -60,6 +62,22 @@ async def send(
         await engine.load_bucket(write_bucket(path, weights[begin : begin + per_bucket]))
 
 
+class FileTrainer:
+    """Sends given tensors, a fixed number per bucket."""
+
+    def __init__(self, weights: list[tuple[str, torch.Tensor]], *, per_bucket: int) -> None:
+        self.weights = weights
+        self._buckets = [
+            weights[begin : begin + per_bucket] for begin in range(0, len(weights), per_bucket)
+        ]
+
+    def bucket_plan(self) -> list[Bucket]:
+        return [Bucket(path="", num_bytes=0, tensors=()) for _ in self._buckets]
+
+    async def write_bucket(self, index: int, path: str) -> Bucket:
+        return await asyncio.to_thread(write_bucket, path, self._buckets[index])
+
+
 def shuffled(folder: Path, dtype: torch.dtype | None = None) -> list[tuple[str, torch.Tensor]]:
     """A model's tensors in random order: fused layers are torn over many buckets."""
     weights = list(load_file(folder / "model.safetensors").items())
@@ -96,9 +114,10 @@ def test_update_equals_a_fresh_engine(
         await engine.finish_weight_update(7)
         assert await engine.weight_version() == 7
         first = await outputs(engine)
-        # Again, with trainer-precision tensors in larger buckets.
-        await send(engine, shuffled(new, torch.float32), buckets, per_bucket=5)
-        await engine.finish_weight_update(8)
+        # Again by the sync itself, with trainer-precision tensors in larger buckets.
+        trainer = FileTrainer(shuffled(new, torch.float32), per_bucket=5)
+        stats = await sync_weights(trainer, [engine], 8, paths=buckets.paths, timeout_s=60)
+        assert stats.num_bytes >= sum(4 * tensor.numel() for _, tensor in trainer.weights)
         assert await outputs(engine) == first
         return before, first
 
