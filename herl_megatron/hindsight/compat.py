@@ -30,12 +30,15 @@ def effective(hindsight: HindsightConfig, rollout: RolloutConfig | None = None) 
     if rollout is not None:
         values |= {"temperature": rollout.temperature, "top_p": rollout.top_p}
     given = hindsight.model_dump()
-    for key, value in values.items():
-        if key in hindsight.model_fields_set and given[key] != value:
-            raise ValueError(
-                f"hindsight.{key} is {given[key]!r}, but hindsight.reference_compat needs "
-                f"{value!r}: remove hindsight.{key} or turn reference_compat off"
-            )
+    conflicts = [
+        f"hindsight.{key} is {given[key]!r}, but hindsight.reference_compat needs {value!r}"
+        for key, value in values.items()
+        if key in hindsight.model_fields_set and given[key] != value
+    ]
+    if conflicts:
+        raise ValueError(
+            "; ".join(conflicts) + ": remove or change these keys, or turn reference_compat off"
+        )
     return hindsight.model_copy(update=values)
 
 
