@@ -119,6 +119,8 @@ class Optimizer:
         lr = learning_rate(self._config, step=self.steps_done, total_steps=self._total_steps)
         for group in self.megatron.param_groups:
             group["lr"] = lr
+            # Megatron marks what is not decayed but leaves it to its scheduler to act on that.
+            group["weight_decay"] = self._config.weight_decay * group["wd_mult"]
         if self._config.clip_grad > 0:
             for optimizer in self.megatron.chained_optimizers:
                 # A stage may hold no parameter of a kind (dense or expert).

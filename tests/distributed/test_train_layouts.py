@@ -1,0 +1,169 @@
+"""One optimizer step on every layout equals the same step in plain PyTorch with the HF model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from herl_megatron.config.schema import AlgorithmConfig, HindsightConfig
+from tests.distributed import tiny_models
+from tests.distributed.train_case import (
+    LAYOUTS,
+    Case,
+    hf_log_probs,
+    make_rows,
+    plain_steps,
+    run_case,
+    with_log_probs,
+)
+
+pytestmark = pytest.mark.distributed
+
+TOLERANCE = 1e-5
+MODELS = ("qwen2_tied", "qwen3")
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
+    """The same rows for each tiny model."""
+    torch.set_num_threads(1)
+    made = {}
+    for name in MODELS:
+        folder = tmp_path_factory.mktemp(name)
+        model = tiny_models.save(name, Path(folder))
+        rows = make_rows(16, vocab=tiny_models.VOCAB, seed=1)
+        rows, old, ref = with_log_probs(model, rows, seed=2)
+        made[name] = Case(str(folder), rows, old, ref, wanted=("log_probs",))
+    return made
+
+
+@cache
+def plain(name: str, key: Case) -> tuple[float, float]:
+    """Loss and gradient norm of one step in plain PyTorch (computed once per distinct case)."""
+    losses, norms, _ = plain_steps(tiny_models.build(name), key)
+    return losses[0], norms[0]
+
+
+def check(name: str, case: Case, key: Case | None = None) -> dict[str, float]:
+    """Run the case, compare loss and gradient norm with plain PyTorch, return the metrics."""
+    (metrics,) = run_case(case).metrics
+    loss, norm = plain(name, key or case)
+    assert metrics["loss"] == pytest.approx(loss, rel=TOLERANCE)
+    assert metrics["grad_norm"] == pytest.approx(norm, rel=TOLERANCE)
+    parts = [value for key, value in metrics.items() if key.startswith("loss_")]
+    assert sum(parts) == pytest.approx(metrics["loss"], rel=1e-6) or case.sft
+    return metrics
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [("qwen2_tied", layout) for layout in LAYOUTS]
+    + [("qwen3", layout) for layout in ("TP1 PP1 DP1", "TP2 SP", "PP2 VPP2", "TP2 PP2 SP")],
+)
+def test_loss_gradient_and_log_probs(cases: dict[str, Case], name: str, layout: str) -> None:
+    case = cases[name]
+    answer = run_case(case.on(**LAYOUTS[layout]))
+    loss, norm = plain(name, case)
+    assert answer.metrics[0]["loss"] == pytest.approx(loss, rel=TOLERANCE)
+    assert answer.metrics[0]["grad_norm"] == pytest.approx(norm, rel=TOLERANCE)
+    model = tiny_models.build(name)
+    for row, got in zip(case.rows, answer.log_probs, strict=True):
+        if row.weight == 0:
+            assert got is None
+        else:
+            want = hf_log_probs(model, row)[0].detach().numpy()
+            np.testing.assert_allclose(got, want, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        dict(micro_batch_tokens=1 << 20),
+        dict(micro_batch_tokens=1),
+        dict(packing=True),
+        dict(packing=True, micro_batch_tokens=1 << 20),
+        dict(packing=True, tensor_parallel=2, sequence_parallel=True, data_parallel=2),
+        dict(packing=True, pipeline_parallel=2, virtual_pipeline=2),
+        dict(recompute="selective"),
+        dict(recompute="full", pipeline_parallel=2),
+        dict(distributed_optimizer=False, data_parallel=2),
+    ],
+    ids=str,
+)
+def test_batching_and_memory_options(cases: dict[str, Case], layout: dict[str, Any]) -> None:
+    case = cases["qwen2_tied"]
+    metrics = check("qwen2_tied", case.on(**layout), key=case)
+    if layout.get("packing"):
+        assert metrics["padding_ratio"] <= 1.0 + 1 / 20
+    if layout == dict(micro_batch_tokens=1):
+        assert metrics["micro_batches"] == metrics["rows"]
+
+
+@pytest.mark.parametrize("layout", ["TP1 PP1 DP1", "PP2 VPP2", "TP2 DP2 SP"])
+def test_fewer_rows_than_micro_batches(cases: dict[str, Case], layout: str) -> None:
+    """Ranks and stages without a row compute a dummy, which changes nothing."""
+    full = cases["qwen2_tied"]
+    assert full.old_log_probs is not None
+    one = replace(
+        full,
+        rows=full.rows[:1],
+        old_log_probs=full.old_log_probs[:1],
+        ref_log_probs=None,
+        wanted=(),
+    )
+    metrics = check("qwen2_tied", one.on(**LAYOUTS[layout]), key=one)
+    assert metrics["rows"] == 1
+    assert metrics["sampled_tokens"] == metrics["tokens"] == len(full.rows[0].response_token_ids)
+
+
+@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "sequence_sum"])
+@pytest.mark.parametrize("behavior", ["sampler", "old", "one"])
+def test_every_aggregation_and_behavior(
+    cases: dict[str, Case], aggregation: str, behavior: str
+) -> None:
+    case = replace(
+        cases["qwen2_tied"],
+        algorithm=AlgorithmConfig.model_validate({"aggregation": aggregation, "clip_high": 0.28}),
+        hindsight=HindsightConfig.model_validate({"behavior": behavior, "gamma": 0.3}),
+    )
+    check("qwen2_tied", case)
+
+
+def test_kl_and_entropy(cases: dict[str, Case]) -> None:
+    case = replace(
+        cases["qwen2_tied"],
+        algorithm=AlgorithmConfig(kl_coef=0.2, entropy_coef=0.05, aggregation="sequence_mean"),
+    )
+    metrics = check("qwen2_tied", case.on(tensor_parallel=2, data_parallel=2), key=case)
+    assert metrics["loss_kl"] == pytest.approx(0.2 * metrics["kl"])
+    assert metrics["kl"] > 0.01
+
+
+def test_reference_compat(cases: dict[str, Case]) -> None:
+    """The released behaviour's denominator: `behavior: old`."""
+    base = cases["qwen2_tied"]
+    compat = replace(base, hindsight=HindsightConfig(reference_compat=True))
+    check("qwen2_tied", compat, key=replace(base, hindsight=HindsightConfig(behavior="old")))
+
+
+def test_sft(cases: dict[str, Case]) -> None:
+    case = replace(cases["qwen2_tied"], sft=True)
+    metrics = check("qwen2_tied", case.on(tensor_parallel=2, data_parallel=2), key=case)
+    assert set(metrics) >= {"loss", "grad_norm", "lr", "tokens"}
+
+
+def test_no_old_log_probs_means_the_current_policy(cases: dict[str, Case]) -> None:
+    """Ratios are 1: the loss is the advantages', the gradient REINFORCE's."""
+    case = replace(cases["qwen2_tied"], old_log_probs=None)
+    model = tiny_models.build("qwen2_tied")
+    exact = tuple(
+        hf_log_probs(model, row)[0].detach().numpy().astype(np.float32) for row in case.rows
+    )
+    metrics = check("qwen2_tied", case, key=replace(case, old_log_probs=exact))
+    assert metrics["ratio_mean"] == 1.0 and metrics["clip_fraction"] == 0.0

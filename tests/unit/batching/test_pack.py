@@ -1,0 +1,99 @@
+"""Tensors of a micro-batch by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from herl_megatron.batching.pack import MicroBatch, pack, unpack
+from herl_megatron.batching.schedule import Shard
+from herl_megatron.types import TrainRow
+
+ROWS = (
+    TrainRow(
+        prompt_id="a",
+        context_token_ids=np.array([11, 12, 13], np.int32),
+        response_token_ids=np.array([14, 15], np.int32),
+        rollout_log_probs=np.array([-0.1, -0.2], np.float32),
+        reward=1.0,
+        advantage=0.5,
+    ),
+    TrainRow(
+        prompt_id="b",
+        context_token_ids=np.array([21], np.int32),
+        response_token_ids=np.array([22, 23, 24], np.int32),
+        rollout_log_probs=np.array([-0.3, -0.4, -0.5], np.float32),
+        reward=0.0,
+        advantage=-2.0,
+        is_revision=True,
+    ),
+)
+OLD = (np.array([-1, -2], np.float32), np.array([-3, -4, -5], np.float32))
+SHARD = Shard(
+    rows=ROWS,
+    row_indices=(0, 1),
+    total_rows=2,
+    micro_batches=((0, 1), ()),
+    old_log_probs=OLD,
+    ref_log_probs=(None, None),
+    loss_tokens=5,
+    loss_rows=2,
+)
+
+
+def packed(rows: tuple[int, ...], packing: bool, multiple: int) -> MicroBatch:
+    return pack(SHARD, rows, packing=packing, multiple=multiple, device=torch.device("cpu"))
+
+
+def test_padded() -> None:
+    batch = packed((0, 1), False, 4)
+    assert batch.input_ids.tolist() == [
+        [11, 12, 13, 14, 15, 0, 0, 0],
+        [21, 22, 23, 24, 0, 0, 0, 0],
+    ]
+    assert batch.position_ids.tolist() == [list(range(8))] * 2
+    assert batch.cu_seqlens is None
+    # Sequence first with two rows: row a's positions 2 and 3, row b's 0, 1 and 2.
+    assert batch.logit_index.tolist() == [4, 6, 1, 3, 5]
+    assert batch.input_ids.T.flatten()[batch.logit_index].tolist() == [13, 14, 21, 22, 23]
+
+
+def test_packed() -> None:
+    batch = packed((1, 0), True, 4)
+    assert batch.input_ids.tolist() == [[21, 22, 23, 24, 11, 12, 13, 14, 15, 0, 0, 0]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6, 7]]
+    assert batch.cu_seqlens is not None and batch.cu_seqlens.tolist() == [0, 4, 12]
+    assert batch.cu_seqlens.dtype == torch.int32
+    assert batch.logit_index.tolist() == [0, 1, 2, 6, 7]
+    assert batch.targets.tolist() == [22, 23, 24, 14, 15]
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_values_per_token(packing: bool) -> None:
+    batch = packed((0, 1), packing, 1)
+    assert batch.targets.tolist() == [14, 15, 22, 23, 24]
+    assert batch.row_tokens.tolist() == [2, 3]
+    assert batch.advantages.tolist() == [0.5, 0.5, -2, -2, -2]
+    assert batch.hindsight_mask.tolist() == [False, False, True, True, True]
+    assert batch.rollout_log_probs.tolist() == pytest.approx([-0.1, -0.2, -0.3, -0.4, -0.5])
+    assert batch.old_log_probs is not None
+    assert batch.old_log_probs.tolist() == [-1, -2, -3, -4, -5]
+    assert batch.ref_log_probs is None
+    assert batch.spread(torch.tensor([0.25, 4.0])).tolist() == [0.25, 0.25, 4, 4, 4]
+
+
+def test_unpack_is_the_inverse() -> None:
+    batch = packed((1, 0), False, 1)
+    values = torch.tensor([1.0, 2, 3, 4, 5], requires_grad=True)
+    assert [row.tolist() for row in unpack(batch, values)] == [[1, 2, 3], [4, 5]]
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_dummy(packing: bool) -> None:
+    batch = packed((), packing, 4)
+    assert batch.is_dummy
+    assert batch.input_ids.shape == (1, 4)
+    assert batch.logit_index.tolist() == [0]
+    assert batch.old_log_probs is None
+    assert unpack(batch, torch.zeros(1)) == []
