@@ -51,6 +51,8 @@ def engine_environment(device: str, threads: int) -> dict[str, str]:
         # The engine is stepped by our own thread; no EngineCore child process.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_LOGGING_LEVEL": "ERROR",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "PYTHONWARNINGS": "ignore::FutureWarning",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         # Models are local folders; a missing file is an error, not a download.

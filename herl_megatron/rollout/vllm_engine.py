@@ -83,8 +83,8 @@ class VLLMEngine:
 
     async def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
         """See `RolloutEngine.generate`."""
-        futures = await self._call(lambda llm: self._do_generate(llm, list(requests)))
         try:
+            futures = await self._call(lambda llm: self._do_generate(llm, list(requests)))
             return await asyncio.gather(*(asyncio.wrap_future(future) for future in futures))
         except asyncio.CancelledError:
             ids = [request.request_id for request in requests]

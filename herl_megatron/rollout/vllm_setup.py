@@ -6,12 +6,18 @@ Importing this module has effects on the process, on purpose: they belong to the
 from __future__ import annotations
 
 import gc
+import logging
 import os
+from collections.abc import Callable
+from typing import TypeVar
 
 from herl_megatron.rollout.engine import engine_environment
 
 # A whole number of GiB that would override EngineConfig.kv_cache_bytes.
 os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
+
+# Says at every import on CPU that Triton is absent, which it should be.
+logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
 
 gc.disable()  # the import makes many objects that live for ever: 1.5 s of collections for nothing
 import vllm.model_executor.models.registry as registry  # noqa: E402
@@ -21,7 +27,10 @@ gc.enable()
 gc.freeze()
 
 
-def _run_here(function):  # type: ignore[no-untyped-def]
+T = TypeVar("T")
+
+
+def _run_here(function: Callable[[], T]) -> T:
     return function()
 
 
