@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +14,9 @@ from rich.panel import Panel
 from rich.table import Table
 
 from herl_megatron.types import StepMetrics
+
+
+_OUTSIDE_STEPS = ("start", "evaluate", "export")
 
 
 class Evaluated(Protocol):
@@ -141,7 +145,8 @@ def _time_table(seconds: Mapping[str, float], *, steps: int) -> Table:
     phases = sorted((s, p) for p, s in seconds.items() if p not in ("total", "other"))
     for value, phase in [*reversed(phases), (seconds["other"], "other")]:
         table.add_row(phase, f"{value:.1f}", f"{value / total:.0%}" if total else "-")
-    per_step = f"{total / steps:.1f} s/step" if steps else ""
+    in_steps = sum(value for value, phase in phases if phase not in _OUTSIDE_STEPS)
+    per_step = f"{in_steps / steps:.1f} s/step" if steps else ""
     table.add_row("[bold]total[/]", f"[bold]{total:.1f}[/]", per_step)
     return table
 
@@ -150,6 +155,8 @@ def _next_steps(folder: Path) -> Panel:
     again = f"herl train {shlex.quote(str(folder / 'config.yaml'))} \\\n    "
     name = f"run.name={shlex.quote(folder.name)}"
     lines = (
+        "[bold]in a shell with the environment[/]",
+        f"  source {shlex.quote(str(Path(sys.prefix) / 'bin' / 'activate'))}",
         "[bold]look at the curve, and at drafts, verdicts and revisions[/]",
         f"  {folder / 'learning_curve.png'}",
         f"  {folder / 'rollouts'}",

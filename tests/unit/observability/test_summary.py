@@ -89,7 +89,7 @@ def printed(summary: dict) -> str:
 def test_the_table_shows_the_same_numbers() -> None:
     summary = build_summary(
         HISTORY, before=Result(0.3, 0.1), after=Result(0.6, 0.4),
-        seconds={"train": 6.0, "rollout": 3.0, "other": 1.0, "total": 10.0},
+        seconds={"start": 2.0, "train": 6.0, "rollout": 3.0, "other": 1.0, "total": 12.0},
     )  # fmt: skip
     lines = [" ".join(line.strip("│ \n").split()) for line in printed(summary).splitlines()]
     for expected in (
@@ -100,12 +100,12 @@ def test_the_table_shows_the_same_numbers() -> None:
         "mean gain of a revision over its draft +0.350",
         "bonus reward paid to drafts, sum 0.75",
         "experiences skipped, too long 2",
-        "train 6.0 60%",
-        "total 10.0 3.3 s/step",
+        "train 6.0 50%",
+        "total 12.0 3.0 s/step",  # the start is no part of a step
         "run.name='my [run]'-rlvr hindsight.enabled=false",
     ):
         assert expected in lines, expected
-    assert lines.index("train 6.0 60%") < lines.index("rollout 3.0 30%")  # longest first
+    assert lines.index("train 6.0 50%") < lines.index("rollout 3.0 25%")  # longest first
 
 
 def test_a_run_without_numbers_prints() -> None:
