@@ -15,7 +15,6 @@ from rich.table import Table
 
 from herl_megatron.types import StepMetrics
 
-
 _OUTSIDE_STEPS = ("start", "evaluate", "export")
 
 
