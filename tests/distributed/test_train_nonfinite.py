@@ -132,11 +132,19 @@ def test_bad_log_prob(case: Case) -> None:
     check(case, replace(case, rows=tuple(rows)), "p5", "loss")
 
 
-@pytest.mark.parametrize("layout", ["TP1 PP1 DP1", "PP2 VPP2", "TP2 PP2", "DP2"])
-def test_bad_gradient(case: Case, layout: str) -> None:
+@pytest.mark.parametrize(
+    "layout",
+    [
+        *(LAYOUTS[name] for name in ("TP1 PP1 DP1", "PP2 VPP2", "TP2 PP2", "DP2")),
+        # Every rank would hold the whole sum, NaN included, if gradients were summed to find it.
+        dict(data_parallel=2, distributed_optimizer=False),
+    ],
+    ids=str,
+)
+def test_bad_gradient(case: Case, layout: dict[str, Any]) -> None:
     rows = list(case.rows)
     marked = rows[2].context_token_ids.copy()
     marked[0] = MARKED_TOKEN
     rows[2] = replace(rows[2], context_token_ids=marked)
-    bad = replace(case, rows=tuple(rows)).on(**LAYOUTS[layout])
+    bad = replace(case, rows=tuple(rows)).on(**layout)
     check(case, bad, "p2", "gradient", spoil=True)
