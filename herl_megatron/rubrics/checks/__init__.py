@@ -1,5 +1,21 @@
 """Rule checks, by name. Importing the package registers every check that comes with it."""
 
-from herl_megatron.rubrics.checks import ifeval_counts, ifeval_format, text
+from herl_megatron.rubrics.checks import (
+    ifbench_counts,
+    ifbench_custom,
+    ifbench_format,
+    ifbench_words,
+    ifeval_counts,
+    ifeval_format,
+    text,
+)
 
-__all__ = ["ifeval_counts", "ifeval_format", "text"]
+__all__ = [
+    "ifbench_counts",
+    "ifbench_custom",
+    "ifbench_format",
+    "ifbench_words",
+    "ifeval_counts",
+    "ifeval_format",
+    "text",
+]

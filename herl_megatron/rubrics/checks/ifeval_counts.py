@@ -1,4 +1,4 @@
-"""IFEval checks about words and counts (strict variant), with the benchmark's exact semantics.
+"""IFEval checks about words and counts, with the benchmark's exact semantics.
 
 Keywords are regular expressions searched as substrings without regard to case, as in the
 benchmark; only forbidden words stop at word boundaries.
@@ -11,9 +11,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from herl_megatron.rubrics.checks.registry import Pattern, Relation, register
+from herl_megatron.rubrics.checks import nltk_tools
+from herl_megatron.rubrics.checks.registry import Count, Pattern, Positive, Relation, register
 
-Count = Annotated[int, Field(ge=0)]
 Letter = Annotated[str, Field(pattern=r"^[A-Za-z]$")]
 
 
@@ -69,6 +69,30 @@ def number_words(response: str, *, num_words: Count, relation: Relation) -> bool
 
 
 @register(
+    "ifeval/length_constraints:number_sentences",
+    description="Write {relation} {num_sentences} sentences.",
+    requires=("nltk",),
+    data=(nltk_tools.PUNKT,),
+)
+def number_sentences(response: str, *, num_sentences: Count, relation: Relation) -> bool:
+    """Sentences by NLTK's Punkt model over the whole text, compared with `num_sentences`."""
+    return _compare(len(nltk_tools.split_sentences(response)), relation, num_sentences)
+
+
+@register(
+    "ifeval/change_case:capital_word_frequency",
+    description="Use {capital_relation} {capital_frequency} words in all capital letters.",
+    requires=("nltk",),
+)
+def capital_word_frequency(
+    response: str, *, capital_frequency: Count, capital_relation: Relation
+) -> bool:
+    """NLTK tokens in upper case: I and A count, a hyphenated word is one."""
+    capitals = sum(1 for token in nltk_tools.tokens(response) if token.isupper())
+    return _compare(capitals, capital_relation, capital_frequency)
+
+
+@register(
     "ifeval/length_constraints:number_paragraphs",
     description="Write exactly {num_paragraphs} paragraphs separated by ***.",
 )
@@ -88,7 +112,7 @@ def nth_paragraph_first_word(
     response: str,
     *,
     num_paragraphs: Count,
-    nth_paragraph: Annotated[int, Field(ge=1)],
+    nth_paragraph: Positive,
     first_word: str,
 ) -> bool:
     """Paragraph count (blank ones aside) and the first word of one of them, blank ones included

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, ParamSpec, get_type_hints
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 
+from herl_megatron.rubrics.checks import nltk_tools
 from herl_megatron.rubrics.checks.time_limit import CheckTimeout, time_limit
 from herl_megatron.types import Criterion, CriterionResult, Verdict
 
@@ -36,6 +37,10 @@ Pattern = Annotated[str, AfterValidator(_compilable)]
 """Type of a parameter that is used as a regular expression, as the data sets do with keywords."""
 Relation = Literal["at least", "less than"]
 """How a count is compared: >= or strictly <."""
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Mode = Literal["strict", "loose"]
+"""What is judged: the response as it is, or the best of its variants (`_variants`)."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,8 @@ class Check:
     """A registered check.
 
     `description` is a template over the parameters, an instruction to the writer; lists are
-    joined by commas. `requires` names modules without which the check cannot run.
+    joined by commas. `requires` names modules and `data` NLTK resources without which the check
+    cannot run. A blank response follows nothing unless `judges_blank`.
     """
 
     name: str
@@ -51,6 +57,8 @@ class Check:
     description: str
     params: type[BaseModel]
     requires: tuple[str, ...]
+    data: tuple[str, ...]
+    judges_blank: bool
 
 
 # Filled while the modules of this package (and a user's own) are imported, read-only afterwards.
@@ -58,13 +66,19 @@ _CHECKS: dict[str, Check] = {}
 
 
 def register(
-    name: str, *, description: str, requires: tuple[str, ...] = ()
+    name: str,
+    *,
+    description: str,
+    requires: tuple[str, ...] = (),
+    data: tuple[str, ...] = (),
+    judges_blank: bool = False,
 ) -> Callable[[Callable[P, bool]], Callable[P, bool]]:
     """Register a function `(response, *, parameters) -> bool` as the check `name`."""
 
     def add(run: Callable[P, bool]) -> Callable[P, bool]:
         assert name not in _CHECKS, f"the check {name!r} is registered twice"
-        _CHECKS[name] = Check(name, run, description, _params_model(run), requires)
+        params = _params_model(run)
+        _CHECKS[name] = Check(name, run, description, params, requires, data, judges_blank)
         return run
 
     return add
@@ -136,12 +150,13 @@ def describe(criterion: Criterion) -> str:
 
 
 def run_check(
-    criterion: Criterion, response: str, *, timeout_s: float | None = None
+    criterion: Criterion, response: str, *, mode: Mode = "strict", timeout_s: float | None = None
 ) -> CriterionResult:
     """The verdict of one rule criterion on one response.
 
-    A blank response follows nothing. Unverifiable for every response: unknown check, missing
-    module, missing or wrong parameters. Unverifiable for this one: no result within `timeout_s`.
+    `loose` accepts the response if any of its variants follows. A blank response follows nothing
+    (unless the check judges it). Unverifiable for every response: unknown check, missing module
+    or data, missing or wrong parameters. Unverifiable for this one: no result within `timeout_s`.
     """
     try:
         check = get(criterion.check)
@@ -150,18 +165,38 @@ def run_check(
         return _left_out(criterion, f"parameters of {criterion.check}: {_first_problem(error)}")
     except ValueError as error:
         return _left_out(criterion, str(error))
-    missing = [name for name in check.requires if importlib.util.find_spec(name) is None]
+    missing = _missing(check)
     if missing:
-        return _left_out(criterion, f"{check.name} needs the package {missing[0]}")
-    if not response.strip():
-        return CriterionResult(criterion.id, Verdict.NOT_FOLLOWED)
+        return _left_out(criterion, f"{check.name}: {missing}")
+    texts = [response] if mode == "strict" else _variants(response)
+    if not check.judges_blank:
+        texts = [text for text in texts if text.strip()]
     try:
         with time_limit(timeout_s):
-            followed = check.run(response, **arguments)
+            followed = any(check.run(text, **arguments) for text in texts)
     except CheckTimeout:
         reason = f"{check.name} gave no verdict within {timeout_s:g} s"
         return CriterionResult(criterion.id, Verdict.UNVERIFIABLE, reason)
     return CriterionResult(criterion.id, Verdict.FOLLOWED if followed else Verdict.NOT_FOLLOWED)
+
+
+def _variants(response: str) -> list[str]:
+    """The response, and without its first line, its last or both; each with and without stars.
+
+    IFEval's eight loose variants. One that becomes blank is not among them.
+    """
+    lines = response.split("\n")
+    cut = ["\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1])]
+    kept = [response, *(text for text in cut if text)]
+    return list(dict.fromkeys([*kept, *(text.replace("*", "") for text in kept)]))
+
+
+def _missing(check: Check) -> str:
+    """What the check cannot run without and does not find, or the empty string."""
+    for module in check.requires:
+        if importlib.util.find_spec(module) is None:
+            return f"needs the package {module}"
+    return next(filter(None, map(nltk_tools.missing_data, check.data)), "")
 
 
 def _arguments(check: Check, criterion: Criterion) -> dict[str, Any]:
