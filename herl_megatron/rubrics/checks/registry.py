@@ -73,7 +73,7 @@ def register(
     data: tuple[str, ...] = (),
     judges_blank: bool = False,
 ) -> Callable[[Callable[P, bool]], Callable[P, bool]]:
-    """Register a function `(response, *, parameters) -> bool` as the check `name`."""
+    """Register a function `(response, typed parameters...) -> bool` as the check `name`."""
 
     def add(run: Callable[P, bool]) -> Callable[P, bool]:
         assert name not in _CHECKS, f"the check {name!r} is registered twice"
@@ -85,13 +85,24 @@ def register(
 
 
 def _params_model(run: Callable[..., bool]) -> type[BaseModel]:
-    """A pydantic model of the keyword-only parameters of `run`; further keys are refused."""
+    """A pydantic model of the parameters of `run` after the response; further keys are refused.
+
+    Raises ValueError for a parameter without a type, which could not be validated.
+    """
     hints = get_type_hints(run, include_extras=True)
+    _response, *parameters = inspect.signature(run).parameters.values()
+    untyped = [parameter.name for parameter in parameters if parameter.name not in hints]
+    if untyped:
+        raise ValueError(
+            f"the check {run.__name__!r} has parameters without a type: {', '.join(untyped)};"
+            " annotate them, e.g. `lines: int`"
+        )
     fields: dict[str, Any] = {
-        name: (hints[name], ... if parameter.default is inspect.Parameter.empty else default)
-        for name, parameter in inspect.signature(run).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-        for default in (parameter.default,)
+        parameter.name: (
+            hints[parameter.name],
+            ... if parameter.default is inspect.Parameter.empty else parameter.default,
+        )
+        for parameter in parameters
     }
     return create_model("Params", __config__=ConfigDict(extra="forbid"), **fields)
 
