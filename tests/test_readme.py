@@ -46,5 +46,6 @@ def test_named_files_exist() -> None:
     for name in {first or second for first, second in names}:
         if name.startswith(written):
             continue
-        found = [base for base in (ROOT, package) if any(base.glob(name) or base.glob(f"*/{name}"))]
+        patterns = [name.rstrip("/"), f"*/{name.rstrip('/')}"]
+        found = [path for base in (ROOT, package) for one in patterns for path in base.glob(one)]
         assert found, f"README.md names {name}, which does not exist"
