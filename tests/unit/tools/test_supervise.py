@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import subprocess
 import sys
@@ -80,8 +81,8 @@ def test_sigterm_ends_the_command_and_its_daemon() -> None:
 
 
 def test_killing_the_shell_ends_everything() -> None:
-    command = f"{sys.executable} {SUPERVISE} {sys.executable} -c {DAEMON!r}; true"
-    command = command.replace(repr(DAEMON), f'"{DAEMON}"')
+    words = [sys.executable, str(SUPERVISE), sys.executable, "-c", DAEMON]
+    command = f"{shlex.join(words)}; true"  # with one command alone bash would become it
     shell = subprocess.Popen(["bash", "-c", command], stdout=subprocess.PIPE, text=True)
     assert shell.stdout is not None
     daemon = int(shell.stdout.readline())
