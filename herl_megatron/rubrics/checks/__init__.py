@@ -7,6 +7,7 @@ from herl_megatron.rubrics.checks import (
     ifbench_words,
     ifeval_counts,
     ifeval_format,
+    muldimif,
     text,
 )
 
@@ -17,5 +18,6 @@ __all__ = [
     "ifbench_words",
     "ifeval_counts",
     "ifeval_format",
+    "muldimif",
     "text",
 ]

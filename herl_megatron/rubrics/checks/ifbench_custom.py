@@ -84,7 +84,7 @@ def word_reverse(response: str) -> bool:
     description="Name the national symbol of the US with its letters in reverse order.",
 )
 def character_reverse(response: str) -> bool:
-    """ "bald eagle" occurs backwards."""
+    """The words "bald eagle" occur backwards."""
     return "bald eagle"[::-1] in response.lower()
 
 

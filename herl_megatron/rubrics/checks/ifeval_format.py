@@ -1,4 +1,4 @@
-"""IFEval checks about form, case and language (strict variant), with the benchmark's semantics."""
+"""IFEval checks about form, case and language, with the benchmark's semantics."""
 
 from __future__ import annotations
 
@@ -6,6 +6,19 @@ import json
 import re
 
 from herl_megatron.rubrics.checks.registry import Pattern, register
+
+_ENGLISH_ANSWERS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
+# "My answer is" affirmative, negative, possible, perhaps, uncertain; the HIR release accepts them.
+_CHINESE_ANSWERS = tuple(
+    "\u6211\u7684\u7b54\u6848\u662f" + ending
+    for ending in (
+        "\u80af\u5b9a\u7684",
+        "\u5426\u5b9a\u7684",
+        "\u53ef\u80fd",
+        "\u4e5f\u8bb8",
+        "\u4e0d\u786e\u5b9a",
+    )
+)
 
 
 @register(
@@ -24,8 +37,8 @@ def postscript(response: str, *, postscript_marker: Pattern) -> bool:
     description='Answer with "My answer is yes.", "My answer is no." or "My answer is maybe."',
 )
 def constrained_response(response: str) -> bool:
-    """One of the three English answers occurs, case and full stop included."""
-    return any(f"My answer is {word}." in response for word in ("yes", "no", "maybe"))
+    """One of the three English answers (case and full stop included) or five Chinese ones occurs."""
+    return any(answer in response for answer in (*_ENGLISH_ANSWERS, *_CHINESE_ANSWERS))
 
 
 @register("ifeval/detectable_format:json_format", description="Write the whole response as JSON.")

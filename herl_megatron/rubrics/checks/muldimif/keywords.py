@@ -105,7 +105,8 @@ def _read_requirement(text: str) -> _Requirement:
         any_of=re.search(r"\bor\b", text, re.I) is not None,
         times=_times(text),
         words=_word_limits(text),
-        capitalized=re.search(r"must use capitalized letters for each word", text, re.I) is not None,
+        capitalized=re.search(r"must use capitalized letters for each word", text, re.I)
+        is not None,
         ends_with_period=re.search(r"must\s+end\s+with\s+(a\s+)?period", text, re.I) is not None,
     )
 
@@ -183,9 +184,7 @@ def _column(response: str, target: str) -> list[str]:
         [re.sub(r"^#+\s*", "", row[index]).strip() for row in body] for index in range(len(headers))
     ]
     target_words = _word_set(target)
-    shared = [
-        sum(word in target_words for word in _clean_words(header)) for header in headers
-    ]
+    shared = [sum(word in target_words for word in _clean_words(header)) for header in headers]
     if max(shared) > 0:
         return columns[shared.index(max(shared))]
     lengths = [sum(len(cell.split()) for cell in column) for column in columns]

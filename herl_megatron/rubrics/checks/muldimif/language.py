@@ -77,11 +77,13 @@ def read_chinese(text: str) -> Rule:
     traditional = r"traditional chinese characters"
     if re.search(rf"must (?:use|convert into|be converted into) {traditional}", text, re.I):
         return lambda response: not _latin(response) and not _has_simplified(response)
-    if re.search(rf"(?:include|use) .*?{traditional}|使用繁體中文", text, re.I):
+    if re.search(
+        rf"(?:include|use) .*?{traditional}|\u4f7f\u7528\u7e41\u9ad4\u4e2d\u6587", text, re.I
+    ):
         return _has_traditional
     if re.search(r"must translate the text into simplified chinese", text, re.I):
         return lambda response: not _latin(response) and not _has_traditional(response)
-    if re.search(r"simplified|简体", text, re.I):
+    if re.search(r"simplified|\u7b80\u4f53", text, re.I):
         return _has_simplified
     raise ValueError("neither simplified nor traditional Chinese is asked for")
 

@@ -25,17 +25,29 @@ _SENTENCES = (
     ("one", r"be a single sentence|consisting of (?:only )?one sentence|in a single sentence"),
     ("least", rf"at least:? {NUMBER} sentences?"),
     ("least", rf"(?:a minimum of|no fewer than) {NUMBER} sentences?"),
-    ("least", rf"(?:至少|最少)(?:包含)?{CHINESE_NUMBER}(?:个句子|句|個句子)"),
+    (
+        "least",
+        rf"(?:\u81f3\u5c11|\u6700\u5c11)(?:\u5305\u542b)?{CHINESE_NUMBER}(?:\u4e2a\u53e5\u5b50|\u53e5|\u500b\u53e5\u5b50)",
+    ),
     ("most", rf"at most:? {NUMBER} sentences?"),
-    ("most", rf"not (?:exceeding|exceed|to exceed) {NUMBER} sentences?"),
+    ("most", rf"(?:not exceeding| not exceed|not to exceed) {NUMBER} sentences?"),
     ("most", rf"no (?:more|longer) than {NUMBER} sentences?"),
     ("most", rf"(?:limited to|a maximum (?:length )?of) {NUMBER} sentences?"),
     ("most", rf"not surpass(?: a total of)? {NUMBER} sentences?"),
-    ("most", rf"(?:至多|最多)(?:包含)?{CHINESE_NUMBER}(?:个句子|句|個句子)"),
+    (
+        "most",
+        rf"(?:\u81f3\u591a|\u6700\u591a)(?:\u5305\u542b)?{CHINESE_NUMBER}(?:\u4e2a\u53e5\u5b50|\u53e5|\u500b\u53e5\u5b50)",
+    ),
     ("range", rf"range:? {NUMBER}-{NUMBER} sentences?"),
     ("range", rf"between {NUMBER} (?:and|to) {NUMBER} sentences?"),
-    ("range", rf"(?:into|range of|composed of|consists? of|consisting of) {NUMBER} to {NUMBER} sent"),
-    ("range", rf"{CHINESE_NUMBER}到{CHINESE_NUMBER}(?:个句子|句|個句子)"),
+    (
+        "range",
+        rf"(?:into|range of|composed of|consists? of|consisting of) {NUMBER} to {NUMBER} sent",
+    ),
+    (
+        "range",
+        rf"{CHINESE_NUMBER}\u5230{CHINESE_NUMBER}(?:\u4e2a\u53e5\u5b50|\u53e5|\u500b\u53e5\u5b50)",
+    ),
 )
 _PARAGRAPHS = (
     ("exact", rf"exactly {NUMBER} paragraphs?"),
@@ -44,7 +56,7 @@ _PARAGRAPHS = (
     ("least", rf"(?:at )?least:? {NUMBER} paragraphs?"),
     ("least", rf"a minimum of {NUMBER}(?: distinct)? paragraphs?"),
     ("most", rf"(?:at most|not exceeding|no more than) {NUMBER} paragraphs?"),
-    ("most", rf"最多(?:分为)?{CHINESE_NUMBER}个段落"),
+    ("most", rf"\u6700\u591a(?:\u5206\u4e3a)?{CHINESE_NUMBER}\u4e2a\u6bb5\u843d"),
     ("range", r"range:? (\d+)-(\d+)"),
     ("range", r"between (\d+) and (\d+) paragraphs?"),
     ("range", r"(\d+) to (\d+) paragraphs?"),
@@ -55,8 +67,8 @@ _AT_MOST = (
     r"|no longer than|limit of|within|within a)"
 )
 _CHINESE_MOST = (
-    r"最多(\d+)(?:个|字)",
-    r"在(\d+)\s*(?:个单词以内|个字以内|字以内|单词以内|词以内|字)",
+    r"\u6700\u591a(\d+)(?:\u4e2a|\u5b57)",
+    r"\u5728(\d+)\s*(?:\u4e2a\u5355\u8bcd\u4ee5\u5185|\u4e2a\u5b57\u4ee5\u5185|\u5b57\u4ee5\u5185|\u5355\u8bcd\u4ee5\u5185|\u8bcd\u4ee5\u5185|\u5b57)",
 )
 
 
@@ -73,9 +85,7 @@ def read_paragraphs(text: str) -> Rule:
     limits = find_limits(text.lower(), _PARAGRAPHS)
     if limits is None:
         raise ValueError("no number of paragraphs")
-    return lambda response: limits.hold(
-        sum(1 for piece in response.split("\n\n") if piece.strip())
-    )
+    return lambda response: limits.hold(sum(1 for piece in response.split("\n\n") if piece.strip()))
 
 
 @dataclass(frozen=True)
@@ -149,7 +159,7 @@ def _range(text: str) -> Limits:
         rf"range:? {value} ?[-\u2013] ?{value}",
         rf"\b{value} to {value}\b",
         r"\b([a-z0-9]+) ?[-\u2013] ?([a-z0-9]+)\b",
-        r"([0-9]+)\s*到\s*([0-9]+)(?=\s*个|字)",
+        r"([0-9]+)\s*\u5230\s*([0-9]+)(?=\s*\u4e2a|\u5b57)",
     ):
         match = re.search(pattern, text)
         if match is None:

@@ -89,7 +89,9 @@ def _read_headings(text: str) -> HeadingRule | None:
 
 def _read_level_set(text: str, lower: str) -> HeadingRule | None:
     """Several levels that must all be there."""
-    if re.search(r"include headings at two levels: main and sub|with a main heading and sub", lower):
+    if re.search(
+        r"include headings at two levels: main and sub|with a main heading and sub", lower
+    ):
         return _levels_present({1, 2})
     if "include a single level 1 heading" in lower:
         return lambda headings: [level for level, _ in headings].count(1) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from typing import Any
 
 from herl_megatron.rubrics.checks.muldimif.reading import (
@@ -72,6 +73,9 @@ def _depth(data: Any) -> int:
 def read_others(text: str) -> Rule:
     """The rule of a constraint on content or form of a rarer kind; ValueError if it is unknown."""
     lower = text.lower()
+    if "Each example must start with" in text and (quoted := re.search("'([^']+)'", text)):
+        opening = quoted.group(1)  # Looked for anywhere: nothing marks where an example starts.
+        return lambda response: opening in response
     for read in (_read_opening, _read_sources, _read_lists, _read_size, _read_attributes):
         rule = read(lower)
         if rule is not None:
@@ -102,12 +106,16 @@ def _read_sources(lower: str) -> Rule | None:
     )
     for words, pattern in patterns:
         if re.search(words, lower):
-            return lambda response, found=re.compile(pattern): bool(found.search(response.strip()))
+            return partial(_found, re.compile(pattern))
     if match := re.search(rf"at least {NUMBER} references", lower):
         least = known_number(match.group(1))
         reference = re.compile(r"\[\d+\]|\([A-Za-z]+, \d{4}\)")
         return lambda response: len(reference.findall(response)) >= least
     return None
+
+
+def _found(pattern: re.Pattern[str], response: str) -> bool:
+    return pattern.search(response.strip()) is not None
 
 
 def _read_lists(lower: str) -> Rule | None:

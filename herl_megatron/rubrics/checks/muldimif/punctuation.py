@@ -12,7 +12,9 @@ from herl_megatron.rubrics.checks.muldimif.reading import Rule
 _MARKS = {"period": ".", "question mark": "?", "exclamation mark": "!", "semicolon": ";"}
 _NAMES = re.compile(r"\b(period|question mark|exclamation mark|semicolon|punctuation mark)s?\b")
 _NEGATED = re.compile(r"\b(must not|avoid|exclude|not end with|do not use)\b")
-_WITH_SUFFIX = re.compile(r"(period|question mark|exclamation mark|semicolon) followed by a `([^`]+)`")
+_WITH_SUFFIX = re.compile(
+    r"(period|question mark|exclamation mark|semicolon) followed by a `([^`]+)`"
+)
 
 
 def read_punctuation(text: str) -> Rule:

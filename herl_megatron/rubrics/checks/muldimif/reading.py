@@ -25,7 +25,12 @@ _NUMBER_WORDS = {
     "ninety": 90,
     "hundred": 100,
 }
-_CHINESE_DIGITS = {digit: value for value, digit in enumerate("零一二三四五六七八九十")} | {"两": 2}
+_CHINESE_DIGITS = {
+    digit: value
+    for value, digit in enumerate(
+        "\u96f6\u4e00\u4e8c\u4e09\u56db\u4e94\u516d\u4e03\u516b\u4e5d\u5341"
+    )
+} | {"\u4e24": 2}
 
 _WORDS_LONGEST_FIRST = sorted(_NUMBER_WORDS, key=len, reverse=True)
 NUMBER = rf"(\d+|{'|'.join(_WORDS_LONGEST_FIRST)})"

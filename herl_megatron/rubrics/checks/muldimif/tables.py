@@ -26,7 +26,10 @@ def _patterns(unit: str) -> tuple[tuple[str, str], ...]:
         ("exact", rf"{NUMBER}\s+{unit}s?\s+must\s+be\s+included"),
         ("exact", rf"exactly\s+.+and {NUMBER}\s+{unit}s?"),
         ("most", rf"not exceed\s+.+and {NUMBER}\s+{unit}s?"),
-        ("most", rf"(?:a maximum of|limited to|limit it to|limit the table to)\s+{NUMBER}\s+{unit}s"),
+        (
+            "most",
+            rf"(?:a maximum of|limited to|limit it to|limit the table to)\s+{NUMBER}\s+{unit}s",
+        ),
         ("most", rf"a maximum of\s+.+and {NUMBER}\s+{unit}s?"),
         ("most", rf"limit the number of {unit}s to\s+{NUMBER}"),
         ("most", rf"number of {unit}s in each table does not exceed\s+{NUMBER}"),
