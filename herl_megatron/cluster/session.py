@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shlex
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,6 +50,8 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
             log_to_driver=False,
             logging_level=logging.ERROR,
             object_store_memory=object_store_bytes(free),
+            # Ray starts workers through a shell and does not quote the interpreter's path.
+            runtime_env={"py_executable": shlex.quote(sys.executable)},
         )
     _cancel_on_sigterm()
     try:
