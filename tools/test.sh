@@ -15,5 +15,17 @@ export HF_HUB_OFFLINE=1 RAY_USAGE_STATS_ENABLED=0 VLLM_NO_USAGE_STATS=1 DO_NOT_T
 say "ruff and mypy"
 "$PYTHON" -m ruff check .
 "$PYTHON" -m mypy
-say "pytest"
-"$PYTHON" tools/_supervise.py "$PYTHON" -m pytest -m "not gpu" "$@"
+run_pytest() { "$PYTHON" tools/_supervise.py "$PYTHON" -m pytest -m "not gpu" "$@"; }
+
+if [ $# -gt 0 ]; then
+    say "pytest $*"
+    run_pytest "$@"
+    exit
+fi
+# vLLM changes its whole process (default process group, threads), so its tests have their own.
+failed=0
+say "pytest tests/engine"
+run_pytest tests/engine || failed=1
+say "pytest, everything else"
+run_pytest --ignore=tests/engine || failed=1
+exit $failed
