@@ -10,7 +10,7 @@ import importlib.util
 import os
 import random
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -145,3 +145,25 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def get_rng_state() -> dict[str, Any]:
+    """State of every generator that `seed_everything` seeds, as tensors and plain values."""
+    numpy_state: Any = np.random.get_state(legacy=True)
+    _, keys, *rest = numpy_state
+    return {
+        "python": random.getstate(),
+        "numpy": (torch.from_numpy(keys.astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if has_cuda() else None,
+    }
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Continue every generator from what `get_rng_state` returned."""
+    random.setstate(state["python"])
+    keys, *rest = state["numpy"]
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and has_cuda():
+        torch.cuda.set_rng_state(state["cuda"])

@@ -1,0 +1,181 @@
+"""Training state of all ranks to and from a folder, by Megatron's `dist_checkpointing`.
+
+    save_checkpoint(actor, folder, groups=groups)      # collective; `folder` exists and is empty
+    load_checkpoint(actor, folder, groups=groups)      # any TP x PP x DP
+
+Saved are weights, Adam's moments and fp32 main weights, the number of optimizer steps (which sets
+the learning rate) and every rank's random generators. Tensors carry global names and offsets, so
+another layout reads the parts that it needs; generators come back only to an equal layout.
+
+Two of Megatron's ways are avoided. Its writer starts processes, which a rank that holds Ray's
+threads must not: `_write` does the same in this process. And its optimizers load Adam's step
+count wrongly with torch's AdamW (one tensor shared by all parameters, or none at all): the count
+equals the optimizer steps done, so it is set from that.
+"""
+
+from __future__ import annotations
+
+import queue
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing, tensor_parallel
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+from herl_megatron.device import get_rng_state, set_rng_state
+from herl_megatron.megatron.actor import MegatronActor
+from herl_megatron.megatron.groups import Groups
+from herl_megatron.megatron.optimizer import Optimizer
+
+
+def save_checkpoint(actor: MegatronActor, folder: str | Path, *, groups: Groups) -> None:
+    """Write this rank's part; returns when all ranks have written theirs.
+
+    Raises:
+        CheckpointException: a rank could not write (no space, no permission).
+    """
+    state = _state(actor, groups, is_loading=False)
+    results: queue.Queue[Any] = queue.Queue()
+    # Where Megatron's writer looks for what was written; its default is a process of its own.
+    filesystem_async._results_queue = results
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        request = dist_checkpointing.save(
+            state,
+            str(folder),
+            sharded_strategy=get_default_save_sharded_strategy(),
+            async_sharded_save=True,
+        )
+        if request.preload_fn is not None:  # a rank may have nothing of its own to write
+            transforms = request.async_fn.args[0]
+            results.put(_write(request.preload_fn(), transforms))
+        dist.barrier()
+        for finalize in request.finalize_fns:
+            finalize()
+
+
+def load_checkpoint(actor: MegatronActor, folder: str | Path, *, groups: Groups) -> None:
+    """Replace this rank's weights, optimizer state and generators by the checkpoint's.
+
+    Raises:
+        CheckpointingException: the checkpoint is of another model.
+    """
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        state = _state(actor, groups, is_loading=True)
+        common = dist_checkpointing.load_common_state_dict(str(folder))
+        if common["layout"] != state["layout"]:
+            del state["rng"]
+        loaded = dist_checkpointing.load(state, str(folder))
+        for number, chunk in enumerate(actor.chunks):
+            chunk.load_state_dict(loaded[f"model{number}"])
+        for number, inner in enumerate(actor.optimizer.megatron.chained_optimizers):
+            _load_optimizer(inner, loaded[f"optimizer{number}"])
+    actor.optimizer.steps_done = loaded["steps_done"]
+    _set_adam_steps(actor.optimizer)
+    if "rng" in loaded:
+        rng = loaded["rng"]
+        set_rng_state(rng["generators"])
+        tensor_parallel.get_cuda_rng_tracker().set_states(rng["tracker"])
+
+
+def _state(actor: MegatronActor, groups: Groups, *, is_loading: bool) -> dict[str, Any]:
+    """The sharded state; with `is_loading` its values are where to load to."""
+    _make_adam_state(actor.optimizer)
+    # Of the modules, not of their data-parallel wrappers, which prefix every name.
+    models = {f"model{n}": chunk.sharded_state_dict() for n, chunk in enumerate(actor.chunks)}
+    optimizers = {
+        f"optimizer{n}": _optimizer_state(inner, models, is_loading=is_loading)
+        for n, inner in enumerate(actor.optimizer.megatron.chained_optimizers)
+    }
+    rng = {
+        "generators": get_rng_state(),
+        "tracker": tensor_parallel.get_cuda_rng_tracker().get_states(),
+    }
+    return {
+        **models,
+        **optimizers,
+        "steps_done": actor.optimizer.steps_done,
+        "layout": [a.size for a in (groups.tp, groups.pp, groups.cp, groups.dp, groups.ep)],
+        "rng": ShardedObject("rng", rng, (groups.world_size,), (groups.rank,)),
+    }
+
+
+def _optimizer_state(inner: Any, models: dict[str, Any], *, is_loading: bool) -> Any:
+    if isinstance(inner, DistributedOptimizer):
+        # Moments and main weights by parameter, gathered over DP: any layout can read them. The
+        # rest of this optimizer's state is learning rate and decay, which every step sets anew.
+        return inner.sharded_param_state_fully_reshardable(models, is_loading, metadata={})
+    return inner.sharded_state_dict(models, is_loading=is_loading)
+
+
+def _load_optimizer(inner: Any, state: Any) -> None:
+    if isinstance(inner, DistributedOptimizer):
+        for values in inner.optimizer.state.values():
+            values.pop("step", None)  # what it does not find in `state` it refuses to load
+        inner.load_parameter_state_from_fully_reshardable(state)
+    else:
+        per_parameter = state.get("optimizer", state)["state"]
+        per_parameter.setdefault("common_step", torch.tensor(0.0))  # left out while it is 0
+        inner.load_state_dict(state)
+
+
+def _adam_states(optimizer: Optimizer) -> Iterator[tuple[torch.nn.Parameter, dict[str, Any]]]:
+    """Every parameter of torch's AdamW with its state."""
+    for chained in optimizer.megatron.chained_optimizers:
+        if isinstance(chained.optimizer, torch.optim.AdamW):
+            for group in chained.optimizer.param_groups:
+                for parameter in group["params"]:
+                    yield parameter, chained.optimizer.state[parameter]
+
+
+def _make_adam_state(optimizer: Optimizer) -> None:
+    """State as before the first step, where there is none: Adam makes it in that step."""
+    for parameter, state in _adam_states(optimizer):
+        if not state:
+            state["step"] = torch.tensor(0.0)
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+    for chained in optimizer.megatron.chained_optimizers:
+        if isinstance(chained, DistributedOptimizer) and not chained.optimizer.state:
+            for group in chained.optimizer.param_groups:
+                group["lr"] = 0.0  # every real step sets it; now a fused Adam must not decay
+            chained._init_optimizer_states_with_dummy_values()
+            for group in chained.optimizer.param_groups:
+                group["step"] = 0
+
+
+def _set_adam_steps(optimizer: Optimizer) -> None:
+    for _, state in _adam_states(optimizer):
+        state["step"] = torch.tensor(float(optimizer.steps_done))
+    for chained in optimizer.megatron.chained_optimizers:
+        if not isinstance(chained.optimizer, torch.optim.AdamW):
+            for group in chained.optimizer.param_groups:  # fused Adam counts per group
+                group["step"] = optimizer.steps_done
+
+
+def _write(buckets: list[Any], transforms: list[Any]) -> dict[int, Any]:
+    """Write one file after the other in this process; what was written, by file number.
+
+    Raises:
+        OSError: a file could not be written.
+    """
+    written: dict[int, Any] = {}
+    for number, bucket in enumerate(buckets):
+        result: queue.Queue[Any] = queue.Queue()
+        running: queue.Queue[int] = queue.Queue()
+        running.put(number)
+        filesystem_async.FileSystemWriterAsync.write_preloaded_data(
+            transforms, number, bucket, result, running, use_fsync=True
+        )
+        _, written[number] = result.get()
+        if isinstance(written[number], Exception):
+            raise written[number]
+    return written
