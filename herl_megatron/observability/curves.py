@@ -16,7 +16,7 @@ _PANELS = (
     ("mean reward", "reward/mean", "eval/reward", "#2f6fb0"),
     ("all criteria satisfied", "reward/all_satisfied", "eval/all_satisfied", "#2e8b57"),
 )
-_INK, _GRID = "#333333", "#dddddd"
+INK, GRID = "#333333", "#dddddd"
 
 
 def plot_learning_curve(history: Sequence[StepMetrics], path: Path, *, title: str) -> None:
@@ -35,9 +35,9 @@ def draw_learning_curve(history: Sequence[StepMetrics], *, title: str) -> Figure
     left, middle, right = figure.subplots(1, 3, width_ratios=[1, 1, 0.8])
     for axes, (name, train, held_out, colour) in zip((left, middle), _PANELS, strict=True):
         _panel(axes, history, train=train, held_out=held_out, colour=colour)
-        axes.set_title(name, loc="left", color=_INK, fontsize=11)
+        axes.set_title(name, loc="left", color=INK, fontsize=11)
     _hindsight_panel(right, history)
-    figure.suptitle(title, x=0.01, ha="left", color=_INK, fontsize=13, fontweight="bold")
+    figure.suptitle(title, x=0.01, ha="left", color=INK, fontsize=13, fontweight="bold")
     return figure
 
 
@@ -54,22 +54,22 @@ def _panel(
     axes.plot(steps, values, color=colour, lw=1.8, alpha=0.75, label="training rollouts")
     eval_steps, eval_values = series(history, held_out)
     axes.plot(
-        eval_steps, eval_values, "o", color=_INK, ms=6, mfc="white", mew=1.6,
+        eval_steps, eval_values, "o", color=INK, ms=6, mfc="white", mew=1.6,
         label="held-out prompts", zorder=3,
     )  # fmt: skip
     if eval_values:
         for index, above in ((0, False), (-1, True)):
             _mark(axes, eval_steps[index], eval_values[index], above=above)
-    _style(axes)
+    style_axes(axes)
     axes.set_ylim(-0.03, max([1.03, *values, *eval_values]))
-    axes.legend(frameon=False, fontsize=8, loc="lower right", labelcolor=_INK)
+    axes.legend(frameon=False, fontsize=8, loc="lower right", labelcolor=INK)
 
 
 def _mark(axes: Axes, step: int, value: float, *, above: bool) -> None:
     """The number next to its point, inside the axes: before to the right, after to the left."""
     axes.annotate(
         f"{value:.2f}", (step, value), xytext=(-4 if above else 6, 9 if above else -13),
-        textcoords="offset points", ha="right" if above else "left", color=_INK, fontsize=9,
+        textcoords="offset points", ha="right" if above else "left", color=INK, fontsize=9,
         fontweight="bold",
     )  # fmt: skip
 
@@ -79,17 +79,18 @@ def _hindsight_panel(axes: Axes, history: Sequence[StepMetrics]) -> None:
     accepted = series(history, "hindsight/accepted")[1]
     axes.bar(steps, revisions, width=1.0, color="#e8c9a0", label="sampled")
     axes.bar(steps, accepted, width=1.0, color="#c8741a", label="joined training")
-    _style(axes)
-    axes.set_title("revisions per step", loc="left", color=_INK, fontsize=11)
-    axes.legend(frameon=False, fontsize=8, loc="upper right", labelcolor=_INK)
+    style_axes(axes)
+    axes.set_title("revisions per step", loc="left", color=INK, fontsize=11)
+    axes.legend(frameon=False, fontsize=8, loc="upper right", labelcolor=INK)
 
 
-def _style(axes: Axes) -> None:
-    axes.set_xlabel("step", color=_INK, fontsize=9)
-    axes.grid(axis="y", color=_GRID, lw=0.8)
+def style_axes(axes: Axes) -> None:
+    """The look of every panel over steps: few lines, whole steps on the x axis."""
+    axes.set_xlabel("step", color=INK, fontsize=9)
+    axes.grid(axis="y", color=GRID, lw=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=_INK, labelsize=8, length=0)
+    axes.tick_params(colors=INK, labelsize=8, length=0)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(_GRID)
+    axes.spines["bottom"].set_color(GRID)

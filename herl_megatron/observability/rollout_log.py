@@ -35,6 +35,10 @@ def group_record(
         "prompt_id": prompt.id,
         "source": prompt.source,
         "messages": [{"role": m.role, "content": m.content} for m in prompt.messages],
+        "criteria": [
+            {"id": c.id, "check": c.check, "description": c.description}
+            for c in prompt.rubric.criteria
+        ],
         "rollouts": [
             _response(rollout, score)
             for rollout, score in zip(group.group.rollouts, group.scores, strict=True)

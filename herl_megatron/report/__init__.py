@@ -1,0 +1,1 @@
+"""What finished and running runs came to: curves, one HTML page, sample rollouts."""
