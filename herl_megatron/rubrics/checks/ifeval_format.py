@@ -37,7 +37,7 @@ def postscript(response: str, *, postscript_marker: Pattern) -> bool:
     description='Answer with "My answer is yes.", "My answer is no." or "My answer is maybe."',
 )
 def constrained_response(response: str) -> bool:
-    """One of the three English answers (case and full stop included) or five Chinese ones occurs."""
+    """One of three English answers (case and full stop included) or five Chinese ones occurs."""
     return any(answer in response for answer in (*_ENGLISH_ANSWERS, *_CHINESE_ANSWERS))
 
 

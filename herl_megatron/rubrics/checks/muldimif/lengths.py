@@ -152,10 +152,11 @@ def _range(text: str) -> Limits:
     """A range in any of its notations, or the number after "to" ("limit it to 50 word")."""
     limits = Limits()
     value = r"([a-z0-9\u2013-]+)"
+    phrase = r"([a-z0-9\u2013 -]+?)"
     for pattern in (
-        rf"between {value} to {value}",
-        rf"between {value} and {value}",
-        rf"range:? {value} to {value}",
+        rf"between {phrase} to {value}",
+        rf"between {phrase} and {value}",
+        rf"range:? {phrase} to {value}",
         rf"range:? {value} ?[-\u2013] ?{value}",
         rf"\b{value} to {value}\b",
         r"\b([a-z0-9]+) ?[-\u2013] ?([a-z0-9]+)\b",

@@ -7,6 +7,7 @@ import re
 from functools import partial
 from typing import Any
 
+from herl_megatron.rubrics.checks.muldimif.keywords import occurrences
 from herl_megatron.rubrics.checks.muldimif.reading import (
     NUMBER,
     Limits,
@@ -14,7 +15,6 @@ from herl_megatron.rubrics.checks.muldimif.reading import (
     find_limits,
     known_number,
 )
-from herl_megatron.rubrics.checks.muldimif.tables import read_table
 
 _DEPTH_EXACT = (
     ("exact", rf"exactly {NUMBER} levels?"),
@@ -34,7 +34,8 @@ _DEPTH_LEAST = (
     rf"and at least {NUMBER}",
 )
 _ATTRIBUTES = (
-    ("most", rf"(?:no more than|not exceed|limit the number of attributes to) {NUMBER}\b"),
+    ("most", rf"(?:no more than|not exceed) {NUMBER}\b"),
+    ("exact", rf"limit the number of attributes to {NUMBER}\b"),
     ("exact", rf"(?:must be|must have|must include) exactly {NUMBER}\b"),
     ("least", rf"at least {NUMBER} attributes?"),
 )
@@ -76,12 +77,20 @@ def read_others(text: str) -> Rule:
     if "Each example must start with" in text and (quoted := re.search("'([^']+)'", text)):
         opening = quoted.group(1)  # Looked for anywhere: nothing marks where an example starts.
         return lambda response: opening in response
-    for read in (_read_opening, _read_sources, _read_lists, _read_size, _read_attributes):
+    readers = (
+        _read_attributes,
+        _read_opening,
+        _read_sources,
+        _read_lists,
+        _read_rows,
+        _read_size,
+    )
+    for read in readers:
         rule = read(lower)
         if rule is not None:
             return rule
-    if "table" in lower:
-        return read_table(text)
+    if rule := _read_phrases(text):
+        return rule
     raise ValueError("no requirement that this rule knows")
 
 
@@ -100,6 +109,7 @@ def _read_opening(lower: str) -> Rule | None:
 def _read_sources(lower: str) -> Rule | None:
     patterns = (
         (r"apa format", r"\(\s*\w+,\s*\d{4}\s*\)"),
+        (r"sources that are cited", r"(?s)(?=.*\[\d+\]).*Sources:\s*[^\n]+$"),
         (r"in-text citations", r"\[\d+\]|\([A-Za-z]+, \d{4}\)"),
         (r"end identifier: sources|by citing your sources", r"Sources:\s*.+$"),
         (r"quotes from the", "[\"'\u201c\u201d\u2018\u2019]"),
@@ -129,6 +139,32 @@ def _read_lists(lower: str) -> Rule | None:
         return lambda response: bool(
             re.search(r"^>", response, re.MULTILINE) or "<blockquote>" in response.lower()
         )
+    return None
+
+
+def _read_rows(lower: str) -> Rule | None:
+    """Rows of tables in Markdown (headers among them) and HTML."""
+    match = re.search(rf"(?:no more than|limited to a maximum of) {NUMBER} rows", lower)
+    if match is None:
+        return None
+    most = known_number(match.group(1))
+
+    def rule(response: str) -> bool:
+        rows = re.findall(r"^\|.*\|$", response, re.MULTILINE)
+        data = [row for row in rows if not re.match(r"\|(\s*-+\s*\|)+$", row)]
+        return max(len(data), response.lower().count("<tr>")) <= most
+
+    return rule
+
+
+def _read_phrases(text: str) -> Rule | None:
+    """Phrases that must occur."""
+    if match := re.search(r"must include '(.*?)'", text, re.IGNORECASE):
+        keyword = match.group(1)
+        return lambda response: occurrences(keyword, response) > 0
+    if match := re.search(r"must mention (.+) and (the .+)", text, re.IGNORECASE):
+        phrases = match.groups()
+        return lambda response: all(phrase in response for phrase in phrases)
     return None
 
 
