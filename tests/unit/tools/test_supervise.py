@@ -35,10 +35,18 @@ def start(code: str, *, grace_s: float = 15) -> subprocess.Popen[str]:
 
 
 def gone(pid: int, within_s: float = 10) -> bool:
+    """Whether it has ended; under another supervisor it may wait to be collected (a zombie)."""
     end = time.monotonic() + within_s
-    while psutil.pid_exists(pid) and time.monotonic() < end:
+    while not (ended := _ended(pid)) and time.monotonic() < end:
         time.sleep(0.05)
-    return not psutil.pid_exists(pid)
+    return ended
+
+
+def _ended(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 @pytest.mark.parametrize(
