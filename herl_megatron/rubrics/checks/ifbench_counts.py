@@ -11,10 +11,10 @@ from herl_megatron.rubrics.checks import nltk_tools
 from herl_megatron.rubrics.checks.registry import Count, Positive, register
 from herl_megatron.rubrics.checks.words import (
     bare,
-    count_words,
     plain_words,
     sentences,
     without_punctuation,
+    word_runs,
 )
 
 Percentage = Annotated[float, Field(ge=0, le=100)]
@@ -41,7 +41,7 @@ _OVERLAP_TOLERANCE = 2.0
 )
 def word_count_range(response: str, *, min_words: Count, max_words: Count) -> bool:
     r"""Runs of word characters (`\w+`) within the range, ends included."""
-    return min_words <= count_words(response) <= max_words
+    return min_words <= len(word_runs(response)) <= max_words
 
 
 @register("ifbench/count:unique_word_count", description="Use at least {N} different words.")
@@ -128,7 +128,7 @@ def keywords_multiple(
 )
 def stop_words(response: str, *, percentage: Percentage) -> bool:
     """Share of NLTK's English stop words among the words; text without words fails."""
-    words = re.findall(r"\w+", response)
+    words = word_runs(response)
     if not words:
         return False
     stop = sum(1 for word in words if word.lower() in nltk_tools.stopwords())

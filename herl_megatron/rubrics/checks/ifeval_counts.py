@@ -13,6 +13,7 @@ from pydantic import Field
 
 from herl_megatron.rubrics.checks import nltk_tools
 from herl_megatron.rubrics.checks.registry import Count, Pattern, Positive, Relation, register
+from herl_megatron.rubrics.checks.words import word_runs
 
 Letter = Annotated[str, Field(pattern=r"^[A-Za-z]$")]
 
@@ -65,7 +66,7 @@ def letter_frequency(
 @register("ifeval/length_constraints:number_words", description="Use {relation} {num_words} words.")
 def number_words(response: str, *, num_words: Count, relation: Relation) -> bool:
     r"""Runs of word characters (`\w+`), compared with `num_words`."""
-    return _compare(len(re.findall(r"\w+", response)), relation, num_words)
+    return _compare(len(word_runs(response)), relation, num_words)
 
 
 @register(

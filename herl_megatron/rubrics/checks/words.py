@@ -6,6 +6,8 @@ import re
 import string
 from collections.abc import Callable
 
+import regex
+
 _DELETE_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _EDGE = string.punctuation + " "
 
@@ -73,6 +75,9 @@ def plain_words(text: str) -> list[str]:
     return without_punctuation(text).lower().split()
 
 
-def count_words(text: str) -> int:
-    r"""Runs of word characters (`\w+`)."""
-    return len(re.findall(r"\w+", text))
+def word_runs(text: str) -> list[str]:
+    r"""Runs of word characters (`\w+`), as NLTK 3.10 finds them.
+
+    `regex` counts the vowel signs of Indic scripts as word characters; `re` would cut words there.
+    """
+    return [str(run) for run in regex.findall(r"\w+", text)]
