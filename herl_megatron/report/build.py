@@ -1,0 +1,90 @@
+"""`herl report`: read runs, draw, write `report.html` and the pictures."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from herl_megatron.report.derived import with_derived
+from herl_megatron.report.figures import draw_chapter, draw_time_split
+from herl_megatron.report.html import Html
+from herl_megatron.report.page import build_page
+from herl_megatron.report.panels import chapters_for
+from herl_megatron.report.rollouts import (
+    CriterionNames,
+    RolloutStats,
+    read_rollout_stats,
+    sample_records,
+)
+from herl_megatron.report.runs import Run, RunGroup, group_runs, read_run
+from herl_megatron.report.samples import sample
+from herl_megatron.report.tables import check_lines
+
+_Picture = tuple[str, str, str, bytes]
+
+
+def write_report(folders: Sequence[Path], *, out: Path | None = None, samples: int = 4) -> Path:
+    """Write the report of these runs to `out` and return the path of the page.
+
+    Without `out` one run's report goes to RUN/report and that of several to `report` here.
+    `samples` groups are shown per run.
+
+    Raises:
+        ValueError: a folder that is no run or has no steps yet, a folder given twice, or a file
+            that is not what a run writes.
+    """
+    resolved = [folder.resolve() for folder in folders]
+    for folder in folders:
+        if resolved.count(folder.resolve()) > 1:
+            raise ValueError(f"{folder} is given more than once; it would count as another seed")
+    raw = [read_run(folder) for folder in folders]
+    names = {run.path: CriterionNames(run) for run in raw}
+    stats = {run.path: read_rollout_stats(run, names[run.path]) for run in raw}
+    groups = group_runs([with_derived(run, stats[run.path]) for run in raw])
+    out = out or (folders[0] / "report" if len(folders) == 1 else Path("report"))
+    out.mkdir(parents=True, exist_ok=True)
+    pictures = _pictures(groups)
+    for name, _, _, png in pictures:
+        (out / f"{name}.png").write_bytes(png)
+    page = build_page(
+        groups,
+        pictures=[(title, note, png) for _, title, note, png in pictures],
+        checks=[(g.label, check_lines(g, [stats[r.path] for r in g.runs])) for g in groups],
+        samples=[
+            (str(run.path), _samples(run, stats[run.path], names[run.path], count=samples))
+            for group in groups
+            for run in group.runs
+        ],
+    )
+    path = out / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _pictures(groups: Sequence[RunGroup]) -> list[_Picture]:
+    pictures = []
+    for chapter in chapters_for(groups):
+        file = io.BytesIO()
+        draw_chapter(chapter, groups).savefig(file, format="png")
+        pictures.append((chapter.name, chapter.title, chapter.note, file.getvalue()))
+    rows = [
+        (str(run.path), run.summary["seconds"])
+        for group in groups
+        for run in group.runs
+        if run.summary and run.summary.get("seconds")
+    ]
+    if rows:
+        file = io.BytesIO()
+        draw_time_split(rows).savefig(file, format="png")
+        note = "Wall time of the finished runs by phase, start and evaluations included."
+        pictures.append(("time_split", "Time of the whole run", note, file.getvalue()))
+    return pictures
+
+
+def _samples(run: Run, stats: RolloutStats, names: CriterionNames, *, count: int) -> list[Html]:
+    chosen = sample_records(run, stats, count=count)
+    return [
+        sample(step, record, names, opened=index == 0)
+        for index, (step, record) in enumerate(chosen)
+    ]

@@ -1,0 +1,144 @@
+"""The report's pictures: small panels over the steps, one colour per group of runs.
+
+A line is the mean over a group's runs and its band their range; step k is measured with the
+weights after k steps. A panel for which no run has numbers is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import ceil
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from herl_megatron.observability.curves import INK, style_axes
+from herl_megatron.report.panels import Chapter, Panel
+from herl_megatron.report.runs import RunGroup, Series, Spread, spread
+
+COLOURS = ("#2f6fb0", "#c8741a", "#2e8b57", "#a03c78", "#6b5bb5", "#8a6d3b", "#1b9aaa", "#777777")
+_COLUMNS = 3
+_PHASE_COLOURS = (
+    "#2f6fb0", "#c8741a", "#2e8b57", "#a03c78", "#6b5bb5", "#d8b365", "#7fb8d8", "#b0b0b0",
+)  # fmt: skip
+
+
+def draw_chapter(chapter: Chapter, groups: Sequence[RunGroup]) -> Figure:
+    """The chapter's panels, three in a row, under one legend."""
+    rows = ceil(len(chapter.panels) / _COLUMNS)
+    columns = min(len(chapter.panels), _COLUMNS)
+    figure = Figure(figsize=(4.0 * columns, 2.7 * rows + 0.5), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    panes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
+    held_out = False
+    for axes, panel in zip(panes, chapter.panels, strict=False):
+        held_out |= _draw_panel(axes, panel, groups)
+    for axes in panes[len(chapter.panels) :]:
+        axes.set_axis_off()
+    figure.legend(
+        handles=_legend(groups, held_out=held_out), loc="outside upper left", frameon=False,
+        fontsize=9, labelcolor=INK, ncols=max(columns, 1) + 1,
+    )  # fmt: skip
+    return figure
+
+
+def draw_time_split(rows: Sequence[tuple[str, Mapping[str, float]]]) -> Figure:
+    """One bar per run: seconds by phase over the whole run (`summary.json`)."""
+    totals: dict[str, float] = {}
+    for _, seconds in rows:
+        for phase, value in seconds.items():
+            if phase != "total":
+                totals[phase] = totals.get(phase, 0.0) + value
+    phases = sorted((p for p in totals if p != "other"), key=lambda p: -totals[p])
+    shown = [*phases[:7], "other"]
+    figure = Figure(figsize=(12, 0.42 * len(rows) + 1.3), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for row, (_, seconds) in enumerate(rows):
+        start = 0.0
+        for phase, colour in zip(shown, _PHASE_COLOURS, strict=False):
+            folded = phases[7:] if phase == "other" else []
+            value = sum(seconds.get(name, 0.0) for name in (phase, *folded))
+            axes.barh(row, value, left=start, color=colour, height=0.7)
+            share = value / seconds["total"] if seconds["total"] else 0.0
+            if share >= 0.06:
+                axes.text(
+                    start + value / 2, row, f"{share:.0%}", ha="center", va="center",
+                    color="white", fontsize=8,
+                )  # fmt: skip
+            start += value
+    axes.set_yticks(range(len(rows)), [label for label, _ in rows])
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds, whole run", color=INK, fontsize=9)
+    axes.tick_params(colors=INK, labelsize=8, length=0)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    handles = [Patch(color=c, label=p) for p, c in zip(shown, _PHASE_COLOURS, strict=False)]
+    figure.legend(
+        handles=handles, loc="outside upper left", ncols=len(handles), frameon=False, fontsize=8,
+        labelcolor=INK,
+    )  # fmt: skip
+    return figure
+
+
+def group_series(group: RunGroup, name: str) -> Spread | None:
+    """Mean and range of one metric over the group's runs; None if a run never logged it."""
+    series: list[Series] = [run.metrics[name] for run in group.runs if name in run.metrics]
+    if not name or len(series) < len(group.runs):
+        return None
+    found = spread(series)
+    return found if found.steps else None
+
+
+def _draw_panel(axes: Axes, panel: Panel, groups: Sequence[RunGroup]) -> bool:
+    """Draw; returns whether held-out points are among it."""
+    held_out = False
+    for index, group in enumerate(groups):
+        colour = COLOURS[index % len(COLOURS)]
+        trained = group_series(group, panel.train)
+        if trained is not None:
+            few = "o" if len(trained.steps) < 4 else ""
+            axes.plot(
+                trained.steps, trained.mean, color=colour, lw=1.5, alpha=0.85, marker=few, ms=3
+            )
+            if len(group.runs) > 1:
+                axes.fill_between(
+                    trained.steps, trained.low, trained.high, color=colour, alpha=0.18, lw=0
+                )
+        measured = group_series(group, panel.held_out)
+        if measured is not None:
+            held_out = True
+            below = [m - low for m, low in zip(measured.mean, measured.low, strict=True)]
+            above = [high - m for m, high in zip(measured.mean, measured.high, strict=True)]
+            axes.errorbar(
+                measured.steps, measured.mean, yerr=[below, above], fmt="o", color=colour, ms=4.5,
+                mfc="white", mew=1.4, elinewidth=1.2, capsize=2, ls=":", lw=0.9, zorder=3,
+            )  # fmt: skip
+    style_axes(axes)
+    axes.set_title(panel.title, loc="left", color=INK, fontsize=10)
+    axes.ticklabel_format(axis="y", useOffset=False)
+    if panel.share:
+        axes.set_ylim(-0.03, 1.03)
+    elif panel.from_zero and axes.get_ylim()[0] >= 0:
+        axes.set_ylim(bottom=0)
+    return held_out
+
+
+def _legend(groups: Sequence[RunGroup], *, held_out: bool) -> list[Line2D | Patch]:
+    handles: list[Line2D | Patch] = [
+        Line2D([], [], color=COLOURS[index % len(COLOURS)], lw=2.5, label=group.label)
+        for index, group in enumerate(groups)
+    ]
+    if held_out:
+        handles.append(Line2D([], [], color=INK, lw=1.5, label="training rollouts"))
+        handles.append(
+            Line2D(
+                [], [], color=INK, marker="o", mfc="white", ls=":", lw=0.9, label="held-out prompts"
+            )
+        )
+    if any(len(group.runs) > 1 for group in groups):
+        handles.append(Patch(color=INK, alpha=0.18, label="range over seeds"))
+    return handles

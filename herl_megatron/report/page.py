@@ -1,0 +1,209 @@
+"""The report as one HTML page: styles and pictures inside, no scripts, nothing from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+
+from herl_megatron.report.html import Html, join, table, tag, text
+from herl_megatron.report.rollouts import Tally
+from herl_megatron.report.runs import Run, RunGroup, differing_settings
+from herl_megatron.report.tables import CheckLine, Pair, before_after
+
+_CSS = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; margin: 0 auto;
+  max-width: 1240px; padding: 24px; }
+h1 { font-size: 26px; margin: 0 0 4px } h2 { margin: 40px 0 4px; border-bottom: 1px solid #ddd }
+h3 { margin: 20px 0 4px } h4 { margin: 0 0 4px; font-size: 14px }
+p.note { color: #666; margin: 4px 0 }
+img { max-width: 100%; display: block } .scroll { overflow-x: auto }
+table { border-collapse: collapse; margin: 8px 0; font-variant-numeric: tabular-nums }
+th, td { padding: 3px 14px 3px 0; text-align: right; border-bottom: 1px solid #eee;
+  vertical-align: top; white-space: nowrap }
+th { color: #666; font-weight: 600 } td:first-child, th:first-child { text-align: left }
+table.group td:last-child, table.group th:last-child, table.settings td { text-align: left;
+  white-space: pre-wrap; overflow-wrap: anywhere }
+.up { color: #1a7f37 } .down { color: #b42318 }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f7f8; padding: 8px 10px;
+  margin: 2px 0 6px; border-radius: 4px; font: 13px/1.45 ui-monospace, monospace }
+details.sample { border: 1px solid #ddd; border-radius: 6px; padding: 8px 12px; margin: 8px 0 }
+summary { cursor: pointer } .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 16px;
+  margin: 10px 0 } .pair > div { min-width: 0 } @media (max-width: 800px) { .pair {
+  grid-template-columns: 1fr } }
+ul.verdicts { list-style: none; padding: 0; margin: 0; font-size: 13.5px }
+.mark { display: inline-block; min-width: 74px; text-align: center; border-radius: 3px;
+  font-size: 12px; margin: 1px 6px 1px 0; padding: 0 4px }
+.ok { background: #d7f0dd; color: #14532d }
+.bad { background: #fbdcd8; color: #7f1d1d } .na { background: #e8e8e8; color: #444 }
+ins { background: #d7f0dd; text-decoration: none } del { background: #fbdcd8; color: #7f1d1d }
+"""
+# Even if escaping were wrong somewhere, a script would not run and nothing would be fetched.
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def build_page(
+    groups: Sequence[RunGroup],
+    *,
+    pictures: Sequence[tuple[str, str, bytes]],
+    checks: Sequence[tuple[str, Sequence[CheckLine]]],
+    samples: Sequence[tuple[str, Sequence[Html]]],
+) -> str:
+    """The whole document.
+
+    pictures: (title, note, PNG) each; checks: lines by group; samples: markup by run.
+    """
+    runs = [run for group in groups for run in group.runs]
+    title = ", ".join(group.label for group in groups)
+    body = [
+        tag("h1", text(f"Report: {title}")),
+        tag("p", text(_intro(groups)), css="note"),
+        tag("h2", text("Before and after")),
+        _before_after(groups),
+        _settings(groups),
+        *(_picture(*picture) for picture in pictures),
+        *_checks(checks),
+        *_samples(samples),
+    ]
+    head = [
+        Html('<meta charset="utf-8">'),
+        Html(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
+        Html('<meta name="viewport" content="width=device-width">'),
+        tag("title", text(f"HeRL report: {len(runs)} runs")),
+        tag("style", Html(_CSS)),
+    ]
+    page = tag("html", tag("head", *head), tag("body", *body), lang="en")
+    return f"<!doctype html>\n{page}\n"
+
+
+def _intro(groups: Sequence[RunGroup]) -> str:
+    parts = ["Step k is measured with the weights after k steps."]
+    if any(len(group.runs) > 1 for group in groups):
+        parts.append(
+            "Runs that differ in their seed alone are one group: the line is their mean, the band"
+            " the range from the lowest to the highest, at steps where every seed has a number."
+        )
+    return " ".join(parts)
+
+
+def _before_after(groups: Sequence[RunGroup]) -> Html:
+    rows: list[list[Html]] = []
+    for group in groups:
+        found = []
+        for run in group.runs:
+            ends = before_after(run)
+            found.append(ends)
+            cells = [text(run.path), text(run.seed), text(_progress(run))]
+            if ends is None:
+                rows.append([*cells, *[text("-")] * 7])
+                continue
+            steps = f"{ends.measured_on}, step {ends.first_step} -> {ends.last_step}"
+            rows.append([*cells, text(steps), *_ends(ends.reward), *_ends(ends.all_satisfied)])
+        known = [ends for ends in found if ends is not None]
+        same = {(e.measured_on, e.first_step, e.last_step) for e in known}
+        if len(known) > 1 and len(known) == len(group.runs) and len(same) == 1:
+            label = tag("b", text(f"{group.label}: mean (range)"))
+            numbers = (*_mean([e.reward for e in known]), *_mean([e.all_satisfied for e in known]))
+            rows.append([label, text(""), text(""), text(""), *numbers])
+    head = (
+        "run", "seed", "steps", "measured on", "reward before", "after", "change",
+        "all satisfied before", "after", "change",
+    )  # fmt: skip
+    return table(head, rows)
+
+
+def _ends(pair: Pair | None) -> list[Html]:
+    if pair is None:
+        return [text("-")] * 3
+    before, after = pair
+    return [text(f"{before:.3f}"), text(f"{after:.3f}"), _change(after - before)]
+
+
+def _mean(pairs: Sequence[Pair | None]) -> list[Html]:
+    known = [pair for pair in pairs if pair is not None]
+    if len(known) < len(pairs):
+        return [text("-")] * 3
+    columns = ([p[0] for p in known], [p[1] for p in known], [p[1] - p[0] for p in known])
+    shown = []
+    for index, values in enumerate(columns):
+        mean, sign = sum(values) / len(values), "+" if index == 2 else ""
+        spread = f" ({min(values):{sign}.3f} to {max(values):{sign}.3f})"
+        number = _change(mean) if index == 2 else text(f"{mean:.3f}")
+        shown.append(tag("b", number, text(spread)))
+    return shown
+
+
+def _change(value: float) -> Html:
+    css = "up" if value > 0 else "down" if value < 0 else ""
+    return tag("span", text(f"{value:+.3f}"), css=css)
+
+
+def _progress(run: Run) -> str:
+    if run.kind == "eval":
+        return "evaluation"
+    done = f"{run.steps} of {run.planned_steps}"
+    return done if run.steps >= run.planned_steps else f"{done}, not finished"
+
+
+def _settings(groups: Sequence[RunGroup]) -> Html:
+    differing = differing_settings(groups) if len(groups) > 1 else {}
+    if not differing:
+        return Html("")
+    rows = [
+        [tag("code", text(key)), *(text("unset" if v is None else v) for v in values)]
+        for key, values in differing.items()
+    ]
+    head = ("key", *(group.label for group in groups))
+    return join([tag("h3", text("Settings that differ")), table(head, rows, css="settings")])
+
+
+def _picture(title: str, note: str, png: bytes) -> Html:
+    source = f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
+    image = Html(f'<img alt="{text(title)}" src="{source}">')
+    return join([tag("h2", text(title)), tag("p", text(note), css="note"), image])
+
+
+def _checks(checks: Sequence[tuple[str, Sequence[CheckLine]]]) -> list[Html]:
+    shown = [(label, lines) for label, lines in checks if lines]
+    if not shown:
+        return []
+    note = (
+        "Before and after on held-out prompts, the mean over the group's runs. Drafts: training"
+        " rollouts that satisfy it, over all steps. Mended: revisions that satisfy it, of those"
+        " whose draft did not."
+    )
+    parts = [tag("h2", text("Check by check")), tag("p", text(note), css="note")]
+    for label, lines in shown:
+        rows = [
+            [
+                text(line.name), _share(line.before), _share(line.after), _tally(line.drafts),
+                _tally(line.mended),
+            ]
+            for line in lines
+        ]  # fmt: skip
+        head = ("check", "before", "after", "drafts", "mended")
+        parts += [tag("h3", text(label)), table(head, rows)]
+    return parts
+
+
+def _share(value: float | None) -> Html:
+    return text("-" if value is None else f"{value:.3f}")
+
+
+def _tally(tally: Tally) -> Html:
+    if not tally.total:
+        return text("-")
+    return text(f"{tally.hits / tally.total:.3f} ({tally.hits} of {tally.total})")
+
+
+def _samples(samples: Sequence[tuple[str, Sequence[Html]]]) -> list[Html]:
+    shown = [(label, parts) for label, parts in samples if parts]
+    if not shown:
+        return []
+    note = (
+        "The first group with a revision in steps spread evenly over the run; nothing is chosen by"
+        " its outcome. In a revision, what is new is green and what is gone from the draft is red."
+    )
+    out = [tag("h2", text("Sample rollouts")), tag("p", text(note), css="note")]
+    for label, parts in shown:
+        out += [tag("h3", text(label)), *parts]
+    return out

@@ -1,0 +1,170 @@
+"""Which panels the report has, in which chapters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+
+from herl_megatron.report.runs import RunGroup
+
+_MAX_PANELS = 30
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One metric of training as a line and, where given, one of evaluation as points.
+
+    `share` fixes the y axis to 0..1; `from_zero` lets it begin at 0.
+    """
+
+    title: str
+    train: str
+    held_out: str = ""
+    share: bool = False
+    from_zero: bool = False
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A picture of several panels with what there is to know when reading it."""
+
+    name: str
+    title: str
+    note: str
+    panels: tuple[Panel, ...]
+
+
+CHAPTERS = (
+    Chapter(
+        "learning",
+        "Learning",
+        "Rewards of the policy's own samples: no bonus, no revisions.",
+        (
+            Panel("mean reward", "reward/mean", "eval/reward", from_zero=True),
+            Panel(
+                "all criteria satisfied", "reward/all_satisfied", "eval/all_satisfied", share=True
+            ),
+            Panel("SFT loss", "sft/loss", from_zero=True),
+        ),
+    ),
+    Chapter(
+        "hindsight",
+        "Hindsight",
+        "Counts per step. Gain: mean of revision minus draft reward over the scored revisions of a"
+        " step; a step without one has no point.",
+        (
+            Panel("failed drafts shown as experience", "hindsight/experiences", from_zero=True),
+            Panel("revisions that joined training", "hindsight/accepted", from_zero=True),
+            Panel("share of revisions that joined", "derived/accepted_share", share=True),
+            Panel("gain of a revision over its draft", "hindsight/gain"),
+            Panel("bonus reward paid, sum", "hindsight/bonus_sum", from_zero=True),
+            Panel("experiences too long", "hindsight/experiences_too_long", from_zero=True),
+        ),
+    ),
+    Chapter(
+        "optimisation",
+        "Optimisation",
+        "Means over a step's optimizer steps. Importance ratio: the policy now over the policy at"
+        " the step's start. Revision ratio: the policy over `hindsight.behavior`.",
+        (
+            Panel("loss", "train/loss"),
+            Panel("loss of sampled rows", "train/loss_policy"),
+            Panel("loss of revision rows", "train/loss_hindsight"),
+            Panel("gradient norm", "train/grad_norm", from_zero=True),
+            Panel("entropy, nats per token", "train/entropy", from_zero=True),
+            Panel("KL to the reference", "train/kl", from_zero=True),
+            Panel("KL, start of step to now", "train/kl_old_new", from_zero=True),
+            Panel("clip fraction", "train/clip_fraction", from_zero=True),
+            Panel("importance ratio, mean", "train/ratio_mean"),
+            Panel("revision ratio, mean", "train/revision_ratio_mean", from_zero=True),
+            Panel("learning rate", "train/lr", from_zero=True),
+            Panel("SFT gradient norm", "sft/grad_norm", from_zero=True),
+            Panel("SFT learning rate", "sft/lr", from_zero=True),
+        ),
+    ),
+    Chapter(
+        "rollouts",
+        "Rollouts and scoring",
+        "Unscored responses are masked from loss and baseline, never given a reward.",
+        (
+            Panel(
+                "response length, tokens", "rollout/response_tokens", "eval/response_tokens",
+                from_zero=True,
+            ),
+            Panel("cut at the token limit", "rollout/truncated", share=True),
+            Panel("unscored share of rollouts", "derived/unscored_share", share=True),
+            Panel("unscored revisions", "scoring/revisions_unscored", from_zero=True),
+            Panel("groups without spread", "train/groups_zero_spread", from_zero=True),
+            Panel("groups with too few scores", "train/groups_too_few", from_zero=True),
+            Panel("sampled tokens per step", "rollout/tokens", from_zero=True),
+            Panel("revision tokens per step", "rollout/revision_tokens", from_zero=True),
+            Panel("padded / real tokens in training", "train/padding_ratio"),
+        ),
+    ),
+    Chapter(
+        "step_time",
+        "Time within a step, seconds",
+        "Exposed scoring is the part during which nothing was generated. Pause: from the last token"
+        " before a weight sync to the first after it.",
+        (
+            Panel("rollout phase", "time/rollout_s", from_zero=True),
+            Panel("generation in flight", "time/generation_s", from_zero=True),
+            Panel("scoring in flight", "time/scoring_s", from_zero=True),
+            Panel("scoring exposed", "time/scoring_exposed_s", from_zero=True),
+            Panel("weight sync pause", "weight_sync/pause_s", from_zero=True),
+        ),
+    ),
+)  # fmt: skip
+# Bookkeeping that says nothing as a curve; other metrics unknown here get panels of their own.
+_NOT_DRAWN = {
+    "weight_sync/version", "weight_sync/bytes", "train/rows", "train/tokens", "train/micro_batches",
+    "train/row_tokens", "train/sampled_tokens", "train/revision_tokens", "hindsight/revisions",
+    "hindsight/copied", "scoring/unscored", "eval/unscored", "train/optimizer_steps_empty",
+    "sft/sampled_tokens", "sft/row_tokens", "sft/tokens", "sft/rows", "sft/micro_batches",
+    "sft/padding_ratio",
+}  # fmt: skip
+
+
+def chapters_for(groups: Sequence[RunGroup]) -> list[Chapter]:
+    """The chapters with the panels that have data, and one of whatever else was logged."""
+    logged = {
+        name
+        for group in groups
+        for run in group.runs
+        for name, series in run.metrics.items()
+        if any(isfinite(value) for value in series.values())
+    }
+    known = {name for c in CHAPTERS for panel in c.panels for name in (panel.train, panel.held_out)}
+    checked = {name for name in logged if name.startswith(("check/", "eval/check/"))}
+    checks = sorted({name.partition("check/")[2] for name in checked})
+    rest = sorted(logged - known - checked - _NOT_DRAWN)
+    extra = (
+        Chapter(
+            "checks",
+            "Satisfaction by check",
+            "Share of scored responses that satisfy the check, where a rubric asks for it.",
+            tuple(Panel(n, f"check/{n}", f"eval/check/{n}", share=True) for n in checks),
+        ),
+        Chapter(
+            "more",
+            "More metrics",
+            "By the name under which they were logged.",
+            tuple(Panel(name, name) for name in rest),
+        ),
+    )  # fmt: skip
+    shown = []
+    for chapter in (*CHAPTERS[:2], extra[0], *CHAPTERS[2:], extra[1]):
+        panels = tuple(p for p in chapter.panels if logged & {p.train, p.held_out})
+        for start in range(0, len(panels), _MAX_PANELS):
+            number = start // _MAX_PANELS + 1
+            more = len(panels) > _MAX_PANELS
+            shown.append(
+                Chapter(
+                    f"{chapter.name}_{number}" if more else chapter.name,
+                    f"{chapter.title} ({number})" if more else chapter.title,
+                    chapter.note,
+                    panels[start : start + _MAX_PANELS],
+                )
+            )
+    return shown
