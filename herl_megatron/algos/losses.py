@@ -6,12 +6,17 @@ Sum over the global batch (design section 4; HeRL, arXiv 2603.20046):
 
 Every term is summed with the same token weights (`algos.reductions`), so the reported parts add up
 to the loss.
+
+Engine and trainer give the same token different probabilities under the same weights. How far they
+are apart is reported over on-policy tokens, with r = exp(old_log_probs - rollout_log_probs):
+`mismatch_mean` and `mismatch_max` of r, `mismatch_truncated` (share of r above `mismatch_cap`) and
+`mismatch_kl` = KL(engine || trainer); `algorithm.mismatch_weight` corrects for it.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -57,11 +62,13 @@ class LossOutput:
     parts: `loss`, the terms `loss_*` that it is the sum of, and the means `entropy` and `kl` behind
         two of them; their denominators are in the weights already.
     sums: plain sums and the counts (`*_tokens`) to divide them by once everything is added up.
+    maxima: numbers of which the largest counts, 0 without tokens.
     """
 
     loss: torch.Tensor
     parts: dict[str, torch.Tensor]
     sums: dict[str, torch.Tensor]
+    maxima: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 def importance_ratio(log_probs: torch.Tensor, old_log_probs: torch.Tensor) -> torch.Tensor:
@@ -117,6 +124,19 @@ def k3_kl(log_probs: torch.Tensor, ref_log_probs: torch.Tensor) -> torch.Tensor:
     return difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp() - difference - 1
 
 
+def mismatch_weight(
+    old_log_probs: torch.Tensor, rollout_log_probs: torch.Tensor, *, cap: float
+) -> torch.Tensor:
+    """min(exp(old_log_probs - rollout_log_probs), cap), `[tokens]`, without gradient.
+
+    Truncated importance weight between the policy that drew the token (the engine's) and the one
+    that the ratio starts from (the trainer's), as in IMPALA's truncated weights (arXiv 1802.01561,
+    eq. 1). For on-policy tokens only: a revision's mu is already the denominator of its own rho
+    (`hindsight.behavior`), and it was drawn in another context, so this ratio means nothing there.
+    """
+    return importance_ratio(old_log_probs, rollout_log_probs).clamp(max=cap).detach()
+
+
 def behavior_log_probs(inputs: LossInputs, behavior: Behavior) -> torch.Tensor:
     """log mu as `hindsight.behavior` names it, `[tokens]`."""
     if behavior == "sampler":
@@ -139,6 +159,10 @@ def policy_loss(
         clip_high=algorithm.clip_high,
         dual_clip=algorithm.dual_clip,
     )
+    if algorithm.mismatch_weight:
+        on_policy = on_policy * mismatch_weight(
+            sampled.old_log_probs, sampled.rollout_log_probs, cap=algorithm.mismatch_cap
+        )
     behavior = behavior_log_probs(revised, hindsight.behavior)
     off_policy = hindsight_loss(
         revised.log_probs, behavior, revised.advantages, gamma=hindsight.gamma
@@ -157,8 +181,13 @@ def policy_loss(
     loss = torch.stack(list(terms.values())).sum()
     # A copy: Megatron's schedules may divide the loss in place after it was handed over.
     parts = {name: x.detach().clone() for name, x in {"loss": loss, **terms, **means}.items()}
-    sums = {**_on_policy_sums(sampled, clipped), **_revision_sums(revised, behavior)}
-    return LossOutput(loss, parts, sums)
+    mismatch_sums, maxima = _mismatch(sampled, cap=algorithm.mismatch_cap)
+    sums = {
+        **_on_policy_sums(sampled, clipped),
+        **mismatch_sums,
+        **_revision_sums(revised, behavior),
+    }
+    return LossOutput(loss, parts, sums, maxima)
 
 
 def _select(inputs: LossInputs, mask: torch.Tensor) -> LossInputs:
@@ -189,6 +218,23 @@ def _on_policy_sums(sampled: LossInputs, clipped: torch.Tensor) -> dict[str, tor
         "ratio_mean": weighted_sum(ratio, real),
         "sampled_tokens": real.sum(),
     }
+
+
+@torch.no_grad()
+def _mismatch(
+    sampled: LossInputs, *, cap: float
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Sums and maxima of the module docstring's `mismatch_*`."""
+    real = (sampled.weights > 0).float()
+    log_ratio = sampled.old_log_probs - sampled.rollout_log_probs
+    ratio = importance_ratio(sampled.old_log_probs, sampled.rollout_log_probs)
+    sums = {
+        "mismatch_mean": weighted_sum(ratio, real),
+        "mismatch_truncated": weighted_sum(ratio > cap, real),
+        # k3 with samples of the engine: E_engine[r - 1 - log r]
+        "mismatch_kl": weighted_sum(ratio - 1 - log_ratio, real),
+    }
+    return sums, {"mismatch_max": torch.cat([ratio * real, ratio.new_zeros(1)]).amax()}
 
 
 @torch.no_grad()

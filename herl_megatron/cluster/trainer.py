@@ -52,7 +52,8 @@ class TrainerGroup:
         """All optimizer steps of one loop step; returns their metrics, averaged over them.
 
         Old log-probs are computed first when more than one optimizer step follows; in the first
-        one the current policy is the old one, exactly.
+        one the current policy is the old one, exactly. `mismatch_*` (`algos.losses`) are left out
+        where the engine's log-probs are of another distribution than the trainer's.
         """
         rows = batch.rows
         old = await self._log_probs("compute_log_probs", rows, len(batch.optimizer_steps) > 1)
@@ -66,7 +67,10 @@ class TrainerGroup:
             if any(row.weight > 0 for row in step_rows):
                 shards = self._shards(step_rows, old=old[window], ref=ref[window])
                 metrics.append(await self._step("train_step", shards))
-        return _mean(metrics)
+        values = _mean(metrics)
+        if self._config.rollout.reshaped:
+            return {name: value for name, value in values.items() if "mismatch" not in name}
+        return values
 
     async def sft_step(self, rows: Sequence[TrainRow]) -> dict[str, float]:
         """One optimizer step of supervised fine-tuning on these rows."""
@@ -77,6 +81,16 @@ class TrainerGroup:
         """Response log-probs of these rows under the current weights, `[response]` each."""
         values = await self._log_probs("compute_log_probs", rows, wanted=True)
         return [value for value in values if value is not None]
+
+    async def save_checkpoint(self, folder: Path) -> None:
+        """Have every rank write its part of the training state into `folder`, which exists."""
+        refs = [actor.save_checkpoint.remote(str(folder)) for actor in self._actors]
+        await self._all(refs, "save a checkpoint", timeout_s=self._config.checkpoint.timeout_s)
+
+    async def load_checkpoint(self, folder: Path) -> None:
+        """Have every rank read its part of the training state; any layout may have written it."""
+        refs = [actor.load_checkpoint.remote(str(folder.resolve())) for actor in self._actors]
+        await self._all(refs, "load a checkpoint", timeout_s=self._config.checkpoint.timeout_s)
 
     def bucket_plan(self) -> tuple[Any, ...]:
         """The weight stream's buckets."""
@@ -164,10 +178,15 @@ class TrainerGroup:
 
 
 def _mean(metrics: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Mean of each number over the optimizer steps; no steps, no numbers."""
+    """Mean of each number over the optimizer steps, of `*_max` the largest; no steps, no
+    numbers."""
     if not metrics:
         return {}
-    return {key: sum(item[key] for item in metrics) / len(metrics) for key in metrics[0]}
+    series = {key: [item[key] for item in metrics] for key in metrics[0]}
+    return {
+        key: max(values) if key.endswith("_max") else sum(values) / len(values)
+        for key, values in series.items()
+    }
 
 
 async def start_trainer(config: Config, *, device: str, optimizer_steps: int) -> TrainerGroup:

@@ -32,6 +32,9 @@ class RunConfig(Section):
     """Seed of prompt order, sampling and model initialisation."""
     overwrite: bool = False
     """Replace an existing folder of the same name instead of refusing to start."""
+    resume: bool = False
+    """Continue from the newest undamaged checkpoint in the run's folder, or start at step 0 where
+    there is none yet, so that a job script can always set it."""
 
 
 class ModelConfig(Section):
@@ -88,6 +91,17 @@ class RolloutConfig(Section):
     streamed: bool = True
     """Score and revise each group as soon as it is complete; false puts a barrier after each
     phase (the baseline schedule)."""
+
+    @property
+    def reshaped(self) -> str:
+        """Which settings make first samples' log-probs other than the model's own; "" for none."""
+        plain = {"temperature": 1.0, "top_p": 1.0, "top_k": -1}
+        values = self.model_dump(include=set(plain))
+        return ", ".join(
+            f"rollout.{key} is {values[key]}"
+            for key, value in plain.items()
+            if values[key] != value
+        )
 
     def sampling(self) -> SamplingSettings:
         """First samples' settings as the engine takes them."""
@@ -173,6 +187,11 @@ class AlgorithmConfig(Section):
     aggregation: Literal["token_mean", "sequence_mean", "sequence_sum"] = "token_mean"
     """Mean over all tokens of the global batch; mean over its rows of row means; or the mean over
     its rows of row sums."""
+    mismatch_weight: bool = False
+    """Multiply the PPO term of on-policy tokens by min(pi_old / pi_engine, `mismatch_cap`), which
+    corrects for engine and trainer computing different probabilities from the same weights."""
+    mismatch_cap: float = Field(default=2.0, ge=1)
+    """Upper end of the mismatch weight; also what `train/mismatch_truncated` counts."""
 
 
 class TrainConfig(Section):
@@ -284,6 +303,17 @@ class MegatronConfig(Section):
         )
 
 
+class CheckpointConfig(Section):
+    """Training state on disk, in `checkpoints/` of the run's folder; see `run.resume`."""
+
+    every: int = Field(default=20, ge=0)
+    """Steps between checkpoints, the last step always being one; 0 writes none."""
+    keep: int = Field(default=2, gt=0)
+    """Newest checkpoints that stay; with two, a damaged one still has a predecessor."""
+    timeout_s: float = Field(default=1800, gt=0)
+    """Longest wait for all ranks to write or read one."""
+
+
 class WeightSyncConfig(Section):
     """Trainer to engine transfer."""
 
@@ -291,6 +321,27 @@ class WeightSyncConfig(Section):
     """Bytes sent at a time; a larger single tensor travels alone."""
     timeout_s: float = Field(default=600, gt=0)
     """Longest wait for one bucket."""
+
+
+class ParityConfig(Section):
+    """The gate that compares engine and trainer log-probs after a weight sync.
+
+    Limits hold for |difference| over the probe tokens, its mean and its largest value, in natural
+    log units; bf16 counts if the trainer or the engine computes in it.
+    """
+
+    every: int = Field(default=10, ge=0)
+    """Check every so many weight versions, and the first one that a run serves; 0 is off."""
+    prompts: int = Field(default=8, gt=0)
+    """Training prompts whose tokens are compared, chosen once with `run.seed`."""
+    fp32_mean: float = Field(default=1e-5, gt=0)
+    """Largest mean in fp32."""
+    fp32_max: float = Field(default=1e-3, gt=0)
+    """Largest single difference in fp32."""
+    bf16_mean: float = Field(default=0.02, gt=0)
+    """Largest mean in bf16 (an FP8 trainer has not been measured; raise it there if needed)."""
+    bf16_max: float = Field(default=1.0, gt=0)
+    """Largest single difference in bf16."""
 
 
 class ScoringConfig(Section):
@@ -331,6 +382,8 @@ class Config(Section):
     eval: EvalConfig = EvalConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     megatron: MegatronConfig = MegatronConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     weight_sync: WeightSyncConfig = WeightSyncConfig()
+    parity: ParityConfig = ParityConfig()
     scoring: ScoringConfig = ScoringConfig()
     cluster: ClusterConfig = ClusterConfig()

@@ -34,6 +34,8 @@ def validate(config: Config, *, purpose: Purpose, machine: Machine | None = None
 def _problems(config: Config, purpose: Purpose, machine: Machine) -> Iterator[str]:
     if problem := folder_problem(config):
         yield problem
+    if config.run.resume and purpose != "train":
+        yield f"run.resume is true, but `herl {purpose}` writes no checkpoints; set it to false"
     yield from _files(config, purpose)
     yield from model_problems(
         config,
@@ -179,6 +181,12 @@ def _loop(config: Config) -> Iterator[str]:
         yield (
             f"train.eval_every is {train.eval_every} but data.eval is empty; give held-out rows or"
             " set eval_every to 0"
+        )
+    if config.algorithm.mismatch_weight and config.rollout.reshaped:
+        yield (
+            f"algorithm.mismatch_weight is true but {config.rollout.reshaped}: the engine's"
+            " log-probs are of the reshaped distribution and do not compare with the trainer's;"
+            " use temperature 1.0, top_p 1.0 and top_k -1, or turn mismatch_weight off"
         )
     if train.steps and config.rollout.temperature == 0:
         yield (

@@ -38,11 +38,16 @@ _MEANS = {
     "clip_fraction": "sampled_tokens",
     "kl_old_new": "sampled_tokens",
     "ratio_mean": "sampled_tokens",
+    "mismatch_mean": "sampled_tokens",
+    "mismatch_truncated": "sampled_tokens",
+    "mismatch_kl": "sampled_tokens",
     "revision_ratio_mean": "revision_tokens",
     "padding_ratio": "row_tokens",
 }
 """Sums and the counts they are divided by once both are added up over the global batch."""
 
+_MAXIMA = ("mismatch_max",)
+"""Numbers of which the largest over the global batch is reported."""
 
 Sums = dict[str, torch.Tensor]
 LossOf = Callable[[MicroBatch, torch.Tensor, torch.Tensor], LossOutput]
@@ -172,7 +177,7 @@ class MegatronActor:
             batch: MicroBatch, log_probs: torch.Tensor, entropy: torch.Tensor
         ) -> tuple[torch.Tensor, Sums]:
             output = loss_of(batch, log_probs, entropy)
-            return output.loss, {**output.parts, **output.sums}
+            return output.loss, {**output.parts, **output.sums, **output.maxima}
 
         micro_batches = self._runner.pack(shard)
         self.optimizer.zero_grad()
@@ -223,8 +228,16 @@ class MegatronActor:
     def _global_means(
         self, outputs: Sequence[Sums], shard: Shard, micro_batches: Sequence[MicroBatch]
     ) -> dict[str, float]:
-        """Add up over micro-batches and DP ranks, then divide what `_MEANS` names."""
-        names = list(outputs[0])
+        """Add up over micro-batches and DP ranks, then divide what `_MEANS` names; `_MAXIMA` are
+        compared instead."""
+        maxima = {
+            name: torch.stack([out[name] for out in outputs]).amax()
+            for name in _MAXIMA
+            if name in outputs[0]
+        }
+        for highest in maxima.values():
+            dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=self._groups.dp.group)
+        names = [name for name in outputs[0] if name not in maxima]
         per_batch = torch.stack([torch.stack([out[name] for name in names]) for out in outputs])
         padded = sum(batch.input_ids.numel() for batch in micro_batches)
         real = sum(row.tokens for row in shard.rows)
@@ -237,6 +250,7 @@ class MegatronActor:
                 values[name] /= max(values[count], 1.0)
         return {
             **values,
+            **{name: value.item() for name, value in maxima.items()},
             "tokens": float(shard.loss_tokens),
             "rows": float(shard.loss_rows),
             "micro_batches": float(len(micro_batches)),

@@ -145,6 +145,27 @@ def test_kl_and_entropy(cases: dict[str, Case]) -> None:
     assert metrics["kl"] > 0.01
 
 
+def test_mismatch_weight(cases: dict[str, Case]) -> None:
+    """On-policy tokens are weighted; the statistics are of all of them, over ranks and batches."""
+    algorithm = AlgorithmConfig(mismatch_weight=True, mismatch_cap=1.2)
+    case = replace(cases["qwen2_tied"], algorithm=algorithm)
+    metrics = check("qwen2_tied", case.on(tensor_parallel=2, data_parallel=2), key=case)
+    assert case.old_log_probs is not None
+    log_ratio = np.concatenate(
+        [
+            old.astype(np.float64) - row.rollout_log_probs
+            for row, old in zip(case.rows, case.old_log_probs, strict=True)
+            if row.weight > 0 and not row.is_revision
+        ]
+    )
+    ratio = np.exp(log_ratio)
+    assert metrics["mismatch_mean"] == pytest.approx(ratio.mean(), rel=1e-5)
+    assert metrics["mismatch_max"] == pytest.approx(ratio.max(), rel=1e-5)
+    assert metrics["mismatch_truncated"] == pytest.approx((ratio > 1.2).mean(), rel=1e-5)
+    assert metrics["mismatch_kl"] == pytest.approx((ratio - 1 - log_ratio).mean(), rel=1e-4)
+    assert 0.1 < metrics["mismatch_truncated"] < 0.9
+
+
 def test_reference_compat(cases: dict[str, Case]) -> None:
     """The released behaviour's denominator: `behavior: old`."""
     base = cases["qwen2_tied"]
@@ -159,8 +180,11 @@ def test_sft(cases: dict[str, Case]) -> None:
 
 
 def test_no_old_log_probs_means_the_current_policy(cases: dict[str, Case]) -> None:
-    """Ratios are 1: the loss is the advantages', the gradient REINFORCE's."""
-    case = replace(cases["qwen2_tied"], old_log_probs=None)
+    """Ratios are 1: the loss is the advantages', the gradient REINFORCE's, also under the mismatch
+    weight, which then starts from the current policy."""
+    case = replace(
+        cases["qwen2_tied"], old_log_probs=None, algorithm=AlgorithmConfig(mismatch_weight=True)
+    )
     model = tiny_models.build("qwen2_tied")
     exact = tuple(
         hf_log_probs(model, row)[0].detach().numpy().astype(np.float32) for row in case.rows

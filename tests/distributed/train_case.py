@@ -277,6 +277,9 @@ def plain_loss(model: torch.nn.Module, case: Case) -> torch.Tensor:
                 if row.advantage < 0:
                     gain = max(gain, algorithm.dual_clip * row.advantage)
                 term = -gain
+                if algorithm.mismatch_weight:
+                    mismatch = math.exp(old[t] - float(row.rollout_log_probs[t]))
+                    term = term * min(mismatch, algorithm.mismatch_cap)
             if algorithm.kl_coef:
                 assert case.ref_log_probs is not None
                 d = float(case.ref_log_probs[number][t]) - log_p[t]

@@ -14,6 +14,7 @@ from herl_megatron.algos.losses import (
     hindsight_loss,
     importance_ratio,
     k3_kl,
+    mismatch_weight,
     policy_loss,
     ppo_clip_loss,
     sft_loss,
@@ -137,11 +138,48 @@ def test_whole_loss(behavior: str, rhos: tuple[float, float]) -> None:
             "kl_old_new": 1.5 - 1 - math.log(1.5),
             "ratio_mean": 2.5,
             "sampled_tokens": 2.0,
+            # r = 0.2 / 0.9 and 0.4 / 0.9 in sum r - 1 - log r
+            "mismatch_mean": 0.6 / 0.9,
+            "mismatch_truncated": 0.0,
+            "mismatch_kl": 0.6 / 0.9 - 2 - math.log(0.08 / 0.81),
             "revision_ratio_mean": sum(rhos),
             "revision_tokens": 2.0,
         },
         abs=1e-6,
     )
+    assert out.maxima["mismatch_max"].item() == pytest.approx(0.4 / 0.9)
+
+
+def test_mismatch_weight() -> None:
+    old = torch.log(torch.tensor([0.2, 0.4, 0.9])).requires_grad_()
+    rollout = torch.log(torch.tensor([0.4, 0.1, 0.3]))
+    weight = mismatch_weight(old, rollout, cap=3.5)
+    assert weight.tolist() == pytest.approx([0.5, 3.5, 3.0])
+    assert not weight.requires_grad
+
+
+def test_loss_with_mismatch_weight() -> None:
+    """Weights 2 (truncated from 4) and 1/2 on the two on-policy tokens, none on the revisions'."""
+    inputs = replace(
+        make_inputs(), rollout_log_probs=torch.log(torch.tensor([0.05, 0.8, 0.3, 0.4]))
+    )
+    plain, weighted = (
+        policy_loss(inputs, algorithm=AlgorithmConfig(mismatch_weight=on), hindsight=HINDSIGHT)
+        for on in (False, True)
+    )
+    # PPO terms by token: ratio 1.5 is clipped at 1.2 for the advantage 2; ratio 1 for -1
+    assert plain.parts["loss_policy"].item() == pytest.approx((-1.2 * 2 + 1) / 4)
+    assert weighted.parts["loss_policy"].item() == pytest.approx((-2 * 1.2 * 2 + 0.5 * 1) / 4)
+    assert weighted.parts["loss_hindsight"].item() == plain.parts["loss_hindsight"].item()
+    (gradient,) = torch.autograd.grad(weighted.loss, inputs.log_probs)
+    # 0 where clipped; 1/2 * ratio * -A / 4; revisions: -A gamma rho / (rho + gamma)^2 / 4
+    revisions = [-0.5 * 2 / 2.5**2 / 4, -3 * 0.5 * 0.25 / 0.75**2 / 4]
+    assert gradient.tolist() == pytest.approx([0.0, 0.125, *revisions])
+    sums = {name: value.item() for name, value in weighted.sums.items()}
+    assert sums["mismatch_mean"] == pytest.approx(4.5)
+    assert sums["mismatch_truncated"] == 1.0
+    assert sums["mismatch_kl"] == pytest.approx(4.5 - 2 - math.log(4 * 0.5))
+    assert weighted.maxima["mismatch_max"].item() == pytest.approx(4.0)
 
 
 def test_terms_without_coefficient_are_not_there() -> None:
@@ -171,7 +209,7 @@ def test_numbers_of_the_other_kind_of_token_do_not_matter() -> None:
 def test_dummy_tokens_count_nowhere() -> None:
     inputs = replace(make_inputs(), weights=torch.zeros(4))
     out = policy_loss(inputs, algorithm=AlgorithmConfig(kl_coef=0.1), hindsight=HINDSIGHT)
-    numbers = {**out.parts, **out.sums}
+    numbers = {**out.parts, **out.sums, **out.maxima}
     assert {value.item() for value in numbers.values()} == {0.0}
 
 
