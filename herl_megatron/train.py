@@ -44,12 +44,14 @@ async def train(config: Config) -> None:
 
 
 async def _loop(config: Config, parts: Parts, folder: RunFolder, timers: Timers) -> None:
-    trainer, stream, options = parts.trainer, parts.prompts, config.train
-    assert trainer is not None and stream is not None, "parts were opened for evaluation"
+    trainer, stream, saves, options = parts.trainer, parts.prompts, parts.checkpoints, config.train
+    assert trainer and stream and saves, "parts were opened for evaluation"
+    first, before = await saves.restore(folder.checkpoint)
     with timers("weight_sync"):
-        await parts.sync_weights(0)
-    before = await _evaluate(parts, folder, timers, step=0)
-    for step in folder.progress(range(options.steps), "HeRL"):
+        await parts.sync_weights(first)
+    if not first:
+        before = await _evaluate(parts, folder, timers, step=0)
+    for step in folder.progress(range(first, options.steps), "HeRL"):
         with timers("rollout"):
             prompts = stream.next_batch(options.prompts_per_step)
             groups = await parts.pipeline.run(prompts, step)
@@ -71,10 +73,14 @@ async def _loop(config: Config, parts: Parts, folder: RunFolder, timers: Timers)
             folder.log_rollouts(f"step_{step:06d}", groups, rows.groups)
         if options.eval_every and (step + 1) % options.eval_every == 0 and step + 1 < options.steps:
             await _evaluate(parts, folder, timers, step=step + 1)
+        with timers("checkpoint"):
+            await saves.save_if_due(step + 1, folder.sync_metrics(), before)
     after = await _evaluate(parts, folder, timers, step=options.steps) if options.steps else before
     if options.export:
         with timers("export"):
             await trainer.export(folder.policy)
+    with timers("checkpoint"):
+        await saves.finish()
     folder.finish(before=before, after=after, timers=timers)
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from herl_megatron.cluster.checkpointer import Checkpointer
 from herl_megatron.cluster.engines import RemoteEngine, start_engines, stop_engines
 from herl_megatron.cluster.session import ray_session
 from herl_megatron.cluster.trainer import TrainerGroup, start_trainer
@@ -22,6 +23,7 @@ from herl_megatron.rollout.pipeline import RolloutPipeline
 from herl_megatron.rubrics.checks.registry import load_check_modules
 from herl_megatron.rubrics.pool import ScoringPool
 from herl_megatron.types import Prompt, SamplingSettings
+from herl_megatron.weight_sync.parity import ParityGate, open_gate
 from herl_megatron.weight_sync.sync import SyncStats, WeightSync
 
 _TORCH_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
@@ -58,18 +60,29 @@ class Parts:
 
     inputs: Inputs
     prompts: PromptStream | None
-    """None in an evaluation, like `trainer` and `weight_sync`."""
+    """None in an evaluation, like `trainer`, `weight_sync` and `checkpoints`."""
     pool: ScoringPool
     engines: Sequence[RemoteEngine]
     pipeline: RolloutPipeline
     eval_pipeline: RolloutPipeline
     trainer: TrainerGroup | None
     weight_sync: WeightSync | None
+    parity: ParityGate | None
+    """Also None with `parity.every` 0."""
+    checkpoints: Checkpointer | None
 
     async def sync_weights(self, version: int) -> SyncStats:
-        """Bring every engine to the trainer's weights and call them `version`."""
+        """Bring every engine to the trainer's weights and call them `version`.
+
+        Raises:
+            ParityError: the gate was due and an engine does not compute what the trainer does.
+        """
         assert self.weight_sync is not None, "an evaluation has no trainer to sync from"
-        return await self.weight_sync.run(version)
+        if self.parity is None or not self.parity.due(version):
+            return await self.weight_sync.run(version)
+        await self.parity.prime(version)
+        stats = await self.weight_sync.run(version)
+        return replace(stats, parity=await self.parity.check(version))
 
 
 @asynccontextmanager
@@ -82,13 +95,24 @@ async def open_parts(config: Config, inputs: Inputs, *, training: bool) -> Async
     async with AsyncExitStack() as stack:
         stack.enter_context(ray_session(config.cluster))
         engines, pool, trainer = await _start_all(config, inputs, stack, training=training)
-        sync = None
+        prompts = sync = gate = checkpoints = None
         if trainer is not None:
+            prompts = PromptStream(inputs.train, seed=config.run.seed, shuffle=config.data.shuffle)
             sync = WeightSync(trainer, engines, config.weight_sync)
             stack.callback(sync.close)
+            gate = open_gate(
+                config,
+                trainer,
+                engines,
+                prompts=inputs.train,
+                prompt_ids=inputs.tokenizer.prompt_ids,
+                max_model_tokens=_max_model_tokens(config),
+            )
+            checkpoints = Checkpointer(config, trainer, prompts)
+            stack.push_async_callback(checkpoints.close)
         yield Parts(
             inputs=inputs,
-            prompts=_prompt_stream(config, inputs) if training else None,
+            prompts=prompts,
             pool=pool,
             engines=engines,
             pipeline=RolloutPipeline(
@@ -113,6 +137,8 @@ async def open_parts(config: Config, inputs: Inputs, *, training: bool) -> Async
             ),
             trainer=trainer,
             weight_sync=sync,
+            parity=gate,
+            checkpoints=checkpoints,
         )
 
 
@@ -146,10 +172,6 @@ async def _start_all(
     return engines, pool, trainer
 
 
-def _prompt_stream(config: Config, inputs: Inputs) -> PromptStream:
-    return PromptStream(inputs.train, seed=config.run.seed, shuffle=config.data.shuffle)
-
-
 def _optimizer_steps(config: Config) -> int:
     """Optimizer steps of the whole run, the length of the learning rate's schedule."""
     train = config.train
@@ -164,12 +186,17 @@ def _eval_sampling(config: Config) -> SamplingSettings:
     )
 
 
-def _engine_config(config: Config, inputs: Inputs, *, device: str, training: bool) -> EngineConfig:
+def _max_model_tokens(config: Config) -> int:
+    """Longest sequence that an engine must hold."""
     longest_prompt = max(config.data.max_prompt_tokens, config.data.max_experience_tokens)
+    return longest_prompt + config.rollout.max_response_tokens
+
+
+def _engine_config(config: Config, inputs: Inputs, *, device: str, training: bool) -> EngineConfig:
     return EngineConfig(
         model_path=config.model.path,
         dtype=_TORCH_DTYPES[config.rollout.dtype],
-        max_model_tokens=longest_prompt + config.rollout.max_response_tokens,
+        max_model_tokens=_max_model_tokens(config),
         max_num_seqs=config.rollout.max_num_seqs,
         kv_cache_bytes=config.rollout.kv_cache_bytes,
         gpu_memory_utilization=config.rollout.gpu_memory_utilization,

@@ -99,6 +99,18 @@ class TrainerRank:
         """See `MegatronActor.sft_step`."""
         return self._actor.sft_step(shard)
 
+    def save_checkpoint(self, folder: str) -> None:
+        """See `megatron.checkpoint.save_checkpoint`."""
+        from herl_megatron.megatron.checkpoint import save_checkpoint
+
+        save_checkpoint(self._actor, folder, groups=self._groups)
+
+    def load_checkpoint(self, folder: str) -> None:
+        """See `megatron.checkpoint.load_checkpoint`."""
+        from herl_megatron.megatron.checkpoint import load_checkpoint
+
+        load_checkpoint(self._actor, folder, groups=self._groups)
+
     def bucket_plan(self) -> tuple[Any, ...]:
         """The weight stream's buckets, the same on every rank."""
         return self._source.plan()

@@ -12,9 +12,16 @@ def run_path(config: Config) -> Path:
     return Path(config.run.dir) / config.run.name
 
 
+def checkpoint_folders(run: Path) -> list[Path]:
+    """Published checkpoints of a run's folder, newest first; damaged ones included."""
+    return sorted((run / "checkpoints").glob("step_*"), reverse=True)
+
+
 def folder_problem(config: Config) -> str | None:
     """Why the run's folder cannot be used, with the fix; None if it can."""
     path = run_path(config)
+    if config.run.resume and config.run.overwrite:
+        return "run.resume and run.overwrite are both true: continue the run, or replace it?"
     if not path.exists():
         return None
     if not path.is_dir():
@@ -26,15 +33,25 @@ def folder_problem(config: Config) -> str | None:
             f"run.dir/run.name: {path} exists and is not a run (no config.yaml), so it is never"
             " deleted; choose another run.name"
         )
-    if not config.run.overwrite:
+    if config.run.resume:
+        if checkpoint_folders(path):
+            return None
+        if (path / "summary.json").exists():
+            return (
+                f"run.resume is true, but {path} is a finished run without a checkpoint; choose"
+                " another run.name"
+            )
+        # Killed before its first checkpoint: it starts again.
+    elif not config.run.overwrite:
+        resume = ", run.resume=true to continue it" if checkpoint_folders(path) else ""
         return (
-            f"run.dir/run.name: {path} exists; choose another run.name, or set run.overwrite=true"
-            " to delete and replace it"
+            f"run.dir/run.name: {path} exists; choose another run.name{resume}, or set"
+            " run.overwrite=true to delete and replace it"
         )
     for key, value in _inputs(config).items():
         if value and path.resolve() in Path(value).resolve().parents:
             return (
-                f"{key}: {value} lies in {path}, which run.overwrite=true would delete; choose"
+                f"{key}: {value} lies in {path}, which a new start would delete; choose"
                 " another run.name"
             )
     return None

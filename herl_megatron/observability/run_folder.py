@@ -4,6 +4,7 @@
 - `metrics.jsonl`: one line per logged step; the same in `tensorboard/`
 - `rollouts/*.jsonl`: one line per group with responses, verdicts and revisions
 - `policy/`: the exported policy, a Hugging Face folder
+- `checkpoints/step_*`: training state to resume from (`observability.checkpoints`)
 - `summary.json`, `learning_curve.png`, `run.log`
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,8 +31,9 @@ from rich.progress import (
 )
 
 from herl_megatron.config.load import save_resolved
-from herl_megatron.config.paths import folder_problem, run_path
+from herl_megatron.config.paths import checkpoint_folders, run_path
 from herl_megatron.config.schema import Config
+from herl_megatron.observability.checkpoints import Checkpoint, find_checkpoint
 from herl_megatron.observability.curves import plot_learning_curve
 from herl_megatron.observability.logging import add_log_file, remove_handler
 from herl_megatron.observability.metrics import MetricsWriter
@@ -64,11 +67,17 @@ class JoinedRows(Protocol):
 
 
 class RunFolder:
-    """The open folder of a run; use as a context manager."""
+    """The open folder of a run; use as a context manager.
 
-    def __init__(self, path: Path) -> None:
+    Attributes:
+        checkpoint: what the run continues from; None from the beginning.
+    """
+
+    def __init__(self, path: Path, checkpoint: Checkpoint | None = None) -> None:
         self.path = path
-        self._metrics = MetricsWriter(path)
+        self.checkpoint = checkpoint
+        purge_step = checkpoint.driver.step if checkpoint else None
+        self._metrics = MetricsWriter(path, purge_step=purge_step)
         self._log = add_log_file(path / "run.log")
         self._bar: Progress | None = None
         self._latest = ""
@@ -77,19 +86,25 @@ class RunFolder:
     def create(cls, config: Config) -> Self:
         """Make `run.dir`/`run.name` and save the resolved configuration in it.
 
+        With `run.resume` and a checkpoint the folder is kept and taken back to that step: what was
+        written after it (metrics, rollouts, an exported policy) goes, to be written again.
+
         Raises:
-            ValueError: the folder holds something and `run.overwrite` is false, or what it holds
-                is not a run, or holds this run's input (those are never deleted).
+            ValueError: the folder holds something and neither `run.overwrite` nor `run.resume` is
+                set, or what it holds is not a run, or holds this run's input (those are never
+                deleted), or there is no checkpoint that fits (`find_checkpoint`).
         """
         path = run_path(config)
-        problem = folder_problem(config)
-        if problem:
-            raise ValueError(problem)
-        if path.exists():
+        checkpoint = find_checkpoint(config)
+        if checkpoint is not None:
+            _take_back(path, checkpoint)
+        elif path.exists():
             shutil.rmtree(path)
-        path.mkdir(parents=True)
-        save_resolved(config, path / "config.yaml")
-        return cls(path)
+        path.mkdir(parents=True, exist_ok=True)
+        # How this start treated the folder is no property of the run.
+        once = config.run.model_copy(update={"overwrite": False, "resume": False})
+        save_resolved(config.model_copy(update={"run": once}), path / "config.yaml")
+        return cls(path, checkpoint)
 
     def __enter__(self) -> Self:
         return self
@@ -102,6 +117,9 @@ class RunFolder:
     ) -> None:
         if error is not None:
             logger.error("run ended early: %s: %s", type(error).__name__, error)
+            if checkpoint_folders(self.path):
+                config = shlex.quote(str(self.path / "config.yaml"))
+                logger.error("resume it with: herl train %s run.resume=true", config)
         if self._bar is not None:
             self._bar.stop()
         self._metrics.close()
@@ -117,6 +135,10 @@ class RunFolder:
         self._metrics.write(step, values)
         shown = [f"{title} {values[name]:.3f}" for name, title in _SHOWN.items() if name in values]
         self._latest = ", ".join(shown) or self._latest
+
+    def sync_metrics(self) -> int:
+        """Bring metrics.jsonl to the disk itself; returns its length in bytes."""
+        return self._metrics.sync()
 
     def log_rollouts(
         self, name: str, groups: Sequence[ScoredGroup], rows: Sequence[JoinedRows] = ()
@@ -170,3 +192,26 @@ class RunFolder:
             yield step
             if count % every == 0 or count == len(steps):
                 logger.info("%s %d/%d: %s", label, count, len(steps), self._latest)
+
+
+def _take_back(path: Path, checkpoint: Checkpoint) -> None:
+    """Remove what the run wrote after the checkpoint."""
+    metrics, length = path / "metrics.jsonl", checkpoint.driver.metrics_bytes
+    found = metrics.stat().st_size if metrics.exists() else 0
+    if found < length:
+        raise ValueError(
+            f"{metrics} has {found} bytes, but {checkpoint.folder} was made at {length}: restore"
+            " the file, or start over with run.resume=false run.overwrite=true"
+        )
+    if length:
+        os.truncate(metrics, length)
+    step = checkpoint.driver.step
+    for file in (path / "rollouts").glob("*"):
+        kind, _, number = file.stem.partition("_")
+        # step_N is written in step N (from 0), eval_N after N steps.
+        last_kept = {"step": step - 1, "eval": step}.get(kind, -1)
+        if not number.isdigit() or int(number) > last_kept:
+            file.unlink()
+    shutil.rmtree(path / "policy", ignore_errors=True)
+    for name in ("summary.json", "learning_curve.png"):
+        (path / name).unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +31,14 @@ class Evaluated(Protocol):
     def all_satisfied(self) -> float:
         """Share of responses that meet their whole rubric."""
         ...
+
+
+@dataclass(frozen=True)
+class Headline:
+    """An `Evaluated` that is read back from a checkpoint."""
+
+    reward: float
+    all_satisfied: float
 
 
 def build_summary(

@@ -1,0 +1,101 @@
+"""The driver's side of checkpoints: when one is due, what belongs in it, how a run goes on.
+
+A save runs beside the next rollouts: the trainer's ranks write while the engines sample, and their
+next training step waits behind it. So a step is held up only by a save that takes longer than the
+rollouts, and no second copy of the state is needed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from herl_megatron.cluster.health import WorkerError
+from herl_megatron.cluster.trainer import TrainerGroup
+from herl_megatron.config.paths import run_path
+from herl_megatron.config.schema import Config
+from herl_megatron.data.prompts import PromptStream
+from herl_megatron.observability.checkpoints import (
+    Checkpoint,
+    DriverState,
+    publish_checkpoint,
+    start_checkpoint,
+)
+from herl_megatron.observability.summary import Evaluated, Headline
+
+logger = logging.getLogger(__name__)
+
+_END_TIMEOUT_S = 30.0  # how long a run that stops waits for a save that is under way
+
+
+class Checkpointer:
+    """Saves trainer and driver together; at most one save is under way."""
+
+    def __init__(self, config: Config, trainer: TrainerGroup, prompts: PromptStream) -> None:
+        self._config = config
+        self._trainer = trainer
+        self._prompts = prompts
+        self._running: asyncio.Task[None] | None = None
+
+    async def restore(self, checkpoint: Checkpoint | None) -> tuple[int, Evaluated | None]:
+        """Bring trainer and prompts to the checkpoint.
+
+        Returns the steps done and the evaluation before the first; 0 and None without checkpoint.
+
+        Raises:
+            ValueError: the prompts are not those of the checkpoint.
+            WorkerError: a rank could not read its part.
+        """
+        if checkpoint is None:
+            return 0, None
+        driver = checkpoint.driver
+        self._prompts.load_state_dict(dict(driver.prompts))
+        await self._trainer.load_checkpoint(checkpoint.folder / "trainer")
+        logger.info("resumed from %s", checkpoint.folder)
+        return driver.step, Headline(**driver.before) if driver.before else None
+
+    async def save_if_due(
+        self, steps_done: int, metrics_bytes: int, before: Evaluated | None
+    ) -> None:
+        """Start a save after every `checkpoint.every` steps and after the last.
+
+        Raises:
+            WorkerError, OSError: the previous save failed.
+        """
+        every = self._config.checkpoint.every
+        if not every or (steps_done % every and steps_done != self._config.train.steps):
+            return
+        await self.finish()
+        headline = None
+        if before is not None:
+            headline = {"reward": before.reward, "all_satisfied": before.all_satisfied}
+        driver = DriverState(
+            step=steps_done,
+            metrics_bytes=metrics_bytes,
+            prompts=self._prompts.state_dict(),
+            before=headline,
+            config=self._config.model_dump(mode="json"),
+        )
+        self._running = asyncio.create_task(self._save(driver))
+
+    async def finish(self) -> None:
+        """Wait for the save under way; raises what it raised."""
+        if self._running is not None:
+            running, self._running = self._running, None
+            await running
+
+    async def close(self) -> None:
+        """At the end of any run: a save under way may still finish, within a limit."""
+        if self._running is not None:
+            try:
+                await asyncio.wait_for(self.finish(), _END_TIMEOUT_S)
+            except (WorkerError, OSError, TimeoutError) as error:
+                logger.warning("the last checkpoint was not finished: %s", error)
+
+    async def _save(self, driver: DriverState) -> None:
+        staging = start_checkpoint(run_path(self._config).resolve(), driver.step)
+        await self._trainer.save_checkpoint(staging / "trainer")
+        folder = await asyncio.to_thread(
+            publish_checkpoint, staging, driver, keep=self._config.checkpoint.keep
+        )
+        logger.info("checkpoint %s", folder)
