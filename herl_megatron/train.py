@@ -12,6 +12,7 @@ from herl_megatron.evaluate import EvalResult, evaluate
 from herl_megatron.observability.run_folder import RunFolder
 from herl_megatron.observability.timers import Timers
 from herl_megatron.rollout.pipeline import PipelineError
+from herl_megatron.weight_sync.parity import ParityError
 from herl_megatron.weight_sync.sync import SyncStats
 
 logger = logging.getLogger(__name__)
@@ -22,8 +23,9 @@ async def train(config: Config) -> None:
 
     Raises:
         ValueError: bad input, found before any process is started where possible.
-        WorkerError, PipelineError: a worker died, failed or took too long. Metrics and rollouts so
-            far are on disk and, if the trainer is still alive, so is the last policy.
+        WorkerError, PipelineError, ParityError: a worker died, failed, took too long or computes
+            what the trainer does not. Metrics and rollouts so far are on disk and, if the trainer
+            is still alive, so is the last policy.
     """
     inputs = load_inputs(config, training=True)
     timers = Timers()
@@ -33,8 +35,11 @@ async def train(config: Config) -> None:
             parts = await context.__aenter__()
         try:
             await _loop(config, parts, folder, timers)
-        except PipelineError as error:
-            folder.log_rollouts("unfinished", error.finished)
+        except (PipelineError, ParityError) as error:
+            if isinstance(error, PipelineError):
+                folder.log_rollouts("unfinished", error.finished)
+            else:
+                folder.log(max(error.version - 1, 0), error.metrics)
             if parts.trainer is not None:
                 await parts.trainer.export(folder.policy)
                 logger.error("stopped; the policy of the last full step is in %s", folder.policy)
@@ -66,11 +71,11 @@ async def _loop(config: Config, parts: Parts, folder: RunFolder, timers: Timers)
             )
         with timers("train"):
             learned = await trainer.train_step(rows.batch)
+        if options.log_rollouts:
+            folder.log_rollouts(f"step_{step:06d}", groups, rows.groups)
         with timers("weight_sync"):
             sync = await parts.sync_weights(step + 1)
         folder.log(step, _metrics(parts, rows.metrics, learned, sync))
-        if options.log_rollouts:
-            folder.log_rollouts(f"step_{step:06d}", groups, rows.groups)
         if options.eval_every and (step + 1) % options.eval_every == 0 and step + 1 < options.steps:
             await _evaluate(parts, folder, timers, step=step + 1)
         with timers("checkpoint"):
@@ -104,10 +109,5 @@ def _metrics(
     stats = parts.pipeline.stats
     assert stats is not None, "a finished run of the pipeline has statistics"
     named = {f"train/{name}": value for name, value in learned.items()}
-    moved = {
-        "weight_sync/version": float(sync.version),
-        "weight_sync/bytes": float(sync.num_bytes),
-        "weight_sync/pause_s": sync.pause_s,
-    }
     # Totals over the step (`rows`) come before the optimizer steps' means of the same name.
-    return named | dict(rows) | stats.metrics() | moved
+    return named | dict(rows) | stats.metrics() | sync.metrics()

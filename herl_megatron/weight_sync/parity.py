@@ -16,8 +16,9 @@ bucket after a step at a tiny learning rate in bf16.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,9 +32,13 @@ from herl_megatron.types import (
     FloatArray,
     GenerateRequest,
     IntArray,
+    Message,
+    Prompt,
     SamplingSettings,
     TrainRow,
 )
+
+logger = logging.getLogger(__name__)
 
 _CONTEXT_TOKENS = 512
 """Longest context of sampled probes: several blocks of any prefix cache (16 tokens, on CPU 128)."""
@@ -101,18 +106,14 @@ def limits_for(config: ParityConfig, *precisions: Precision) -> Limits:
     return Limits(mean=config.fp32_mean, max=config.fp32_max)
 
 
-def choose_probes(
-    prompts: Sequence[IntArray], *, count: int, max_model_tokens: int, seed: int
-) -> Probes:
-    """`count` of the prompts (all, if there are fewer), the same for the same seed.
+def make_probes(prompts: Sequence[IntArray], *, max_model_tokens: int) -> Probes:
+    """Probes from prompts of at least two tokens each.
 
-    The context is the chosen prompts back to back, repeated or cut to what a model of
-    `max_model_tokens` has room for.
+    The context is the prompts back to back, repeated or cut to what a model of `max_model_tokens`
+    has room for.
     """
-    draw = np.random.default_rng(derive_seed(seed, "parity"))
-    chosen = tuple(prompts[index] for index in draw.permutation(len(prompts))[:count])
     length = min(_CONTEXT_TOKENS, max_model_tokens - _SAMPLED_TOKENS)
-    return Probes(chosen, np.resize(np.concatenate(chosen), length))
+    return Probes(tuple(prompts), np.resize(np.concatenate(list(prompts)), length))
 
 
 def compare(engine: Sequence[FloatArray], trainer: Sequence[FloatArray]) -> Difference:
@@ -164,7 +165,7 @@ class ParityGate:
             ParityError: the first engine that is beyond a limit, both numbers and likely causes.
         """
         begin = time.monotonic()
-        self._started = True
+        first, self._started = not self._started, True
         found = await self._compare_all(version)
         kinds = [kind for engine in found for kind in engine]
         metrics = {
@@ -178,6 +179,12 @@ class ParityGate:
             if not (scored.within(self._limits) and sampled.within(self._limits)):
                 message = await self._message(index, version, scored, sampled)
                 raise ParityError(message, version=version, metrics=metrics)
+        if first:  # no step's metrics tell of it
+            logger.info(
+                "engines compute the trainer's log-probs: mean difference %.1e, max %.1e",
+                metrics["parity/mean"],
+                metrics["parity/max"],
+            )
         return metrics
 
     async def _compare_all(self, version: int) -> list[tuple[Difference, Difference]]:
@@ -240,22 +247,23 @@ def open_gate(
     config: Config,
     trainer: LogProbTrainer,
     engines: Sequence[RolloutEngine],
-    prompts: Sequence[IntArray],
     *,
+    prompts: Sequence[Prompt],
+    prompt_ids: Callable[[tuple[Message, ...]], IntArray],
     max_model_tokens: int,
 ) -> ParityGate | None:
-    """The gate as configured; None with `parity.every` 0. `prompts`: training prompts' ids."""
+    """The gate as configured, on training prompts chosen with `run.seed`; None if it is off."""
     if not config.parity.every:
         return None
-    seed = config.run.seed
-    count = config.parity.prompts
+    order = np.random.default_rng(derive_seed(config.run.seed, "parity")).permutation(len(prompts))
+    chosen = [prompt_ids(prompts[index].messages) for index in order[: config.parity.prompts]]
     return ParityGate(
         trainer,
         engines,
-        probes=choose_probes(prompts, count=count, max_model_tokens=max_model_tokens, seed=seed),
+        probes=make_probes(chosen, max_model_tokens=max_model_tokens),
         limits=limits_for(config.parity, config.rollout.dtype, config.megatron.precision),
         every=config.parity.every,
-        seed=seed,
+        seed=config.run.seed,
     )
 
 

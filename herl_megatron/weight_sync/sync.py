@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from herl_megatron.config.schema import WeightSyncConfig
@@ -45,6 +45,7 @@ class SyncStats:
     """What one sync moved and how long it took.
 
     write_s and load_s overlap, so their sum may exceed `pause_s`, the time without generation.
+    parity: the gate's metrics where it ran after this sync (`weight_sync.parity`).
     """
 
     version: int
@@ -53,6 +54,16 @@ class SyncStats:
     write_s: float
     load_s: float
     pause_s: float
+    parity: Mapping[str, float] = field(default_factory=dict)
+
+    def metrics(self) -> dict[str, float]:
+        """The numbers by metric name."""
+        moved = {
+            "weight_sync/version": float(self.version),
+            "weight_sync/bytes": float(self.num_bytes),
+            "weight_sync/pause_s": self.pause_s,
+        }
+        return moved | dict(self.parity)
 
 
 class WeightSync:
