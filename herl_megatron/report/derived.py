@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from math import ceil, nan
 
-from herl_megatron.report.rollouts import RolloutStats
+from herl_megatron.report.rollouts import RolloutStats, Tally
 from herl_megatron.report.runs import Run, Series
+
+_WINDOWS = 12
 
 
 def with_derived(run: Run, stats: RolloutStats) -> Run:
     """The run with `derived/*` and `check/NAME` among its metrics.
 
     check/NAME: share of the scored training rollouts that satisfy the check, of those whose
-        rubric has it.
+        rubric has it; pooled over twelfths of the planned steps, since a step asks for few.
     derived/accepted_share: revisions that joined, of those sampled; no point where there was none.
     derived/unscored_share: rollouts without a reward, of prompts_per_step * group_size.
+    train/revision_ratio_mean: has no value in a step that trained on no revision.
     """
     added: dict[str, Series] = {
-        f"check/{name}": {step: tally.hits / tally.total for step, tally in by_step.items()}
+        f"check/{name}": pooled(by_step, window=ceil(max(run.planned_steps, 1) / _WINDOWS))
         for name, by_step in stats.satisfied.items()
     }
     if accepted := _shares(run, "hindsight/accepted", "hindsight/revisions"):
@@ -28,7 +33,24 @@ def with_derived(run: Run, stats: RolloutStats) -> Run:
     unscored = run.metrics.get("scoring/unscored")
     if unscored and per_step:
         added["derived/unscored_share"] = {s: value / per_step for s, value in unscored.items()}
+    tokens = run.metrics.get("train/revision_tokens", {})
+    if ratio := run.metrics.get("train/revision_ratio_mean"):
+        added["train/revision_ratio_mean"] = {
+            s: value if tokens.get(s, 1) else nan for s, value in ratio.items()
+        }
     return replace(run, metrics={**run.metrics, **added})
+
+
+def pooled(by_step: Mapping[int, Tally], *, window: int) -> dict[int, float]:
+    """Share of hits over windows of steps `0..window-1, window..2*window-1, ...`, each at its
+    middle step; a window without a tally has no point."""
+    whole: dict[int, Tally] = {}
+    for step, tally in by_step.items():
+        total = whole.setdefault(step // window, Tally())
+        total.hits += tally.hits
+        total.total += tally.total
+    middle = (window - 1) // 2
+    return {i * window + middle: whole[i].hits / whole[i].total for i in sorted(whole)}
 
 
 def _shares(run: Run, part: str, whole: str) -> dict[int, float]:

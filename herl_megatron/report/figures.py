@@ -30,7 +30,7 @@ def draw_chapter(chapter: Chapter, groups: Sequence[RunGroup]) -> Figure:
     """The chapter's panels, three in a row, under one legend."""
     rows = ceil(len(chapter.panels) / _COLUMNS)
     columns = min(len(chapter.panels), _COLUMNS)
-    figure = Figure(figsize=(4.0 * columns, 2.7 * rows + 0.5), dpi=110, layout="constrained")
+    figure = Figure(figsize=(12, 2.7 * rows + 0.5), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     panes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
     held_out = False
@@ -40,7 +40,7 @@ def draw_chapter(chapter: Chapter, groups: Sequence[RunGroup]) -> Figure:
         axes.set_axis_off()
     figure.legend(
         handles=_legend(groups, held_out=held_out), loc="outside upper left", frameon=False,
-        fontsize=9, labelcolor=INK, ncols=max(columns, 1) + 1,
+        fontsize=9, labelcolor=INK, ncols=4,
     )  # fmt: skip
     return figure
 
@@ -122,8 +122,8 @@ def _draw_panel(axes: Axes, panel: Panel, groups: Sequence[RunGroup]) -> bool:
     axes.ticklabel_format(axis="y", useOffset=False)
     if panel.share:
         axes.set_ylim(-0.03, 1.03)
-    elif panel.from_zero and axes.get_ylim()[0] >= 0:
-        axes.set_ylim(bottom=0)
+    elif panel.from_zero and axes.dataLim.ymin >= 0:
+        axes.set_ylim(0, None if axes.dataLim.ymax > 0 else 1)
     return held_out
 
 

@@ -18,12 +18,13 @@ h3 { margin: 20px 0 4px } h4 { margin: 0 0 4px; font-size: 14px }
 p.note { color: #666; margin: 4px 0 }
 img { max-width: 100%; display: block } .scroll { overflow-x: auto }
 table { border-collapse: collapse; margin: 8px 0; font-variant-numeric: tabular-nums }
+table { font-size: 14px }
 th, td { padding: 3px 14px 3px 0; text-align: right; border-bottom: 1px solid #eee;
   vertical-align: top; white-space: nowrap }
-th { color: #666; font-weight: 600 } td:first-child, th:first-child { text-align: left }
+th { color: #666; font-weight: 600; white-space: normal } td:first-child, th:first-child { text-align: left }
 table.group td:last-child, table.group th:last-child, table.settings td { text-align: left;
   white-space: pre-wrap; overflow-wrap: anywhere }
-.up { color: #1a7f37 } .down { color: #b42318 }
+.range { color: #666; font-size: 12px } .up { color: #1a7f37 } .down { color: #b42318 }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f7f8; padding: 8px 10px;
   margin: 2px 0 6px; border-radius: 4px; font: 13px/1.45 ui-monospace, monospace }
 details.sample { border: 1px solid #ddd; border-radius: 6px; padding: 8px 12px; margin: 8px 0 }
@@ -101,12 +102,14 @@ def _before_after(groups: Sequence[RunGroup]) -> Html:
         known = [ends for ends in found if ends is not None]
         same = {(e.measured_on, e.first_step, e.last_step) for e in known}
         if len(known) > 1 and len(known) == len(group.runs) and len(same) == 1:
-            label = tag("b", text(f"{group.label}: mean (range)"))
+            label = join(
+                [tag("b", text(group.label)), tag("div", text("mean, and range"), css="range")]
+            )
             numbers = (*_mean([e.reward for e in known]), *_mean([e.all_satisfied for e in known]))
             rows.append([label, text(""), text(""), text(""), *numbers])
     head = (
-        "run", "seed", "steps", "measured on", "reward before", "after", "change",
-        "all satisfied before", "after", "change",
+        "run", "seed", "steps", "measured on", "mean reward: before", "after", "change",
+        "all satisfied: before", "after", "change",
     )  # fmt: skip
     return table(head, rows)
 
@@ -126,9 +129,9 @@ def _mean(pairs: Sequence[Pair | None]) -> list[Html]:
     shown = []
     for index, values in enumerate(columns):
         mean, sign = sum(values) / len(values), "+" if index == 2 else ""
-        spread = f" ({min(values):{sign}.3f} to {max(values):{sign}.3f})"
+        spread = f"{min(values):{sign}.3f} to {max(values):{sign}.3f}"
         number = _change(mean) if index == 2 else text(f"{mean:.3f}")
-        shown.append(tag("b", number, text(spread)))
+        shown.append(join([tag("b", number), tag("div", text(spread), css="range")]))
     return shown
 
 
@@ -201,7 +204,8 @@ def _samples(samples: Sequence[tuple[str, Sequence[Html]]]) -> list[Html]:
         return []
     note = (
         "The first group with a revision in steps spread evenly over the run; nothing is chosen by"
-        " its outcome. In a revision, what is new is green and what is gone from the draft is red."
+        " its outcome. In a revision, what is new is green and what is gone from the draft is"
+        " red; one that shares little with its draft is left unmarked."
     )
     out = [tag("h2", text("Sample rollouts")), tag("p", text(note), css="note")]
     for label, parts in shown:

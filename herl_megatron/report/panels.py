@@ -66,7 +66,8 @@ CHAPTERS = (
         "optimisation",
         "Optimisation",
         "Means over a step's optimizer steps. Importance ratio: the policy now over the policy at"
-        " the step's start. Revision ratio: the policy over `hindsight.behavior`.",
+        " the step's start. Revision ratio: the policy over `hindsight.behavior`. Mismatch"
+        " weight: the trainer's probability of a sampled token over the engine's.",
         (
             Panel("loss", "train/loss"),
             Panel("loss of sampled rows", "train/loss_policy"),
@@ -78,6 +79,10 @@ CHAPTERS = (
             Panel("clip fraction", "train/clip_fraction", from_zero=True),
             Panel("importance ratio, mean", "train/ratio_mean"),
             Panel("revision ratio, mean", "train/revision_ratio_mean", from_zero=True),
+            Panel("mismatch weight, mean", "train/mismatch_mean"),
+            Panel("mismatch weight, max", "train/mismatch_max"),
+            Panel("mismatch weights cut at the cap", "train/mismatch_truncated", from_zero=True),
+            Panel("KL, engine to trainer", "train/mismatch_kl", from_zero=True),
             Panel("learning rate", "train/lr", from_zero=True),
             Panel("SFT gradient norm", "sft/grad_norm", from_zero=True),
             Panel("SFT learning rate", "sft/lr", from_zero=True),
@@ -92,8 +97,8 @@ CHAPTERS = (
                 "response length, tokens", "rollout/response_tokens", "eval/response_tokens",
                 from_zero=True,
             ),
-            Panel("cut at the token limit", "rollout/truncated", share=True),
-            Panel("unscored share of rollouts", "derived/unscored_share", share=True),
+            Panel("cut at the token limit", "rollout/truncated", from_zero=True),
+            Panel("unscored share of rollouts", "derived/unscored_share", from_zero=True),
             Panel("unscored revisions", "scoring/revisions_unscored", from_zero=True),
             Panel("groups without spread", "train/groups_zero_spread", from_zero=True),
             Panel("groups with too few scores", "train/groups_too_few", from_zero=True),
@@ -143,7 +148,8 @@ def chapters_for(groups: Sequence[RunGroup]) -> list[Chapter]:
         Chapter(
             "checks",
             "Satisfaction by check",
-            "Share of scored responses that satisfy the check, where a rubric asks for it.",
+            "Share of scored responses that satisfy the check, where a rubric asks for it. Training"
+            " rollouts are pooled over windows of a twelfth of the run.",
             tuple(Panel(n, f"check/{n}", f"eval/check/{n}", share=True) for n in checks),
         ),
         Chapter(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ from herl_megatron.report.runs import Run
 
 Record = Mapping[str, Any]
 """One line of a rollout file: a group, see `observability.rollout_log`."""
+_WORD = r"\S+\s*|\s+"
+_MIN_SIMILARITY = 0.3
 Change = tuple[Literal["same", "removed", "added"], str]
 
 
@@ -123,10 +126,17 @@ def sample_records(run: Run, stats: RolloutStats, *, count: int) -> list[tuple[i
 
 
 def changes(draft: str, revision: str) -> list[Change]:
-    """What became of the draft, word by word, in the order of the revision."""
-    old, new = _words(draft), _words(revision)
+    """What became of the draft, word by word, in the order of the revision.
+
+    A revision that shares little with its draft comes back as one piece, all `same`: marks on
+    nearly every word would hide the text.
+    """
+    old, new = re.findall(_WORD, draft), re.findall(_WORD, revision)
+    matcher = difflib.SequenceMatcher(a=old, b=new, autojunk=False)
+    if matcher.ratio() < _MIN_SIMILARITY:
+        return [("same", revision)]
     found: list[Change] = []
-    for tag, i, j, k, m in difflib.SequenceMatcher(a=old, b=new, autojunk=False).get_opcodes():
+    for tag, i, j, k, m in matcher.get_opcodes():
         if tag == "equal":
             found.append(("same", "".join(new[k:m])))
             continue
@@ -135,17 +145,6 @@ def changes(draft: str, revision: str) -> list[Change]:
         if m > k:
             found.append(("added", "".join(new[k:m])))
     return found
-
-
-def _words(text: str) -> list[str]:
-    """Words and the space between them, apart, so that they can be joined again."""
-    pieces: list[str] = []
-    for char in text:
-        if pieces and pieces[-1][-1].isspace() == char.isspace():
-            pieces[-1] += char
-        else:
-            pieces.append(char)
-    return pieces
 
 
 def _count(stats: RolloutStats, step: int, record: Record, check: Mapping[str, str]) -> None:

@@ -41,7 +41,7 @@ def _pair(record: Record, revision: Mapping[str, Any], criteria: Mapping[str, st
         "div",
         tag("h4", text(f"revision: reward {_reward(revision)}, {_fate(revision)}")),
         tag("pre", _diff(draft["text"], revision["text"])),
-        _verdicts(revision, criteria),
+        _verdicts(revision, criteria, before=draft),
     )
     return tag("div", left, right, css="pair")
 
@@ -56,15 +56,22 @@ def _diff(draft: str, revision: str) -> Html:
     )
 
 
-def _verdicts(response: Mapping[str, Any], criteria: Mapping[str, str]) -> Html:
-    """One line per criterion; a reason stands behind what could not be judged."""
+def _verdicts(
+    response: Mapping[str, Any],
+    criteria: Mapping[str, str],
+    *,
+    before: Mapping[str, Any] | None = None,
+) -> Html:
+    """One line per criterion with the judge's reason, and what it was `before` if it changed."""
     reasons = {v["criterion"]: v["reason"] for v in response["verdicts"]}
     items = []
     for criterion in [*criteria, *(key for key in reasons if key not in criteria)]:
         css, word = _MARKS[_holds(response, criterion)]
         reason = f" ({reasons[criterion]})" if reasons.get(criterion) else ""
-        label = f" {criteria.get(criterion, criterion)}{reason}"
-        items.append(tag("li", tag("span", text(word), css=f"mark {css}"), text(label)))
+        label = text(f" {criteria.get(criterion, criterion)}{reason}")
+        was = _MARKS[_holds(before, criterion)][1] if before else word
+        change = tag("b", text(f" (was {was})")) if was != word else Html("")
+        items.append(tag("li", tag("span", text(word), css=f"mark {css}"), label, change))
     if response["unscored"]:
         items.append(tag("li", text(f"unscored: {response['unscored']}")))
     return tag("ul", *items, css="verdicts")
