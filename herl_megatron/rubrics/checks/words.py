@@ -6,7 +6,7 @@ import re
 import string
 from collections.abc import Callable
 
-import regex
+import regex  # type: ignore[import-untyped]
 
 _DELETE_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _EDGE = string.punctuation + " "

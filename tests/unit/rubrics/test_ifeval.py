@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-import os
-from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from herl_megatron.rubrics.checks import registry
-from herl_megatron.types import Criterion, Verdict
-
-
-def follows(check: str, response: str, **params: Any) -> bool:
-    result = registry.run_check(
-        Criterion("c", "rule", check=f"ifeval/{check}", params=params), response
-    )
-    assert result.verdict is not Verdict.UNVERIFIABLE, result.reason
-    return result.verdict is Verdict.FOLLOWED
+from herl_megatron.rubrics.checks.registry import Mode
+from tests.unit.rubrics.check_cases import follows, instruction_parity, skip_without_data
 
 
 @pytest.mark.parametrize(
@@ -51,6 +38,24 @@ def follows(check: str, response: str, **params: Any) -> bool:
             {"num_words": 4, "relation": "less than"},
             "well-known owl",  # \w+ runs: well, known, owl
             "a well-known owl",
+        ),
+        (
+            "length_constraints:number_words",
+            {"num_words": 2, "relation": "less than"},
+            "\u0939\u093f\u0928\u094d\u0926\u0940",  # "Hindi": one word, vowel signs in it
+            "one two",
+        ),
+        (
+            "length_constraints:number_sentences",
+            {"num_sentences": 2, "relation": "at least"},
+            "Dr. Owl rests. Ferns grow.",
+            "Dr. Owl rests by the river.",
+        ),
+        (
+            "change_case:capital_word_frequency",
+            {"capital_frequency": 3, "capital_relation": "less than"},
+            "I saw a WELL-KNOWN owl.",  # I, WELL-KNOWN
+            "I saw A BIG owl.",
         ),
         ("length_constraints:number_paragraphs", {"num_paragraphs": 2}, "A\n***\nB", "A *** *** B"),
         ("length_constraints:number_paragraphs", {"num_paragraphs": 1}, "***\nA\n***", "A***B"),
@@ -125,30 +130,30 @@ def follows(check: str, response: str, **params: Any) -> bool:
     ],
 )
 def test_cases(check: str, params: dict[str, Any], good: str, bad: str) -> None:
-    assert follows(check, good, **params)
-    assert not follows(check, bad, **params)
+    skip_without_data(f"ifeval/{check}")
+    assert follows(f"ifeval/{check}", good, params)
+    assert not follows(f"ifeval/{check}", bad, params)
 
 
-def test_parity_with_the_reference_verdicts() -> None:
-    """State equality of at least 99.8 % over real responses, strict variant."""
-    folder = os.environ.get("HERL_DATA_DIR")
-    if not folder:
-        pytest.skip("HERL_DATA_DIR is not set: no reference verdicts to compare with")
-    compared, differences = Counter[str](), []
-    with gzip.open(Path(folder) / "ifeval_qwen25_7b.jsonl.gz", "rt", encoding="utf-8") as file:
-        for row in map(json.loads, file):
-            random_in_reference = row["do_not_compare"] or [None] * len(row["strict"])
-            for name, params, expected, reason in zip(
-                row["instruction_id_list"],
-                row["kwargs"],
-                row["strict"],
-                random_in_reference,
-                strict=True,
-            ):
-                if reason or f"ifeval/{name}" not in registry.names():
-                    continue
-                compared[name] += 1
-                if follows(name, row["response"], **params) != expected:
-                    differences.append((row["key"], name))
-    assert compared.total() >= 700, compared
-    assert len(differences) <= 0.002 * compared.total(), differences
+def test_chinese_answers_need_no_full_stop() -> None:
+    check = "ifeval/detectable_format:constrained_response"
+    my_answer_is = "\u6211\u7684\u7b54\u6848\u662f"
+    assert follows(check, f"{my_answer_is}\u4e0d\u786e\u5b9a", {})
+    assert not follows(check, my_answer_is, {})
+
+
+def test_text_without_letters_passes_any_language() -> None:
+    assert follows("ifeval/language:response_language", "12345", {"language": "de"})
+
+
+@pytest.mark.parametrize("mode", ["strict", "loose"])
+def test_parity_with_the_reference_verdicts(mode: Mode) -> None:
+    """At least 99.8 % of the comparable verdicts, prompt totals within 1.
+
+    Measured: none of 830 differs in either mode. Left out are letters other than a-z (two, for
+    which the reference draws a random letter) and two rows on which its langdetect was unseeded.
+    """
+    parity = instruction_parity("ifeval", mode)
+    assert parity.compared == 830
+    assert len(parity.differences) <= 0.002 * parity.compared, parity.differences
+    assert abs(parity.prompts - parity.reference_prompts) <= 1

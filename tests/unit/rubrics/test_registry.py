@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from herl_megatron.rubrics.checks import registry
+from herl_megatron.rubrics.checks import nltk_tools, registry
 from herl_megatron.types import Criterion, Verdict
 
 WORDS = "ifeval/length_constraints:number_words"
@@ -77,6 +80,75 @@ def test_backtracking_without_end_is_cut_off_for_this_response_only() -> None:
     assert result.verdict is Verdict.UNVERIFIABLE and not result.for_every_response
     assert "no verdict within 0.2 s" in result.reason
     assert registry.run_check(criterion, "aab", timeout_s=0.2).verdict is Verdict.FOLLOWED
+
+
+def test_loose_accepts_any_of_eight_variants() -> None:
+    phrase = rule("ifeval/startend:end_checker", end_phrase="the end")
+    quoted = rule("ifeval/startend:quotation")
+    cases = [
+        (phrase, "**the end**"),  # without stars
+        (phrase, "Owls. The end\nBye."),  # without the last line
+        (quoted, 'Sure:\n"Owls."'),  # without the first
+        (quoted, 'Sure:\n"Owls."\nBye.'),  # without both
+        (quoted, 'Sure:\n*"Owls."*\nBye.'),  # without both and stars
+    ]
+    for criterion, response in cases:
+        assert registry.run_check(criterion, response).verdict is Verdict.NOT_FOLLOWED
+        loose = registry.run_check(criterion, response, mode="loose")
+        assert loose.verdict is Verdict.FOLLOWED, response
+    refused = registry.run_check(quoted, 'a\nb\n"Owls."\nc', mode="loose")
+    assert refused.verdict is Verdict.NOT_FOLLOWED
+
+
+def test_variant_that_becomes_blank_follows_nothing() -> None:
+    comma = rule("ifeval/punctuation:no_comma")
+    for response in ("owls, ferns", "***", "owls, ferns\n*"):
+        verdict = registry.run_check(comma, response, mode="loose").verdict
+        # The second line of the last one is a star: not blank, and without a comma.
+        expected = Verdict.FOLLOWED if "*" in response else Verdict.NOT_FOLLOWED
+        assert verdict is expected, response
+
+
+@pytest.mark.parametrize(
+    ("check", "params", "package"),
+    [
+        (
+            "ifeval/length_constraints:number_sentences",
+            {"num_sentences": 1, "relation": "at least"},
+            "punkt_tab",
+        ),
+        ("ifbench/words:start_verb", {}, "punkt_tab"),
+        ("ifbench/ratio:stop_words", {"percentage": 50}, "stopwords"),
+        ("muldimif/Content/Punctuation", {"text": "Each ends with a period"}, "punkt_tab"),
+    ],
+)
+def test_missing_nltk_data_is_unverifiable_for_every_response(
+    monkeypatch: pytest.MonkeyPatch, check: str, params: dict[str, Any], package: str
+) -> None:
+    import nltk
+
+    monkeypatch.setattr(nltk.data, "path", [])
+    nltk_tools.missing_data.cache_clear()
+    try:
+        for response in ("An owl.", ""):
+            result = registry.run_check(rule(check, **params), response)
+            assert result.verdict is Verdict.UNVERIFIABLE and result.for_every_response
+            assert f"{package!r} is not found; set NLTK_DATA" in result.reason
+    finally:
+        nltk_tools.missing_data.cache_clear()
+
+
+def test_checks_import_nothing_heavy() -> None:
+    code = (
+        "import sys, herl_megatron.rubrics.checks\n"
+        "heavy = ('nltk', 'langdetect', 'syllapy', 'emoji', 'torch')\n"
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    root = Path(__file__).parents[3]
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+    )
+    assert found.stdout == "[]\n"
 
 
 @pytest.mark.parametrize(
