@@ -142,7 +142,7 @@ class ParityGate:
     ) -> None:
         self._trainer = trainer
         self._engines = tuple(engines)
-        self._probes = probes
+        self.probes = probes
         self._limits = limits
         self._every = every
         self._seed = seed
@@ -190,7 +190,7 @@ class ParityGate:
     async def _compare_all(self, version: int) -> list[tuple[Difference, Difference]]:
         """(scored, sampled) of every engine, from one pass of the trainer over all tokens."""
         answers = await asyncio.gather(*(self._ask(engine, version) for engine in self._engines))
-        prompts, context = self._probes.prompts, self._probes.context
+        prompts, context = self.probes.prompts, self.probes.context
         rows = [_row(tokens[:1], tokens[1:]) for tokens in prompts]
         rows += [_row(context, one.token_ids) for _, samples in answers for one in samples]
         log_probs = await self._trainer.log_probs(rows)
@@ -205,7 +205,7 @@ class ParityGate:
     async def _ask(
         self, engine: RolloutEngine, version: int
     ) -> tuple[list[FloatArray], list[Completion]]:
-        prompts = self._probes.prompts
+        prompts = self.probes.prompts
         scored = await engine.score_tokens(prompts, [1] * len(prompts))
         return scored, await engine.generate(self._requests(f"parity-{version}"))
 
@@ -213,7 +213,7 @@ class ParityGate:
         return [
             GenerateRequest(
                 request_id=f"{name}-{index}",
-                prompt_token_ids=self._probes.context,
+                prompt_token_ids=self.probes.context,
                 sampling=SamplingSettings(max_tokens=_SAMPLED_TOKENS),
                 seed=derive_seed(self._seed, name, index),
             )

@@ -1,0 +1,157 @@
+"""The gate on the real engine: equal weights pass, a bucket left out or a stale cache is caught.
+
+The trainer's side is the Hugging Face model, so that nothing is shared with what is compared.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from herl_megatron.config.schema import ParityConfig
+from herl_megatron.rollout.engine import Bucket
+from herl_megatron.rollout.vllm_engine import VLLMEngine
+from herl_megatron.types import FloatArray, TrainRow
+from herl_megatron.weight_sync.parity import ParityError, ParityGate, limits_for, make_probes
+from herl_megatron.weight_sync.sync import sync_weights
+from herl_megatron.weight_sync.transport import BucketFolder, write_bucket
+from tests.engine.harness import running_engine
+from tests.engine.tiny_models import VOCAB, hf_logits, make_model, picked
+
+pytestmark = pytest.mark.engine
+TENSORS_PER_BUCKET = 3
+LIMITS = limits_for(ParityConfig(), "fp32", "fp32")
+
+
+class HFTrainer:
+    """Trains by moving every weight a little; sends its tensors in buckets.
+
+    replay: number of a bucket that goes out as it was in the sync before.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self._sent: list[list[tuple[str, torch.Tensor]]] = []
+        self._draw = torch.Generator().manual_seed(3)
+        self.replay = -1
+
+    def train(self) -> None:
+        """Add noise of one percent of each tensor's own spread."""
+        with torch.no_grad():
+            for parameter in self._model.parameters():
+                noise = torch.randn(parameter.shape, generator=self._draw)
+                parameter.add_(noise * 0.01 * (parameter.std() + 0.01))
+
+    async def log_probs(self, rows: Sequence[TrainRow]) -> list[FloatArray]:
+        """Log-softmax of the model's logits at the responses."""
+        found = []
+        for row in rows:
+            logits = hf_logits(self._model, row.context_token_ids, row.response_token_ids)
+            found.append(picked(logits.log_softmax(-1), row.response_token_ids))
+        return found
+
+    def bucket_plan(self) -> list[Bucket]:
+        count = -(-len(self._tensors()) // TENSORS_PER_BUCKET)
+        return [Bucket(path="", num_bytes=0, tensors=()) for _ in range(count)]
+
+    async def write_bucket(self, index: int, path: str) -> Bucket:
+        begin = index * TENSORS_PER_BUCKET
+        tensors = self._tensors()[begin : begin + TENSORS_PER_BUCKET]
+        if index == self.replay:
+            tensors = self._sent[index]
+        else:
+            self._sent[index : index + 1] = [[(name, t.clone()) for name, t in tensors]]
+        return write_bucket(path, tensors)
+
+    def _tensors(self) -> list[tuple[str, torch.Tensor]]:
+        return [(name, p.detach()) for name, p in self._model.named_parameters()]
+
+
+async def keep_old_cache(engine: VLLMEngine) -> None:
+    """From now on the engine says that it reset its prefix cache, and does not.
+
+    What the last check left there goes first, as rollouts would have displaced it.
+    """
+
+    def suppress(llm: Any) -> None:
+        assert llm.reset_prefix_cache()
+        llm.reset_prefix_cache = lambda: True
+
+    await engine._call(suppress)
+
+
+async def check_all(engine: VLLMEngine, trainer: HFTrainer, paths: tuple[str, str]) -> None:
+    draw = np.random.default_rng(1)
+    prompts = [draw.integers(3, VOCAB, size).astype(np.int32) for size in (20, 33, 2, 60)]
+    gate = ParityGate(
+        trainer,
+        [engine],
+        probes=make_probes(prompts, max_model_tokens=512),
+        limits=LIMITS,
+        every=1,
+        seed=0,
+    )
+
+    async def sync_and_check(version: int) -> dict[str, float]:
+        await gate.prime(version)
+        await sync_weights(trainer, [engine], version, paths=paths, timeout_s=60)
+        return await gate.check(version)
+
+    for version in (0, 1):
+        metrics = await sync_and_check(version)
+        assert metrics["parity/mean"] < LIMITS.mean / 3, metrics
+        assert metrics["parity/max"] < LIMITS.max / 3, metrics
+        # all prompt tokens but the first of each, and four samples of eight tokens
+        assert metrics["parity/tokens"] == 19 + 32 + 1 + 59 + 4 * 8
+        trainer.train()
+
+    await every_replayed_bucket(trainer, sync_and_check)
+
+    trainer.replay = -1
+    metrics = await sync_and_check(100)
+    assert metrics["parity/max"] < LIMITS.max / 3, metrics
+
+    await keep_old_cache(engine)
+    trainer.train()
+    with pytest.raises(ParityError, match="prefix cache was not reset") as caught:
+        await sync_and_check(101)
+    assert caught.value.metrics["parity/mean"] > 10 * LIMITS.mean
+
+
+async def every_replayed_bucket(
+    trainer: HFTrainer, sync_and_check: Callable[[int], Awaitable[dict[str, float]]]
+) -> None:
+    """Whichever bucket stays as it was in the sync before, the gate sees it."""
+    for index in range(len(trainer.bucket_plan())):
+        trainer.train()
+        trainer.replay = index
+        with pytest.raises(ParityError, match="a weight bucket was not sent") as caught:
+            await sync_and_check(2 + index)
+        error = caught.value
+        assert error.version == 2 + index
+        for part in (
+            f"weight version {2 + index} the log-probs of engine 0 (it serves version {2 + index})",
+            f"limits mean {LIMITS.mean:g}, max {LIMITS.max:g}",
+            f"mean {error.metrics['parity/mean']:.2e}",
+            f"max {error.metrics['parity/max']:.2e}",
+        ):
+            assert part in str(error)
+        trainer.replay = -1
+        await sync_and_check(50 + index)
+
+
+def test_gate(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model", tied=False)
+    buckets = BucketFolder("parity-test")
+    try:
+        with running_engine(tmp_path / "model", random_weights=True) as engine:
+            asyncio.run(check_all(engine, HFTrainer(model), buckets.paths))
+    finally:
+        buckets.close()
