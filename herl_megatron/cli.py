@@ -1,4 +1,4 @@
-"""`herl train|sft|eval CONFIG [key=value ...]`.
+"""`herl train|sft|eval CONFIG [key=value ...]`, `herl report RUN ...`, `herl doctor [CONFIG]`.
 
 Exit codes: 0 done, 1 a worker failed, 2 the input has to be mended, 130 interrupted.
 """
@@ -6,9 +6,10 @@ Exit codes: 0 done, 1 a worker failed, 2 the input has to be mended, 130 interru
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -56,6 +57,55 @@ def evaluate(config: _ConfigPath, overrides: _Overrides = None) -> None:
     _run(config, overrides, purpose="eval", job=run)
 
 
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="folders of runs, finished or not")],
+    out: Annotated[Path | None, typer.Option(help="default: RUN/report, or report/")] = None,
+    samples: Annotated[int, typer.Option(min=0, help="sample groups per run")] = 4,
+) -> None:
+    """Draw the curves of runs and write one HTML page; seeds of one setup are put together."""
+    from herl_megatron.report.build import write_report
+
+    try:
+        page = write_report(runs, out=out, samples=samples)
+    except ValueError as error:
+        _refuse(error)
+    Console().print(f"report: {page}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def doctor(
+    config: Annotated[Path | None, typer.Argument(help="also check this configuration")] = None,
+    overrides: _Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="for scripts")] = False,
+) -> None:
+    """Say what this machine has, what a run would use and what is missing (then exit code 1)."""
+    from herl_megatron import doctor as look
+
+    try:
+        loaded = load_config(config, overrides or []) if config else None
+    except ValueError as error:
+        _refuse(error)
+    findings = look.examine(ray_address=loaded.cluster.address if loaded else "")
+    if loaded is not None:
+        findings += look.check_config(loaded, purpose=look.purpose_of(loaded))
+    healthy = all(finding.status != "missing" for finding in findings)
+    if as_json:
+        said = {"ok": healthy, "will_use": look.will_use(), "findings": list(map(vars, findings))}
+        typer.echo(json.dumps(said, indent=2))
+    else:
+        look.print_findings(findings, Console())
+    raise typer.Exit(0 if healthy else 1)
+
+
+def _refuse(error: ValueError) -> NoReturn:
+    """What the user can mend, as one message; exit code 2."""
+    Console(stderr=True).print(
+        f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True
+    )
+    raise typer.Exit(2) from error
+
+
 def _run(
     path: Path,
     overrides: list[str] | None,
@@ -74,8 +124,7 @@ def _run(
         validate(config, purpose=purpose)
         asyncio.run(job(config))
     except ValueError as error:
-        console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from error
+        _refuse(error)
     except (RuntimeError, TimeoutError) as error:  # WorkerError, PipelineError and their like
         console.print(
             f"[bold red]stopped:[/] {escape(str(error))}", highlight=False, soft_wrap=True

@@ -55,6 +55,30 @@ def cuda_device_count() -> int:
     return torch.cuda.device_count()
 
 
+@dataclass(frozen=True)
+class Gpu:
+    """What a CUDA device is: name, compute capability, memory, and the FP8 recipes it can run."""
+
+    name: str
+    capability: tuple[int, int]
+    total_bytes: int
+    fp8: tuple[str, ...]
+    bf16: bool
+
+
+def list_gpus() -> tuple[Gpu, ...]:
+    """Every CUDA device that torch sees."""
+    found = []
+    for index in range(torch.cuda.device_count()):
+        facts = torch.cuda.get_device_properties(index)
+        capability = (facts.major, facts.minor)
+        recipes = tuple(name for name, needed in _FP8_CAPABILITY.items() if capability >= needed)
+        found.append(
+            Gpu(facts.name, capability, facts.total_memory, recipes, capability >= _BF16_CAPABILITY)
+        )
+    return tuple(found)
+
+
 def has_transformer_engine() -> bool:
     """Whether Transformer Engine is installed (it is not imported here)."""
     return importlib.util.find_spec("transformer_engine") is not None

@@ -21,7 +21,8 @@ table { border-collapse: collapse; margin: 8px 0; font-variant-numeric: tabular-
 table { font-size: 14px }
 th, td { padding: 3px 14px 3px 0; text-align: right; border-bottom: 1px solid #eee;
   vertical-align: top; white-space: nowrap }
-th { color: #666; font-weight: 600; white-space: normal } td:first-child, th:first-child { text-align: left }
+th { color: #666; font-weight: 600; white-space: normal }
+td:first-child, th:first-child { text-align: left }
 table.group td:last-child, table.group th:last-child, table.settings td { text-align: left;
   white-space: pre-wrap; overflow-wrap: anywhere }
 .range { color: #666; font-size: 12px } .up { color: #1a7f37 } .down { color: #b42318 }

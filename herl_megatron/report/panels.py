@@ -83,6 +83,8 @@ CHAPTERS = (
             Panel("mismatch weight, max", "train/mismatch_max"),
             Panel("mismatch weights cut at the cap", "train/mismatch_truncated", from_zero=True),
             Panel("KL, engine to trainer", "train/mismatch_kl", from_zero=True),
+            Panel("parity gate: mean |difference|", "parity/mean", from_zero=True),
+            Panel("parity gate: max |difference|", "parity/max", from_zero=True),
             Panel("learning rate", "train/lr", from_zero=True),
             Panel("SFT gradient norm", "sft/grad_norm", from_zero=True),
             Panel("SFT learning rate", "sft/lr", from_zero=True),
@@ -127,7 +129,7 @@ _NOT_DRAWN = {
     "train/row_tokens", "train/sampled_tokens", "train/revision_tokens", "hindsight/revisions",
     "hindsight/copied", "scoring/unscored", "eval/unscored", "train/optimizer_steps_empty",
     "sft/sampled_tokens", "sft/row_tokens", "sft/tokens", "sft/rows", "sft/micro_batches",
-    "sft/padding_ratio",
+    "sft/padding_ratio", "parity/tokens",
 }  # fmt: skip
 
 

