@@ -9,6 +9,7 @@ from herl_megatron.rubrics.checks.muldimif.reading import (
     NUMBER,
     Limits,
     Rule,
+    any_line,
     find_limits,
     known_number,
 )
@@ -175,7 +176,7 @@ def _has_bold(response: str) -> bool:
 
 
 def _has_bullets(response: str) -> bool:
-    return re.search(r"^\s*[-*+]\s", response, re.MULTILINE) is not None
+    return any_line(r"\s*[-*+]\s", response)
 
 
 def read_block_quotes(lower: str) -> Rule:

@@ -12,6 +12,7 @@ from herl_megatron.rubrics.checks.muldimif.reading import (
     NUMBER,
     Limits,
     Rule,
+    any_line,
     find_limits,
     known_number,
 )
@@ -130,15 +131,13 @@ def _found(pattern: re.Pattern[str], response: str) -> bool:
 
 def _read_lists(lower: str) -> Rule | None:
     if "no bullet points" in lower:
-        return lambda response: not re.search(r"^\s*[-*]", response, re.MULTILINE)
+        return lambda response: not any_line(r"\s*[-*]", response)
     if re.search(r"(?:listed|structured) as bullet points", lower):
-        return lambda response: bool(re.search(r"^\s*[-*]", response, re.MULTILINE))
+        return lambda response: any_line(r"\s*[-*]", response)
     if re.search(r"no lists|no number points", lower):
-        return lambda response: not re.search(r"^\s*\d+\.", response, re.MULTILINE)
+        return lambda response: not any_line(r"\s*\d+\.", response)
     if "block quotes" in lower:
-        return lambda response: bool(
-            re.search(r"^>", response, re.MULTILINE) or "<blockquote>" in response.lower()
-        )
+        return lambda response: bool(any_line(">", response) or "<blockquote>" in response.lower())
     return None
 
 

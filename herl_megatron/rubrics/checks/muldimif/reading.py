@@ -95,11 +95,19 @@ def find_limits(text: str, patterns: Iterable[tuple[str, str]]) -> Limits | None
     return None
 
 
+def any_line(pattern: str, response: str) -> bool:
+    r"""Whether a line starts with the pattern.
+
+    Line by line, as `^\s*` over all lines takes quadratic time in runs of blank ones.
+    """
+    return any(re.match(pattern, line) for line in response.split("\n"))
+
+
 def layout(response: str) -> str:
     """How a response lists its elements: json, table, numbered, bullet or plain."""
     if re.match(r"\s*[{\[]", response):
         return "json"
-    if re.search(r"^\s*\|.+\|", response, re.MULTILINE):
+    if any_line(r"\s*\|.+\|", response):
         return "table"
     if re.match(r"\s*\d+\.\s+", response):
         return "numbered"
