@@ -327,7 +327,10 @@ class ParityConfig(Section):
     """The gate that compares engine and trainer log-probs after a weight sync.
 
     Limits hold for |difference| over the probe tokens, its mean and its largest value, in natural
-    log units; bf16 counts if the trainer or the engine computes in it.
+    log units; bf16 counts if the trainer or the engine computes in it. The defaults leave room over
+    what was measured along the quickstart (CPU, TP 2, 16 syncs): fp32 mean up to 1e-6 and max 8e-6;
+    bf16 mean up to 0.016 and max 0.17. Other sizes and GPUs were not measured: look at
+    `parity/mean` and `parity/max` of a run's first steps, and narrow or widen the limits.
     """
 
     every: int = Field(default=10, ge=0)
@@ -338,8 +341,8 @@ class ParityConfig(Section):
     """Largest mean in fp32."""
     fp32_max: float = Field(default=1e-3, gt=0)
     """Largest single difference in fp32."""
-    bf16_mean: float = Field(default=0.02, gt=0)
-    """Largest mean in bf16 (an FP8 trainer has not been measured; raise it there if needed)."""
+    bf16_mean: float = Field(default=0.05, gt=0)
+    """Largest mean in bf16, and with an FP8 trainer (not measured)."""
     bf16_max: float = Field(default=1.0, gt=0)
     """Largest single difference in bf16."""
 

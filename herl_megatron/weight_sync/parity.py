@@ -127,7 +127,7 @@ def compare(engine: Sequence[FloatArray], trainer: Sequence[FloatArray]) -> Diff
 class ParityGate:
     """Compares every engine with the trainer, every `every` weight versions and at the start.
 
-    `prime` before and `check` after the sync of a version that is `due`.
+    `prime` before and `check` after the sync of a version that is `due`; `probes` never change.
     """
 
     def __init__(

@@ -56,3 +56,18 @@ def test_sigterm_ends_every_process(herl, small: list[str]) -> None:
     code, output = run.wait(timeout_s=60)
     assert code == 130, output
     assert run.leftovers() == []
+
+
+def test_engine_that_is_not_the_trainer_ends_the_run(herl, small: list[str]) -> None:
+    """A limit below rounding stands for any difference: numbers, policy and no processes are left.
+
+    It also has to hold back an engine that was never right, so the first sync is checked.
+    """
+    run = herl("train", "quickstart_cpu.yaml", *small, "parity.fp32_mean=1e-12")
+    code, output = run.wait(timeout_s=120)
+    assert code == 1, output
+    assert "stopped: parity gate" in output and "limits mean 1e-12, max 0.001" in output
+    assert run.leftovers() == []
+    (row,) = [json.loads(line) for line in (run.folder / "metrics.jsonl").open()]
+    assert 1e-12 < row["parity/mean"] < 1e-5
+    assert (run.folder / "policy" / "config.json").exists()
