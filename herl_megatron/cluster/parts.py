@@ -6,6 +6,7 @@ What can be wrong in files (tokenizer, prompts, limits) is found by `load_inputs
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -25,6 +26,8 @@ from herl_megatron.rubrics.pool import ScoringPool
 from herl_megatron.types import Prompt, SamplingSettings
 from herl_megatron.weight_sync.parity import ParityGate, open_gate
 from herl_megatron.weight_sync.sync import SyncStats, WeightSync
+
+logger = logging.getLogger(__name__)
 
 _TORCH_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
@@ -97,6 +100,11 @@ async def open_parts(config: Config, inputs: Inputs, *, training: bool) -> Async
         engines, pool, trainer = await _start_all(config, inputs, stack, training=training)
         prompts = sync = gate = checkpoints = None
         if trainer is not None:
+            if config.rollout.reshaped:
+                logger.info(
+                    "no mismatch statistics: %s, which reshapes the engine's log-probs",
+                    config.rollout.reshaped,
+                )
             prompts = PromptStream(inputs.train, seed=config.run.seed, shuffle=config.data.shuffle)
             sync = WeightSync(trainer, engines, config.weight_sync)
             stack.callback(sync.close)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from herl_megatron.batching.schedule import Shard, gather_rows, make_shards
 from herl_megatron.cluster.health import WorkerError, kill, wait_for, wait_for_all
 from herl_megatron.cluster.placement import actor_options, trainer_environment
 from herl_megatron.cluster.workers import RankInfo, TrainerRank
-from herl_megatron.config.schema import Config
+from herl_megatron.config.schema import Config, RolloutConfig
 from herl_megatron.rollout.engine import Bucket
 from herl_megatron.types import FloatArray, TrainBatch, TrainRow
 
@@ -49,11 +49,10 @@ class TrainerGroup:
         self._plan = await self._one(0, self._actors[0].bucket_plan.remote(), "plan buckets")
 
     async def train_step(self, batch: TrainBatch) -> dict[str, float]:
-        """All optimizer steps of one loop step; returns their metrics, averaged over them.
+        """All optimizer steps of one loop step; returns their `step_metrics`.
 
         Old log-probs are computed first when more than one optimizer step follows; in the first
-        one the current policy is the old one, exactly. `mismatch_*` (`algos.losses`) are left out
-        where the engine's log-probs are of another distribution than the trainer's.
+        one the current policy is the old one, exactly.
         """
         rows = batch.rows
         old = await self._log_probs("compute_log_probs", rows, len(batch.optimizer_steps) > 1)
@@ -67,10 +66,7 @@ class TrainerGroup:
             if any(row.weight > 0 for row in step_rows):
                 shards = self._shards(step_rows, old=old[window], ref=ref[window])
                 metrics.append(await self._step("train_step", shards))
-        values = _mean(metrics)
-        if self._config.rollout.reshaped:
-            return {name: value for name, value in values.items() if "mismatch" not in name}
-        return values
+        return step_metrics(metrics, self._config.rollout)
 
     async def sft_step(self, rows: Sequence[TrainRow]) -> dict[str, float]:
         """One optimizer step of supervised fine-tuning on these rows."""
@@ -177,15 +173,23 @@ class TrainerGroup:
         return await wait_for(ref, who=self._names[rank], doing=doing, timeout_s=timeout_s)
 
 
-def _mean(metrics: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Mean of each number over the optimizer steps, of `*_max` the largest; no steps, no
-    numbers."""
-    if not metrics:
-        return {}
-    series = {key: [item[key] for item in metrics] for key in metrics[0]}
+def step_metrics(
+    metrics: Sequence[Mapping[str, float]], rollout: RolloutConfig
+) -> dict[str, float]:
+    """Mean of each number over the optimizer steps, of `*_max` the largest; no steps, no numbers.
+
+    `mismatch_*` (`algos.losses`) are left out where sampling settings reshape the distribution that
+    the engine's log-probs are of: nothing of the trainer's compares with them.
+    """
+    names = [
+        name
+        for name in (metrics[0] if metrics else ())
+        if not (rollout.reshaped and name.startswith("mismatch_"))
+    ]
+    series = {name: [item[name] for item in metrics] for name in names}
     return {
-        key: max(values) if key.endswith("_max") else sum(values) / len(values)
-        for key, values in series.items()
+        name: max(values) if name.endswith("_max") else sum(values) / len(values)
+        for name, values in series.items()
     }
 
 
