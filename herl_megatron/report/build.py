@@ -39,7 +39,7 @@ def write_report(folders: Sequence[Path], *, out: Path | None = None, samples: i
         if resolved.count(folder.resolve()) > 1:
             raise ValueError(f"{folder} is given more than once; it would count as another seed")
     raw = [read_run(folder) for folder in folders]
-    names = {run.path: CriterionNames(run) for run in raw}
+    names = {run.path: CriterionNames.of(run) for run in raw}
     stats = {run.path: read_rollout_stats(run, names[run.path]) for run in raw}
     groups = group_runs([with_derived(run, stats[run.path]) for run in raw])
     out = out or (folders[0] / "report" if len(folders) == 1 else Path("report"))

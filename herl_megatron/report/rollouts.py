@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from herl_megatron.report.runs import Run
 
@@ -53,9 +53,14 @@ class CriterionNames:
     still there (JSON lines); else a criterion is called by its id.
     """
 
-    def __init__(self, run: Run) -> None:
-        self._rows = [str(run.settings.get(key) or "") for key in ("data.train", "data.eval")]
+    def __init__(self, rows: Sequence[str]) -> None:
+        self._rows = rows
         self._by_prompt: dict[str, Sequence[Mapping[str, Any]]] | None = None
+
+    @classmethod
+    def of(cls, run: Run) -> Self:
+        """Names for a run's rollouts, with the rows that it was given."""
+        return cls([str(run.settings.get(key) or "") for key in ("data.train", "data.eval")])
 
     def check(self, record: Record) -> dict[str, str]:
         """Criterion id -> name of its check (its id for a judged statement)."""
@@ -166,6 +171,10 @@ def _rubrics(files: Sequence[str]) -> Iterator[tuple[str, Sequence[Mapping[str, 
     for name in files:
         if not name.endswith(".jsonl") or not Path(name).is_file():
             continue
-        for line in Path(name).read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            yield row["id"], row["rubric"]["criteria"]
+        with Path(name).open(encoding="utf-8") as file:
+            for line in file:
+                try:
+                    row = json.loads(line)
+                    yield row["id"], row["rubric"]["criteria"]
+                except (json.JSONDecodeError, KeyError, TypeError):
+                    continue  # not the rows of this run any more: its criteria keep their ids
