@@ -130,10 +130,8 @@ def assert_same_bits(resumed: list[dict[str, Any]], whole: list[dict[str, Any]],
     [
         dict(tensor_parallel=2),
         dict(pipeline_parallel=2),
-        dict(pipeline_parallel=2, virtual_pipeline=2),
         dict(data_parallel=2),
         dict(data_parallel=2, distributed_optimizer=False),
-        dict(tensor_parallel=2, precision="bf16"),
         dict(data_parallel=2, precision="bf16"),
         dict(data_parallel=2, precision="bf16", distributed_optimizer=False),
     ],
@@ -159,10 +157,9 @@ def test_before_the_first_optimizer_step(case: Case, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        (dict(tensor_parallel=2), dict(data_parallel=2)),
         (dict(tensor_parallel=2), dict(pipeline_parallel=2, virtual_pipeline=2)),
+        (dict(pipeline_parallel=2), dict(data_parallel=2)),
         (dict(data_parallel=2), dict()),
-        (dict(data_parallel=2), dict(tensor_parallel=2, pipeline_parallel=2)),
         (dict(pipeline_parallel=2, distributed_optimizer=False),
          dict(tensor_parallel=2, distributed_optimizer=False)),
     ],

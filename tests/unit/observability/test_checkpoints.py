@@ -1,0 +1,189 @@
+"""Checkpoints on disk: published whole, damage found, the right one chosen, the run taken back."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from herl_megatron.config.schema import (
+    Config,
+    MegatronConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainConfig,
+)
+from herl_megatron.observability.checkpoints import (
+    DriverState,
+    find_checkpoint,
+    publish_checkpoint,
+    start_checkpoint,
+)
+from herl_megatron.observability.run_folder import RunFolder
+
+
+def config(
+    folder: Path, *, resume: bool = True, overwrite: bool = False, **sections: Any
+) -> Config:
+    return Config(
+        run=RunConfig(dir=str(folder), name="run", resume=resume, overwrite=overwrite),
+        model=ModelConfig(path="toy"),
+        **sections,
+    )
+
+
+def save(run: Path, step: int, *, keep: int = 2, metrics_bytes: int = 0, **sections: Any) -> Path:
+    """A checkpoint whose trainer part is two small files."""
+    staging = start_checkpoint(run, step)
+    (staging / "trainer" / "a.distcp").write_bytes(b"weights of step %d" % step)
+    (staging / "trainer" / ".metadata").write_bytes(b"names")
+    driver = DriverState(
+        step=step,
+        metrics_bytes=metrics_bytes,
+        prompts={"position": step},
+        before={"reward": 0.25, "all_satisfied": 0.0},
+        config=config(run.parent, **sections).model_dump(mode="json"),
+    )
+    return publish_checkpoint(staging, driver, keep=keep)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run's folder with the checkpoints of steps 10 and 20."""
+    folder = tmp_path / "run"
+    with RunFolder.create(config(tmp_path, resume=False)):
+        save(folder, 10)
+        save(folder, 20)
+    return folder
+
+
+def test_newest_is_found_with_what_the_driver_saved(run: Path, tmp_path: Path) -> None:
+    found = find_checkpoint(config(tmp_path))
+    assert found is not None and found.folder == run / "checkpoints" / "step_000020"
+    assert (found.driver.step, found.driver.prompts) == (20, {"position": 20})
+    assert found.driver.before == {"reward": 0.25, "all_satisfied": 0.0}
+    assert (run / "checkpoints" / "latest").resolve() == found.folder.resolve()
+
+
+def test_only_the_newest_stay_and_a_half_written_one_is_no_checkpoint(
+    run: Path, tmp_path: Path
+) -> None:
+    start_checkpoint(run, 30)  # killed here
+    found = find_checkpoint(config(tmp_path))
+    assert found is not None and found.driver.step == 20
+    save(run, 40)
+    names = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert names == ["latest", "step_000020", "step_000040"]
+    assert (run / "checkpoints" / "latest").resolve().name == "step_000040"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda c: (c / "manifest.json").unlink(), "no manifest.json"),
+        (lambda c: (c / "manifest.json").write_text('{"fi'), "manifest.json cannot be read"),
+        (lambda c: (c / "trainer" / ".metadata").unlink(), "trainer/.metadata is missing"),
+        (
+            lambda c: (c / "trainer" / "a.distcp").write_bytes(b"weights"),
+            "trainer/a.distcp has 7 bytes instead of 18",
+        ),
+        (
+            lambda c: (c / "trainer" / "a.distcp").write_bytes(b"weights of step 21"),
+            "trainer/a.distcp has other content",
+        ),
+        (lambda c: (c / "driver.json").write_text("{}"), "driver.json has 2 bytes instead of"),
+    ],
+    ids=["no manifest", "half a manifest", "missing", "short", "one byte", "driver"],
+)
+def test_damage_is_named_and_the_one_before_used(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Any, message: str
+) -> None:
+    newest, older = (run / "checkpoints" / f"step_0000{step}" for step in (20, 10))
+    damage(newest)
+    logger = logging.getLogger("herl_megatron")
+    logger.addHandler(caplog.handler)  # it does not propagate once `setup_logging` has run
+    found = find_checkpoint(config(tmp_path))
+    logger.removeHandler(caplog.handler)
+    assert found is not None and found.folder == older
+    assert f"{newest} is damaged ({message}" in caplog.text
+    assert f"using {older} instead" in caplog.text
+    shutil.rmtree(older)
+    with pytest.raises(ValueError, match="is damaged.*overwrite=true"):
+        find_checkpoint(config(tmp_path))
+
+
+def test_what_decides_the_numbers_must_be_as_it_was(run: Path, tmp_path: Path) -> None:
+    layout = MegatronConfig(tensor_parallel=4, timeout_s=5)
+    assert find_checkpoint(config(tmp_path, megatron=layout)) is not None
+    with pytest.raises(ValueError, match="megatron.precision is 'fp32' but .* with 'bf16'"):
+        find_checkpoint(config(tmp_path, megatron=MegatronConfig(precision="fp32")))
+    with pytest.raises(ValueError, match=r"optimizer.lr is 0.5 but .* with 1e-06"):
+        find_checkpoint(config(tmp_path, optimizer=OptimizerConfig(lr=0.5)))
+    with pytest.raises(ValueError, match="train.steps is 19 but .* has done 20"):
+        find_checkpoint(config(tmp_path, train=TrainConfig(steps=19)))
+    assert find_checkpoint(config(tmp_path, train=TrainConfig(steps=200))) is not None
+    decaying = {"optimizer": OptimizerConfig(schedule="linear")}
+    save(run, 30, **decaying)
+    assert find_checkpoint(config(tmp_path, **decaying)) is not None
+    with pytest.raises(ValueError, match="train.steps is 200 but .* with 100"):
+        find_checkpoint(config(tmp_path, train=TrainConfig(steps=200), **decaying))
+
+
+def test_one_rule_for_an_existing_folder(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"run.resume=true to continue it, or set run.overwrite"):
+        find_checkpoint(config(tmp_path, resume=False))
+    with pytest.raises(ValueError, match="both true"):
+        find_checkpoint(config(tmp_path, overwrite=True))
+    shutil.rmtree(run / "checkpoints")
+    assert find_checkpoint(config(tmp_path)) is None  # killed before the first: starts again
+    (run / "summary.json").write_text("{}")
+    with pytest.raises(ValueError, match="finished run without a checkpoint"):
+        find_checkpoint(config(tmp_path))
+    shutil.rmtree(run)
+    assert find_checkpoint(config(tmp_path)) is None
+
+
+def test_folder_is_taken_back_to_the_checkpoint(tmp_path: Path) -> None:
+    with RunFolder.create(config(tmp_path, resume=False)) as folder:
+        folder.log(0, {"eval/reward": 0.5})
+        for step in range(5):
+            folder.log(step, {"reward/mean": step / 10})
+            folder.log_rollouts(f"step_{step:06d}", [])
+            if step == 2:
+                folder.log(3, {"eval/reward": 0.6})
+                folder.log_rollouts("eval_000003", [])
+                save(folder.path, 3, metrics_bytes=folder.sync_metrics())
+        folder.log_rollouts("eval_000005", [])
+        folder.log_rollouts("unfinished", [])
+        folder.policy.mkdir()
+        whole = (folder.path / "metrics.jsonl").read_text()
+    with RunFolder.create(config(tmp_path)) as again:
+        text = (again.path / "metrics.jsonl").read_text()
+        assert whole.startswith(text)
+        steps = [json.loads(line)["step"] for line in text.splitlines()]
+        assert steps == [0, 0, 1, 2, 3]
+        kept = sorted(path.stem for path in (again.path / "rollouts").iterdir())
+        assert kept == ["eval_000003", "step_000000", "step_000001", "step_000002"]
+        assert not again.policy.exists()
+        for step in (3, 4):
+            again.log(step, {"reward/mean": step / 10})
+        assert [item.step for item in again._metrics.history] == [0, 0, 1, 2, 3, 3, 4]
+    assert (again.path / "metrics.jsonl").read_text() == whole
+    (again.path / "metrics.jsonl").write_text("")
+    with pytest.raises(ValueError, match="has 0 bytes"):
+        RunFolder.create(config(tmp_path))
+
+
+def test_a_stopped_run_says_how_to_resume(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for saved in (False, True):
+        with pytest.raises(RuntimeError), RunFolder.create(config(tmp_path)) as folder:
+            if saved:
+                save(folder.path, 1)
+            raise RuntimeError("trainer rank 1 died")
+        command = f"herl train {folder.path}/config.yaml run.resume=true"
+        assert (command in (folder.path / "run.log").read_text()) == saved
