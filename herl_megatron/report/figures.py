@@ -7,7 +7,9 @@ weights after k steps. A panel for which no run has numbers is left out.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import ceil
+from dataclasses import dataclass
+from itertools import pairwise
+from math import ceil, nan
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -21,9 +23,19 @@ from herl_megatron.report.runs import RunGroup, Series, Spread, spread
 
 COLOURS = ("#2f6fb0", "#c8741a", "#2e8b57", "#a03c78", "#6b5bb5", "#8a6d3b", "#1b9aaa", "#777777")
 _COLUMNS = 3
+_LEGEND_LETTERS = 150  # what fits beside each other
+_BREAK = 3
 _PHASE_COLOURS = (
     "#2f6fb0", "#c8741a", "#2e8b57", "#a03c78", "#6b5bb5", "#d8b365", "#7fb8d8", "#b0b0b0",
 )  # fmt: skip
+
+
+@dataclass
+class _Drawn:
+    """What a legend has to explain: groups by index, and whether there are held-out points."""
+
+    groups: set[int]
+    held_out: bool
 
 
 def draw_chapter(chapter: Chapter, groups: Sequence[RunGroup]) -> Figure:
@@ -33,14 +45,17 @@ def draw_chapter(chapter: Chapter, groups: Sequence[RunGroup]) -> Figure:
     figure = Figure(figsize=(12, 2.7 * rows + 0.5), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     panes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
-    held_out = False
+    drawn = _Drawn(set(), held_out=False)
     for axes, panel in zip(panes, chapter.panels, strict=False):
-        held_out |= _draw_panel(axes, panel, groups)
+        found = _draw_panel(axes, panel, groups)
+        drawn = _Drawn(drawn.groups | found.groups, drawn.held_out or found.held_out)
     for axes in panes[len(chapter.panels) :]:
         axes.set_axis_off()
+    handles = _legend(groups, drawn)
+    letters = sum(len(str(handle.get_label())) + 8 for handle in handles)
     figure.legend(
-        handles=_legend(groups, held_out=held_out), loc="outside upper left", frameon=False,
-        fontsize=9, labelcolor=INK, ncols=4,
+        handles=handles, loc="outside upper left", frameon=False, fontsize=9, labelcolor=INK,
+        ncols=len(handles) if letters <= _LEGEND_LETTERS else 2,
     )  # fmt: skip
     return figure
 
@@ -93,24 +108,18 @@ def group_series(group: RunGroup, name: str) -> Spread | None:
     return found if found.steps else None
 
 
-def _draw_panel(axes: Axes, panel: Panel, groups: Sequence[RunGroup]) -> bool:
-    """Draw; returns whether held-out points are among it."""
-    held_out = False
+def _draw_panel(axes: Axes, panel: Panel, groups: Sequence[RunGroup]) -> _Drawn:
+    drawn = _Drawn(set(), held_out=False)
     for index, group in enumerate(groups):
         colour = COLOURS[index % len(COLOURS)]
         trained = group_series(group, panel.train)
         if trained is not None:
-            few = "o" if len(trained.steps) < 4 else ""
-            axes.plot(
-                trained.steps, trained.mean, color=colour, lw=1.5, alpha=0.85, marker=few, ms=3
-            )
-            if len(group.runs) > 1:
-                axes.fill_between(
-                    trained.steps, trained.low, trained.high, color=colour, alpha=0.18, lw=0
-                )
+            drawn.groups.add(index)
+            _draw_trained(axes, trained, colour=colour, band=len(group.runs) > 1)
         measured = group_series(group, panel.held_out)
         if measured is not None:
-            held_out = True
+            drawn.groups.add(index)
+            drawn.held_out = True
             below = [m - low for m, low in zip(measured.mean, measured.low, strict=True)]
             above = [high - m for m, high in zip(measured.mean, measured.high, strict=True)]
             axes.errorbar(
@@ -124,21 +133,46 @@ def _draw_panel(axes: Axes, panel: Panel, groups: Sequence[RunGroup]) -> bool:
         axes.set_ylim(-0.03, 1.03)
     elif panel.from_zero and axes.dataLim.ymin >= 0:
         axes.set_ylim(0, None if axes.dataLim.ymax > 0 else 1)
-    return held_out
+    return drawn
 
 
-def _legend(groups: Sequence[RunGroup], *, held_out: bool) -> list[Line2D | Patch]:
+def _draw_trained(axes: Axes, found: Spread, *, colour: str, band: bool) -> None:
+    """The mean as a line with its band, broken where numbers are missing for long.
+
+    A line across many steps without a number would look like a measurement.
+    """
+    steps: list[float] = []
+    columns: tuple[list[float], list[float], list[float]] = ([], [], [])
+    usual = min((b - a for a, b in pairwise(found.steps)), default=1)
+    for index, step in enumerate(found.steps):
+        if index and step - found.steps[index - 1] > _BREAK * usual:
+            steps.append(step - usual / 2)
+            for column in columns:
+                column.append(nan)
+        steps.append(step)
+        for column, values in zip(columns, (found.mean, found.low, found.high), strict=True):
+            column.append(values[index])
+    mean, low, high = columns
+    sparse = len(steps) > len(found.steps) or len(steps) < 4
+    marker = "o" if sparse else ""
+    axes.plot(steps, mean, color=colour, lw=1.5, alpha=0.85, marker=marker, ms=2.5)
+    if band:
+        axes.fill_between(steps, low, high, color=colour, alpha=0.18, lw=0)
+
+
+def _legend(groups: Sequence[RunGroup], drawn: _Drawn) -> list[Line2D | Patch]:
     handles: list[Line2D | Patch] = [
         Line2D([], [], color=COLOURS[index % len(COLOURS)], lw=2.5, label=group.label)
         for index, group in enumerate(groups)
+        if index in drawn.groups
     ]
-    if held_out:
+    if drawn.held_out:
         handles.append(Line2D([], [], color=INK, lw=1.5, label="training rollouts"))
         handles.append(
             Line2D(
                 [], [], color=INK, marker="o", mfc="white", ls=":", lw=0.9, label="held-out prompts"
             )
         )
-    if any(len(group.runs) > 1 for group in groups):
+    if any(len(groups[index].runs) > 1 for index in drawn.groups):
         handles.append(Patch(color=INK, alpha=0.18, label="range over seeds"))
     return handles

@@ -23,7 +23,8 @@ th, td { padding: 3px 14px 3px 0; text-align: right; border-bottom: 1px solid #e
   vertical-align: top; white-space: nowrap }
 th { color: #666; font-weight: 600; white-space: normal }
 td:first-child, th:first-child { text-align: left }
-table.group td:last-child, table.group th:last-child, table.settings td { text-align: left;
+table.group td:last-child, table.group th:last-child, table.settings td, table.settings th {
+  text-align: left;
   white-space: pre-wrap; overflow-wrap: anywhere }
 .range { color: #666; font-size: 12px } .up { color: #1a7f37 } .down { color: #b42318 }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f7f8; padding: 8px 10px;

@@ -52,7 +52,8 @@ class Run:
     @property
     def steps(self) -> int:
         """Training steps logged so far."""
-        trained = (s for name, s in self.metrics.items() if not name.startswith("eval/"))
+        not_steps = ("eval/", "check/")  # of evaluations, and derived ones pooled over steps
+        trained = (s for name, s in self.metrics.items() if not name.startswith(not_steps))
         return 1 + max((step for series in trained for step in series), default=-1)
 
     @property

@@ -67,6 +67,15 @@ def test_lines_are_means_and_bands_are_ranges(seeds: list[Path]) -> None:
     assert [[0, 0.3125], [2, 0.75]] in drawn  # held-out: (0.25 + 0.375) / 2, (0.5 + 1) / 2
 
 
+def test_a_line_is_broken_where_numbers_are_missing_for_long(tmp_path: Path) -> None:
+    gains = [{"step": step, "hindsight/gain": 0.5} for step in (0, 1, 4, 8)]
+    groups = group_runs([read_run(make_run(tmp_path, seed=0, lines=gains, steps=9))])
+    (line,) = draw_chapter(chapters_for(groups)[0], groups).axes[0].lines
+    assert line.get_xdata().tolist() == [0, 1, 4, 7.5, 8]
+    assert np.isnan(line.get_ydata()).tolist() == [False, False, False, True, False]
+    assert line.get_marker() == "o"  # step 8 stands alone
+
+
 def test_the_page_says_before_and_after(seeds: list[Path], tmp_path: Path) -> None:
     page = write_report(seeds, out=tmp_path / "out")
     shown = " ".join(Elements(page.read_text()).text.split())

@@ -65,7 +65,9 @@ def test_satisfaction_by_check(run: Run) -> None:
 
 def test_derived_curves(run: Run) -> None:
     stats = read_rollout_stats(run, CriterionNames.of(run))
-    metrics = with_derived(run, stats).metrics
+    derived = with_derived(run, stats)
+    metrics = derived.metrics
+    assert derived.steps == run.steps == 2
     assert metrics["check/text/all_lowercase"] == {0: 1 / 3, 1: 1.0}
     assert metrics["derived/unscored_share"] == {0: 0.25, 1: 0.0}  # of 2 prompts x 4
     assert metrics["derived/accepted_share"] == {0: 0.25}  # nothing was revised in step 1
