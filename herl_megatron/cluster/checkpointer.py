@@ -77,6 +77,7 @@ class Checkpointer:
             config=self._config.model_dump(mode="json"),
         )
         self._running = asyncio.create_task(self._save(driver))
+        await asyncio.sleep(0)  # the ranks get the save before any further call of this loop
 
     async def finish(self) -> None:
         """Wait for the save under way; raises what it raised."""

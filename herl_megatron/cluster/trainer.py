@@ -30,6 +30,8 @@ class TrainerGroup:
         self._names = [f"trainer rank {rank}" for rank in range(len(actors))]
         self._infos: list[RankInfo] = []
         self._plan: tuple[Any, ...] = ()
+        # A save runs beside the rollouts; what comes next must not count its time as its own.
+        self._saving = asyncio.Lock()
 
     async def setup(self, *, optimizer_steps: int) -> None:
         """Form the process group, build the model on every rank and fetch the bucket plan."""
@@ -80,8 +82,9 @@ class TrainerGroup:
 
     async def save_checkpoint(self, folder: Path) -> None:
         """Have every rank write its part of the training state into `folder`, which exists."""
-        refs = [actor.save_checkpoint.remote(str(folder)) for actor in self._actors]
-        await self._all(refs, "save a checkpoint", timeout_s=self._config.checkpoint.timeout_s)
+        async with self._saving:
+            refs = [actor.save_checkpoint.remote(str(folder)) for actor in self._actors]
+            await self._all(refs, "save a checkpoint", timeout_s=self._config.checkpoint.timeout_s)
 
     async def load_checkpoint(self, folder: Path) -> None:
         """Have every rank read its part of the training state; any layout may have written it."""
@@ -153,11 +156,12 @@ class TrainerGroup:
     async def _call(self, method: str, shards: Sequence[Shard]) -> list[Any]:
         """Run `method` on every rank with its DP rank's shard; results of the reporters by DP."""
         stored = [ray.put(shard) for shard in shards]  # once per DP rank, not once per rank
-        refs = [
-            getattr(actor, method).remote(stored[info.dp_rank])
-            for actor, info in zip(self._actors, self._infos, strict=True)
-        ]
-        results = await self._all(refs, method, timeout_s=self._config.megatron.timeout_s)
+        async with self._saving:
+            refs = [
+                getattr(actor, method).remote(stored[info.dp_rank])
+                for actor, info in zip(self._actors, self._infos, strict=True)
+            ]
+            results = await self._all(refs, method, timeout_s=self._config.megatron.timeout_s)
         by_dp = {
             info.dp_rank: result
             for info, result in zip(self._infos, results, strict=True)

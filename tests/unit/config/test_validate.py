@@ -235,6 +235,13 @@ def test_run_folder_is_not_overwritten_by_accident(files: Path) -> None:
     assert "would delete" in problem
 
 
+def test_resume_is_for_training_alone(files: Path) -> None:
+    assert problems(files, "run.resume=true") == ()
+    for purpose in ("sft", "eval"):
+        (problem,) = problems(files, "run.resume=true", purpose=purpose)
+        assert f"`herl {purpose}` writes no checkpoints" in problem
+
+
 def test_all_problems_are_reported_together(files: Path) -> None:
     found = problems(
         files, "train.prompts_per_optimizer_step=5", "data.train=/nowhere", "rollout.temperature=0"
