@@ -40,8 +40,9 @@ from herl_megatron.types import (
 
 logger = logging.getLogger(__name__)
 
-_CONTEXT_TOKENS = 512
-"""Longest context of sampled probes: several blocks of any prefix cache (16 tokens, on CPU 128)."""
+_LONGEST_TOKENS = 512
+"""Where prompts and the context are cut: several blocks of any prefix cache (16 tokens, on CPU
+128), while an engine computes the logits of all scored tokens, which takes memory."""
 _SAMPLES = 4
 _SAMPLED_TOKENS = 8
 
@@ -109,11 +110,12 @@ def limits_for(config: ParityConfig, *precisions: Precision) -> Limits:
 def make_probes(prompts: Sequence[IntArray], *, max_model_tokens: int) -> Probes:
     """Probes from prompts of at least two tokens each.
 
-    The context is the prompts back to back, repeated or cut to what a model of `max_model_tokens`
-    has room for.
+    They are cut to `_LONGEST_TOKENS`. The context is the prompts back to back, repeated or cut to
+    that length or what a model of `max_model_tokens` has room for.
     """
-    length = min(_CONTEXT_TOKENS, max_model_tokens - _SAMPLED_TOKENS)
-    return Probes(tuple(prompts), np.resize(np.concatenate(list(prompts)), length))
+    scored = tuple(tokens[:_LONGEST_TOKENS] for tokens in prompts)
+    length = min(_LONGEST_TOKENS, max_model_tokens - _SAMPLED_TOKENS)
+    return Probes(scored, np.resize(np.concatenate(scored), length))
 
 
 def compare(engine: Sequence[FloatArray], trainer: Sequence[FloatArray]) -> Difference:

@@ -105,7 +105,8 @@ def test_context_is_repeated_or_cut_to_fit() -> None:
     both = [5, 6, 7, 8, 20, 21]
     assert make_probes(PROMPTS, max_model_tokens=20).context.tolist() == both * 2
     assert make_probes(PROMPTS, max_model_tokens=12).context.tolist() == both[:4]
-    assert len(make_probes(PROMPTS, max_model_tokens=9999).context) == 512
+    long = make_probes([np.arange(900, dtype=np.int32)], max_model_tokens=9999)
+    assert long.context.tolist() == long.prompts[0].tolist() == list(range(512))
 
 
 def test_all_engines_are_compared() -> None:
