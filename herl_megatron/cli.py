@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from herl_megatron.cluster.session import check_address
 from herl_megatron.config.load import load_config
 from herl_megatron.config.schema import Config
 from herl_megatron.config.validate import Purpose, validate
@@ -122,6 +123,7 @@ def _run(
         hindsight = effective(loaded.hindsight, loaded.rollout)
         config = loaded.model_copy(update={"hindsight": hindsight})
         validate(config, purpose=purpose)
+        check_address(config.cluster)
         asyncio.run(job(config))
     except ValueError as error:
         _refuse(error)
@@ -129,6 +131,11 @@ def _run(
         console.print(
             f"[bold red]stopped:[/] {escape(str(error))}", highlight=False, soft_wrap=True
         )
+        raise typer.Exit(1) from error
+    except OSError as error:  # a full disk, a folder that cannot be written
+        where = f" ({error.filename})" if error.filename else ""
+        console.print(f"[bold red]stopped:[/] {escape(f'{error.strerror}{where}')}; free space or"
+                      " choose another run.dir", highlight=False, soft_wrap=True)  # fmt: skip
         raise typer.Exit(1) from error
     except (KeyboardInterrupt, asyncio.CancelledError) as error:
         console.print("[bold yellow]interrupted:[/] all workers were ended")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ from herl_megatron.cluster.parts import Parts, load_inputs, open_parts
 from herl_megatron.config.schema import Config
 from herl_megatron.observability.run_folder import RunFolder
 from herl_megatron.types import Prompt, Scored, ScoredGroup
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -95,4 +98,12 @@ async def run_evaluation(config: Config) -> EvalResult:
         folder.log(0, result.metrics())
         folder.log_rollouts("eval", groups)
         folder.write_json("eval.json", vars(result))
+        logger.info(
+            "%d responses: mean reward %.3f, all satisfied %.3f, %d unscored; %s",
+            result.responses,
+            result.reward,
+            result.all_satisfied,
+            result.unscored,
+            folder.path / "eval.json",
+        )
     return result

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 
 from herl_megatron.batching.rows import build_train_batch
 from herl_megatron.cluster.parts import Parts, load_inputs, open_parts
+from herl_megatron.cluster.rescue import require_scores, rescue
 from herl_megatron.config.schema import Config
 from herl_megatron.evaluate import EvalResult, evaluate
 from herl_megatron.observability.run_folder import RunFolder
 from herl_megatron.observability.timers import Timers
-from herl_megatron.rollout.pipeline import PipelineError
-from herl_megatron.weight_sync.parity import ParityError
 from herl_megatron.weight_sync.sync import SyncStats
-
-logger = logging.getLogger(__name__)
 
 
 async def train(config: Config) -> None:
@@ -23,9 +19,9 @@ async def train(config: Config) -> None:
 
     Raises:
         ValueError: bad input, found before any process is started where possible.
-        WorkerError, PipelineError, ParityError: a worker died, failed, took too long or computes
-            what the trainer does not. Metrics and rollouts so far are on disk and, if the trainer
-            is still alive, so is the last policy.
+        RuntimeError, TimeoutError: a worker died, failed, took too long or computes what the
+            trainer does not, or nothing could be scored. Metrics and rollouts so far are on disk
+            and, if the trainer is still alive, so is the last policy.
     """
     inputs = load_inputs(config, training=True)
     timers = Timers()
@@ -35,14 +31,8 @@ async def train(config: Config) -> None:
             parts = await context.__aenter__()
         try:
             await _loop(config, parts, folder, timers)
-        except (PipelineError, ParityError) as error:
-            if isinstance(error, PipelineError):
-                folder.log_rollouts("unfinished", error.finished)
-            else:
-                folder.log(max(error.version - 1, 0), error.metrics)
-            if parts.trainer is not None:
-                await parts.trainer.export(folder.policy)
-                logger.error("stopped; the policy of the last full step is in %s", folder.policy)
+        except BaseException as error:  # whatever ends the run, what is done is kept
+            await rescue(error, parts, folder)
             raise
         finally:
             await context.__aexit__(None, None, None)
@@ -69,10 +59,11 @@ async def _loop(config: Config, parts: Parts, folder: RunFolder, timers: Timers)
                 run_seed=config.run.seed,
                 step=step,
             )
+        if options.log_rollouts:  # before learning from them, which may fail because of them
+            folder.log_rollouts(f"step_{step:06d}", groups, rows.groups)
+        require_scores(groups, step)
         with timers("train"):
             learned = await trainer.train_step(rows.batch)
-        if options.log_rollouts:
-            folder.log_rollouts(f"step_{step:06d}", groups, rows.groups)
         with timers("weight_sync"):
             sync = await parts.sync_weights(step + 1)
         folder.log(step, _metrics(parts, rows.metrics, learned, sync))
@@ -80,12 +71,12 @@ async def _loop(config: Config, parts: Parts, folder: RunFolder, timers: Timers)
             await _evaluate(parts, folder, timers, step=step + 1)
         with timers("checkpoint"):
             await saves.save_if_due(step + 1, folder.sync_metrics(), before)
-    after = await _evaluate(parts, folder, timers, step=options.steps) if options.steps else before
     if options.export:
         with timers("export"):
             await trainer.export(folder.policy)
     with timers("checkpoint"):
         await saves.finish()
+    after = await _evaluate(parts, folder, timers, step=options.steps) if options.steps else before
     folder.finish(before=before, after=after, timers=timers)
 
 

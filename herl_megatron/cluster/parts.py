@@ -54,6 +54,11 @@ def load_inputs(config: Config, *, training: bool) -> Inputs:
     held_out = tuple(load_prompts(config.data.eval)) if config.data.eval else ()
     for prompts in (train, held_out):
         check_prompt_lengths(prompts, tokenizer, config.data.max_prompt_tokens)
+    if training and config.train.prompts_per_step > len(train):
+        raise ValueError(
+            f"train.prompts_per_step is {config.train.prompts_per_step}, but {config.data.train}"
+            f" has {len(train)} rows; lower it or give more rows"
+        )
     return Inputs(tokenizer=tokenizer, train=train, eval=held_out)
 
 

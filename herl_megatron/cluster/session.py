@@ -7,6 +7,7 @@ import logging
 import os
 import shlex
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from herl_megatron.config.schema import ClusterConfig
 
 _MIN_OBJECT_STORE_BYTES = 80 << 20  # Ray refuses less than about 75 MiB
 _MAX_OBJECT_STORE_BYTES = 1 << 30
+_PROBE_TIMEOUT_S = 5.0
 _SHM = Path("/dev/shm")
 
 
@@ -27,6 +29,27 @@ def object_store_bytes(free_shm_bytes: int) -> int:
     Rows and log-probs pass through it; weights do not (they have their own buckets).
     """
     return max(_MIN_OBJECT_STORE_BYTES, min(_MAX_OBJECT_STORE_BYTES, free_shm_bytes // 4))
+
+
+def check_address(config: ClusterConfig) -> None:
+    """Refuse a `cluster.address` where nothing listens; Ray itself would try for minutes.
+
+    Raises:
+        ValueError: with the address and what to do.
+    """
+    address = config.address.removeprefix("ray://")
+    if address in ("", "auto"):
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=_PROBE_TIMEOUT_S):
+            pass
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"cluster.address is {config.address!r}, but nothing answers there ({error}); give"
+            " HOST:PORT of a running cluster (`ray start --head` prints it), or leave it empty to"
+            " start Ray on this machine"
+        ) from error
 
 
 @contextmanager
@@ -40,7 +63,10 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if config.address:
-        ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR)
+        try:
+            ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR)
+        except ConnectionError as error:
+            raise ValueError(f"cluster.address is {config.address!r}: {error}") from error
     else:
         stat = os.statvfs(_SHM) if _SHM.exists() else None
         free = stat.f_bavail * stat.f_frsize if stat else 0

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import ray
 
 from herl_megatron.batching.schedule import Shard
 from herl_megatron.config.schema import Config
@@ -33,7 +34,7 @@ class TrainerRank:
 
     def address(self) -> tuple[str, int]:
         """Host and a free port for the process group (asked of rank 0 only)."""
-        host = socket.gethostbyname(socket.gethostname())
+        host = ray.util.get_node_ip_address()
         with socket.socket() as probe:
             probe.bind(("", 0))
             return host, probe.getsockname()[1]

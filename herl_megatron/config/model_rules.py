@@ -16,6 +16,7 @@ SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe")
 """Families that `weight_sync.hf_names` knows (a test keeps the two equal)."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 _BYTES = {"fp32": 4, "bf16": 2}
+_CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
 
 def model_problems(
@@ -52,6 +53,7 @@ def model_problems(
     if samples:
         yield from _lengths(config, shape)
         if device == "cpu":
+            yield from _head_dim(shape)
             yield from _kv_cache(config, shape)
 
 
@@ -141,6 +143,17 @@ def _lengths(config: Config, shape: Mapping[str, Any]) -> Iterator[str]:
                 f" {prompt + response} tokens, but the model's max_position_embeddings is"
                 f" {positions}; lower one of them"
             )
+
+
+def _head_dim(shape: Mapping[str, Any]) -> Iterator[str]:
+    """vLLM's CPU attention has kernels for some sizes only."""
+    heads, size = shape.get("num_attention_heads"), shape.get("hidden_size")
+    head_dim = shape.get("head_dim") or (size // heads if heads and size else None)
+    if head_dim and head_dim not in _CPU_HEAD_DIMS:
+        yield (
+            f"model.path: the head dimension is {head_dim}, but vLLM's CPU build supports"
+            f" {', '.join(map(str, _CPU_HEAD_DIMS))}; sample on a GPU or use another model"
+        )
 
 
 def _kv_cache(config: Config, shape: Mapping[str, Any]) -> Iterator[str]:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from herl_megatron.config.schema import Config
 
+_STARTING_FILES = {"config.yaml", "metrics.jsonl", "run.log", "tensorboard"}
+
 
 def run_path(config: Config) -> Path:
     """The folder of this run."""
@@ -42,7 +44,7 @@ def folder_problem(config: Config) -> str | None:
                 " another run.name"
             )
         # Killed before its first checkpoint: it starts again.
-    elif not config.run.overwrite:
+    elif not config.run.overwrite and _has_results(path):
         resume = ", run.resume=true to continue it" if checkpoint_folders(path) else ""
         return (
             f"run.dir/run.name: {path} exists; choose another run.name{resume}, or set"
@@ -55,6 +57,13 @@ def folder_problem(config: Config) -> str | None:
                 " another run.name"
             )
     return None
+
+
+def _has_results(path: Path) -> bool:
+    """Whether there is anything to keep: more than what a run writes before its first number."""
+    metrics = path / "metrics.jsonl"
+    names = {item.name for item in path.iterdir()}
+    return not names <= _STARTING_FILES or (metrics.exists() and metrics.stat().st_size > 0)
 
 
 def _inputs(config: Config) -> dict[str, str]:

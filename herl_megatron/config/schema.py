@@ -74,8 +74,8 @@ class RolloutConfig(Section):
     """Sampling temperature of first samples."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus truncation of first samples."""
-    top_k: int = -1
-    """Top-k truncation of first samples; -1 keeps every token."""
+    top_k: int = Field(default=-1, ge=-1)
+    """Top-k truncation of first samples; -1 (or 0) keeps every token."""
     max_response_tokens: int = Field(default=1024, gt=0)
     """Longest response in tokens, for first samples and revisions."""
     dtype: Precision = "bf16"
@@ -328,8 +328,8 @@ class ParityConfig(Section):
 
     Limits hold for |difference| over the probe tokens, its mean and its largest value, in natural
     log units; bf16 counts if the trainer or the engine computes in it. The defaults leave room over
-    what was measured along the quickstart (CPU, TP 2, 16 syncs): fp32 mean up to 1e-6 and max 8e-6;
-    bf16 mean up to 0.016 and max 0.17. Other sizes and GPUs were not measured: look at
+    what was measured along the quickstart (CPU, TP 2): fp32 mean up to 1e-6 and max 8e-6 (4 syncs),
+    bf16 mean up to 0.016 and max 0.17 (16 syncs). Other sizes and GPUs were not measured: look at
     `parity/mean` and `parity/max` of a run's first steps, and narrow or widen the limits.
     """
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 
 import pytest
 from ray.exceptions import RayActorError
 
 from herl_megatron.cluster.health import WorkerError, wait_for_all
-from herl_megatron.cluster.session import object_store_bytes
+from herl_megatron.cluster.rescue import require_scores
+from herl_megatron.cluster.session import check_address, object_store_bytes
+from herl_megatron.config.schema import ClusterConfig
+from herl_megatron.types import RolloutGroup, Scored, ScoredGroup, Unscored
 
 
 async def after(seconds: float, value: object) -> object:
@@ -52,3 +56,25 @@ def test_object_store_is_a_quarter_of_shared_memory_within_bounds() -> None:
     assert object_store_bytes(1 << 30) == 256 << 20
     assert object_store_bytes(64 << 20) == 80 << 20
     assert object_store_bytes(64 << 30) == 1 << 30
+
+
+def test_a_cluster_address_without_a_listener_is_refused_at_once() -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(ValueError, match=rf"cluster.address is '{address}'.*ray start"):
+            check_address(ClusterConfig(address=address))
+        server.listen()
+        check_address(ClusterConfig(address=address))
+    with pytest.raises(ValueError, match="HOST:PORT"):
+        check_address(ClusterConfig(address="nonsense"))
+
+
+def test_a_step_without_any_score_stops_the_run_with_the_reasons() -> None:
+    def group(*scores) -> ScoredGroup:
+        return ScoredGroup(RolloutGroup(None, None, ()), scores)  # type: ignore[arg-type]
+
+    down, slow = Unscored("judge down"), Unscored("too slow")
+    with pytest.raises(RuntimeError, match="step 3: none of 3 .*: 2 x judge down; 1 x too slow"):
+        require_scores([group(down, slow), group(down)], step=3)
+    require_scores([group(down, Scored(0.0, (), (), ("a",)))], step=3)

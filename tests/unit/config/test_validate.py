@@ -16,7 +16,8 @@ from herl_megatron.weight_sync.hf_names import FAMILIES
 
 CPU = Machine(shared_memory_bytes=1 << 30)
 SHAPE = {
-    "model_type": "qwen2", "hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 6,
+    "model_type": "qwen2", "hidden_size": 128, "head_dim": 32, "intermediate_size": 320,
+    "num_hidden_layers": 6,
     "num_attention_heads": 12, "num_key_value_heads": 4, "max_position_embeddings": 512,
 }  # fmt: skip
 
@@ -89,9 +90,9 @@ RULES = [
     ("data.max_prompt_tokens=385", ("385 + ", "128 = 513", "512"), "data.max_prompt_tokens=384"),
     ("data.max_experience_tokens=385", ("385", "= 513", "512"), "data.max_experience_tokens=384"),
     # 2 (K and V) * 6 layers * 4 heads * (128 // 12 = 10) * 4 bytes * (256 + 128) tokens
-    ("rollout.dtype=fp32 rollout.kv_cache_bytes=737279", ("737279", "384 tokens", "737280"),
-     "rollout.dtype=fp32 rollout.kv_cache_bytes=737280"),
-    ("rollout.kv_cache_bytes=368639", ("368639", "368640"), "rollout.kv_cache_bytes=368640"),
+    ("rollout.dtype=fp32 rollout.kv_cache_bytes=2359295", ("2359295", "384 tokens", "2359296"),
+     "rollout.dtype=fp32 rollout.kv_cache_bytes=2359296"),
+    ("rollout.kv_cache_bytes=1179647", ("1179647", "1179648"), "rollout.kv_cache_bytes=1179648"),
     ("optimizer.lr=1e-6 optimizer.min_lr=2e-6", ("2e-06", "1e-06"), "optimizer.min_lr=1e-6"),
     ("train.steps=0 data.eval= train.export=false", ("nothing to do",), "train.steps=0 data.eval="),
     ("train.eval_every=5 data.eval=", ("eval_every is 5", "data.eval"), "train.eval_every=5"),
@@ -247,3 +248,14 @@ def test_all_problems_are_reported_together(files: Path) -> None:
         files, "train.prompts_per_optimizer_step=5", "data.train=/nowhere", "rollout.temperature=0"
     )
     assert len(found) == 3
+
+
+def test_run_that_failed_at_its_start_does_not_block_the_next(files: Path) -> None:
+    run = files / "runs" / "herl"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text("")
+    (run / "metrics.jsonl").write_text("")
+    (run / "run.log").write_text("run ended early")
+    assert problems(files) == ()
+    (run / "metrics.jsonl").write_text('{"step": 0}\n')
+    assert "run.overwrite=true" in problems(files)[0]
