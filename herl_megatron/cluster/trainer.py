@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 
+from herl_megatron.algos.metrics import combine
 from herl_megatron.batching.schedule import Shard, gather_rows, make_shards
 from herl_megatron.cluster.health import WorkerError, kill, wait_for, wait_for_all
 from herl_megatron.cluster.placement import actor_options, trainer_environment
@@ -73,7 +74,7 @@ class TrainerGroup:
     async def sft_step(self, rows: Sequence[TrainRow]) -> dict[str, float]:
         """One optimizer step of supervised fine-tuning on these rows."""
         none: RowValues = [None] * len(rows)
-        return await self._step("sft_step", self._shards(rows, old=none, ref=none))
+        return combine([await self._step("sft_step", self._shards(rows, old=none, ref=none))])
 
     async def log_probs(self, rows: Sequence[TrainRow]) -> list[FloatArray]:
         """Response log-probs of these rows under the current weights, `[response]` each."""
@@ -180,20 +181,15 @@ class TrainerGroup:
 def step_metrics(
     metrics: Sequence[Mapping[str, float]], rollout: RolloutConfig
 ) -> dict[str, float]:
-    """Mean of each number over the optimizer steps, of `*_max` the largest; no steps, no numbers.
+    """`algos.metrics.combine` of the optimizer steps; no steps, no numbers.
 
     `mismatch_*` (`algos.losses`) are left out where sampling settings reshape the distribution that
     the engine's log-probs are of: nothing of the trainer's compares with them.
     """
-    names = [
-        name
-        for name in (metrics[0] if metrics else ())
-        if not (rollout.reshaped and name.startswith("mismatch_"))
-    ]
-    series = {name: [item[name] for item in metrics] for name in names}
     return {
-        name: max(values) if name.endswith("_max") else sum(values) / len(values)
-        for name, values in series.items()
+        name: value
+        for name, value in combine(metrics).items()
+        if not (rollout.reshaped and name.startswith("mismatch_"))
     }
 
 

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from megatron.core.models.gpt.gpt_model import GPTModel
 
 from herl_megatron.algos.losses import LossInputs, LossOutput, policy_loss, sft_loss
+from herl_megatron.algos.metrics import MAXIMA
 from herl_megatron.algos.reductions import Aggregation, token_weights
 from herl_megatron.batching.pack import MicroBatch
 from herl_megatron.batching.schedule import Shard
@@ -33,21 +34,6 @@ from herl_megatron.megatron.model import build_model
 from herl_megatron.megatron.optimizer import Optimizer
 from herl_megatron.megatron.reference import ReferenceModel
 from herl_megatron.types import FloatArray
-
-_MEANS = {
-    "clip_fraction": "sampled_tokens",
-    "kl_old_new": "sampled_tokens",
-    "ratio_mean": "sampled_tokens",
-    "mismatch_mean": "sampled_tokens",
-    "mismatch_truncated": "sampled_tokens",
-    "mismatch_kl": "sampled_tokens",
-    "revision_ratio_mean": "revision_tokens",
-    "padding_ratio": "row_tokens",
-}
-"""Sums and the counts they are divided by once both are added up over the global batch."""
-
-_MAXIMA = ("mismatch_max",)
-"""Numbers of which the largest over the global batch is reported."""
 
 Sums = dict[str, torch.Tensor]
 LossOf = Callable[[MicroBatch, torch.Tensor, torch.Tensor], LossOutput]
@@ -139,9 +125,9 @@ class MegatronActor:
         Where the shard has no old log-probs the current policy is the old one, which is exact in
         the first optimizer step after sampling.
 
-        Returns numbers over the global batch (parts of `loss` that add up to it, ratios, `entropy`,
-        `grad_norm` before clipping, `lr`, counts); on a stage that is not the last one `grad_norm`
-        and `lr` only.
+        Returns numbers over the global batch (parts of `loss` that add up to it, `entropy`,
+        `grad_norm` before clipping, `lr`, sums and their counts) for `algos.metrics.combine`; on a
+        stage that is not the last one `grad_norm` and `lr` only.
 
         Raises:
             NonFiniteError: with the prompt ids of the micro-batches that are to blame; weights and
@@ -192,7 +178,7 @@ class MegatronActor:
         lr = self.optimizer.step(gradient_norm)
         metrics = {"grad_norm": gradient_norm, "lr": lr}
         if outputs:
-            metrics |= self._global_means(outputs, shard, micro_batches)
+            metrics |= self._global_sums(outputs, shard, micro_batches)
         return metrics
 
     def _find_bad_gradients(
@@ -225,14 +211,13 @@ class MegatronActor:
             f" {', '.join(prompts)}; the weights were not changed"
         )
 
-    def _global_means(
+    def _global_sums(
         self, outputs: Sequence[Sums], shard: Shard, micro_batches: Sequence[MicroBatch]
     ) -> dict[str, float]:
-        """Add up over micro-batches and DP ranks, then divide what `_MEANS` names; `_MAXIMA` are
-        compared instead."""
+        """Add up over micro-batches and DP ranks; of `MAXIMA` find the largest."""
         maxima = {
             name: torch.stack([out[name] for out in outputs]).amax()
-            for name in _MAXIMA
+            for name in MAXIMA
             if name in outputs[0]
         }
         for highest in maxima.values():
@@ -245,9 +230,6 @@ class MegatronActor:
         totals = torch.cat([per_batch.double().sum(0), counts])
         dist.all_reduce(totals, group=self._groups.dp.group)
         values = dict(zip([*names, "padding_ratio", "row_tokens"], totals.tolist(), strict=True))
-        for name, count in _MEANS.items():
-            if name in values:
-                values[name] /= max(values[count], 1.0)
         return {
             **values,
             **{name: value.item() for name, value in maxima.items()},

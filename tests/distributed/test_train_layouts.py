@@ -120,6 +120,7 @@ def test_fewer_rows_than_micro_batches(cases: dict[str, Case], layout: str) -> N
     metrics = check("qwen2_tied", one.on(**LAYOUTS[layout]), key=one)
     assert metrics["rows"] == 1
     assert metrics["sampled_tokens"] == metrics["tokens"] == len(full.rows[0].response_token_ids)
+    assert metrics["revision_tokens"] == 0.0 and "revision_ratio_mean" not in metrics
 
 
 @pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "sequence_sum"])

@@ -138,6 +138,7 @@ def work(rank: int, world_size: int, init_method: str, case: Case) -> dict[str, 
     """One rank's run of the case."""
     import time
 
+    from herl_megatron.algos.metrics import combine
     from herl_megatron.device import choose_device
     from herl_megatron.megatron.parallel import init_parallel, shutdown_parallel
 
@@ -163,7 +164,8 @@ def work(rank: int, world_size: int, init_method: str, case: Case) -> dict[str, 
         result["log_probs"] = actor.compute_log_probs(shard)
     for _ in range(case.steps):
         start = time.perf_counter()
-        result["metrics"].append(actor.sft_step(shard) if case.sft else actor.train_step(shard))
+        sums = actor.sft_step(shard) if case.sft else actor.train_step(shard)
+        result["metrics"].append(combine([sums]))
         result["seconds"].append(time.perf_counter() - start)
     if "ref_log_probs" in case.wanted:
         result["ref_log_probs"] = actor.compute_ref_log_probs(shard)
