@@ -59,10 +59,7 @@ def _validate_criterion(criterion: Criterion) -> None:
             "mark what counts against a response by polarity: negative"
         )
     if criterion.kind == "rule":
-        try:
-            registry.get(criterion.check)
-        except ValueError as error:
-            raise ValueError(f"criterion {criterion.id!r}: {error}") from error
+        _validate_rule(criterion)
         return
     if not criterion.description.strip():
         raise ValueError(f"criterion {criterion.id!r}: a judge criterion needs a description")
@@ -70,6 +67,21 @@ def _validate_criterion(criterion: Criterion) -> None:
         f"criterion {criterion.id!r} asks for a judge, and no judge client is available yet; "
         "use a rule criterion or drop the row"
     )
+
+
+def _validate_rule(criterion: Criterion) -> None:
+    """A check that exists, with parameters that fit it: else it would silently be left out."""
+    try:
+        problem = registry.parameter_problem(criterion)
+        known = registry.get(criterion.check).params.model_fields
+    except ValueError as error:
+        raise ValueError(f"criterion {criterion.id!r}: {error}") from error
+    if problem:
+        takes = ", ".join(known) if known else "no parameters"
+        raise ValueError(
+            f"criterion {criterion.id!r}: params are {dict(criterion.params)!r:.120}; {problem}; "
+            f"{criterion.check} takes: {takes}; correct them or drop the criterion"
+        )
 
 
 def describe(criterion: Criterion) -> str:

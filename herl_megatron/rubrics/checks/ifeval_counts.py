@@ -15,7 +15,7 @@ from herl_megatron.rubrics.checks import nltk_tools
 from herl_megatron.rubrics.checks.registry import Count, Pattern, Positive, Relation, register
 from herl_megatron.rubrics.checks.words import word_runs
 
-Letter = Annotated[str, Field(pattern=r"^[A-Za-z]$")]
+Letter = Annotated[str, Field(min_length=1, max_length=1)]
 
 
 def _compare(count: int, relation: Relation, bound: int) -> bool:
@@ -50,15 +50,21 @@ def forbidden_words(
     return not any(re.search(rf"\b{word}\b", response, re.IGNORECASE) for word in forbidden_words)
 
 
+def _no_letter(*, letter: str, let_frequency: int, let_relation: Relation) -> str:
+    """Two rows of the benchmark count `#` and `!`, for which its code draws a random letter."""
+    return "" if letter.isascii() and letter.isalpha() else f"{letter!r} is not a letter"
+
+
 @register(
     "ifeval/keywords:letter_frequency",
     description='Use the letter "{letter}" {let_relation} {let_frequency} times.',
+    unreadable=_no_letter,
 )
 def letter_frequency(
     response: str, *, letter: Letter, let_frequency: Count, let_relation: Relation
 ) -> bool:
     """Occurrences of a letter of either case. The benchmark draws a random letter where the
-    data names something else; here such a parameter is refused.
+    data names something else; here such a criterion is left out.
     """
     return _compare(response.lower().count(letter.lower()), let_relation, let_frequency)
 

@@ -1,8 +1,11 @@
 """Rule checks by name: registration, parameter validation, and one run of one check.
 
 A check is a pure function `(response, *, parameters) -> bool`. Its parameters are typed in its
-signature and validated before it runs; a criterion with missing or wrong parameters is
-unverifiable for every response, it never runs on invented values.
+signature and validated before it runs; it never runs on invented values. Two things can be wrong:
+- The parameters do not fit the signature (`parameter_problem`): a mistake in the row, refused when
+  prompts are loaded.
+- They fit, but their content says nothing that the check can judge (`unreadable`): data as some
+  benchmarks hold it. Such rows load; the criterion is unverifiable for every response.
 """
 
 from __future__ import annotations
@@ -49,7 +52,8 @@ class Check:
 
     `description` is a template over the parameters, an instruction to the writer; lists are
     joined by commas. `requires` names modules and `data` NLTK resources without which the check
-    cannot run. A blank response follows nothing unless `judges_blank`.
+    cannot run. A blank response follows nothing unless `judges_blank`. `unreadable` takes the
+    valid parameters and says why their content cannot be judged, or returns the empty string.
     """
 
     name: str
@@ -59,6 +63,7 @@ class Check:
     requires: tuple[str, ...]
     data: tuple[str, ...]
     judges_blank: bool
+    unreadable: Callable[..., str] | None
 
 
 # Filled while the modules of this package (and a user's own) are imported, read-only afterwards.
@@ -72,13 +77,16 @@ def register(
     requires: tuple[str, ...] = (),
     data: tuple[str, ...] = (),
     judges_blank: bool = False,
+    unreadable: Callable[..., str] | None = None,
 ) -> Callable[[Callable[P, bool]], Callable[P, bool]]:
     """Register a function `(response, typed parameters...) -> bool` as the check `name`."""
 
     def add(run: Callable[P, bool]) -> Callable[P, bool]:
         assert name not in _CHECKS, f"the check {name!r} is registered twice"
         params = _params_model(run)
-        _CHECKS[name] = Check(name, run, description, params, requires, data, judges_blank)
+        _CHECKS[name] = Check(
+            name, run, description, params, requires, data, judges_blank, unreadable
+        )
         return run
 
     return add
@@ -138,7 +146,11 @@ def get(name: str) -> Check:
 
 
 def parameter_problem(criterion: Criterion) -> str:
-    """Why the parameters of a rule criterion cannot be used, or the empty string."""
+    """Why the parameters of a rule criterion do not fit its check, or the empty string.
+
+    Missing, unknown, of a wrong type or out of range: mistakes in the row. Content that the check
+    cannot read (`Check.unreadable`) is not one.
+    """
     try:
         _arguments(get(criterion.check), criterion)
     except ValidationError as error:
@@ -167,7 +179,8 @@ def run_check(
 
     `loose` accepts the response if any of its variants follows. A blank response follows nothing
     (unless the check judges it). Unverifiable for every response: unknown check, missing module
-    or data, missing or wrong parameters. Unverifiable for this one: no result within `timeout_s`.
+    or data, missing, wrong or unreadable parameters. Unverifiable for this one: no result within
+    `timeout_s`.
     """
     try:
         check = get(criterion.check)
@@ -176,9 +189,10 @@ def run_check(
         return _left_out(criterion, f"parameters of {criterion.check}: {_first_problem(error)}")
     except ValueError as error:
         return _left_out(criterion, str(error))
-    missing = _missing(check)
-    if missing:
-        return _left_out(criterion, f"{check.name}: {missing}")
+    unreadable = check.unreadable(**arguments) if check.unreadable else ""
+    problem = unreadable or _missing(check)
+    if problem:
+        return _left_out(criterion, f"{check.name}: {problem}")
     texts = [response] if mode == "strict" else _variants(response)
     if not check.judges_blank:
         texts = [text for text in texts if text.strip()]
@@ -224,4 +238,6 @@ def _left_out(criterion: Criterion, reason: str) -> CriterionResult:
 def _first_problem(error: ValidationError) -> str:
     problem = error.errors(include_url=False)[0]
     where = ".".join(map(str, problem["loc"])) or "params"
-    return f"{where}: {problem['msg']}"
+    # A missing key has no value of its own: pydantic gives all parameters as its input.
+    shown = "" if problem["type"] == "missing" else f", not {problem['input']!r:.60}"
+    return f"{where}: {problem['msg']}{shown}"

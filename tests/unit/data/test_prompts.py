@@ -16,7 +16,7 @@ from herl_megatron.data.rows import row_from_prompt
 from herl_megatron.types import Criterion, Message, Prompt, Rubric
 
 COMMA = {"id": "c1", "kind": "rule", "check": "ifeval/punctuation:no_comma"}
-WORDS = {
+WORDS: dict[str, Any] = {
     "id": "c2",
     "kind": "rule",
     "check": "ifeval/length_constraints:number_words",
@@ -99,6 +99,20 @@ def test_parquet_gives_the_same_prompts_although_it_fills_keys_with_null(tmp_pat
         (
             row(rubric={"criteria": [COMMA | {"check": "ifeval/startend:quotations"}]}),
             "unknown check 'ifeval/startend:quotations'; did you mean 'ifeval/startend:quotation'",
+        ),
+        (
+            row(rubric={"criteria": [COMMA, WORDS | {"params": {"num_word": 3}}]}),
+            "criterion 'c2': params are {'num_word': 3}; num_words: Field required; "
+            ".*number_words takes: num_words, relation; correct them",
+        ),
+        (row(rubric={"criteria": [COMMA, WORDS | {"params": {}}]}), "num_words: Field required"),
+        (
+            row(rubric={"criteria": [WORDS | {"params": WORDS["params"] | {"num_words": "many"}}]}),
+            "num_words: Input should be a valid integer.*, not 'many'",
+        ),
+        (
+            row(rubric={"criteria": [WORDS | {"params": "many"}]}),
+            r"criteria\[0\]\.params must be an object with named keys, not 'many'",
         ),
         (row(rubric={"criteria": [{"id": "c", "kind": "rule"}]}), "the key 'check' is missing"),
         (row(rubric={"criteria": [COMMA | {"weight": 0}]}), "weight is 0, it must be above 0"),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from herl_megatron.rubrics.checks import nltk_tools, registry
-from herl_megatron.types import Criterion, Verdict
+from herl_megatron.rubrics.rubric import validate_rubric
+from herl_megatron.types import Criterion, Rubric, Verdict
 from tests.unit.rubrics.check_cases import Parity, follows, reference_rows, run
 
 TABLE = "| Name | Price |\n|---|---|\n| Owl | 5 |\n| Fern | 7 |"
@@ -169,7 +170,17 @@ def test_text_without_a_requirement_is_unverifiable_for_every_response(
     for response in ("An owl.", ""):
         result = run(f"muldimif/{label}", response, {"text": text})
         assert result.verdict is Verdict.UNVERIFIABLE and result.for_every_response
-        assert reason in result.reason
+        assert reason in result.reason and text[:10] in result.reason
+
+
+def test_unreadable_text_is_data_and_loads_but_a_missing_text_is_refused() -> None:
+    def rubric(**params: object) -> Rubric:
+        return Rubric((Criterion("c", "rule", check="muldimif/Format/XML", params=params),))
+
+    validate_rubric(rubric(text="Use XML"))
+    for wrong in ({}, {"text": 3}, {"txt": "Use XML"}):
+        with pytest.raises(ValueError, match=r"criterion 'c': params are .*takes: text"):
+            validate_rubric(rubric(**wrong))
 
 
 def test_missing_text_is_unverifiable() -> None:

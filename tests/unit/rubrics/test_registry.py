@@ -58,7 +58,10 @@ def test_random_letter_of_the_benchmark_is_unverifiable() -> None:
     criterion = rule(
         "ifeval/keywords:letter_frequency", letter="#", let_frequency=4, let_relation="at least"
     )
-    assert registry.run_check(criterion, "# # # #").verdict is Verdict.UNVERIFIABLE
+    assert registry.parameter_problem(criterion) == ""  # the benchmark's data loads
+    result = registry.run_check(criterion, "# # # #")
+    assert result.verdict is Verdict.UNVERIFIABLE and result.for_every_response
+    assert "'#' is not a letter" in result.reason
 
 
 def test_unknown_check_is_unverifiable_for_every_response() -> None:

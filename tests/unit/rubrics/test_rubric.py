@@ -122,6 +122,10 @@ def test_results_must_be_one_per_criterion() -> None:
             Rubric((replace(rule("a"), check="ifeval/punctuation:no_coma"),)),
             "criterion 'a': unknown check .*no_coma.*did you mean 'ifeval/punctuation:no_comma'",
         ),
+        (
+            Rubric((replace(rule("a"), params={"words": 3}),)),
+            "criterion 'a': params are {'words': 3}; words: Extra .*takes: no parameters",
+        ),
         (Rubric((Criterion("j", "judge"),)), "a judge criterion needs a description"),
         (
             Rubric((Criterion("j", "judge", description="Names the dose"),)),

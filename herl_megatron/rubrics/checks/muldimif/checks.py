@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Annotated
-
-from pydantic import AfterValidator
 
 from herl_megatron.rubrics.checks.muldimif.keywords import read_keywords
 from herl_megatron.rubrics.checks.muldimif.language import read_chinese, read_english
@@ -77,19 +74,20 @@ _READERS: dict[Callable[[str], Rule], dict[str, tuple[str, ...]]] = {
 
 
 def _register(name: str, read: Callable[[str], Rule]) -> None:
-    """One check that reads its text when parameters are validated, and remembers what it read."""
+    """One check that reads its requirement from its text, and remembers what it read."""
     reader = lru_cache(maxsize=4096)(read)
 
-    def readable(text: str) -> str:
-        reader(text)
-        return text
+    def unreadable(*, text: str) -> str:
+        try:
+            reader(text)
+        except ValueError as error:
+            return f"{error}: {text!r:.60}"
+        return ""
 
     def check(response: str, *, text: str) -> bool:
         return reader(text)(response)
 
-    # Set by hand: the type belongs to this reader, so no annotation in the source can name it.
-    check.__annotations__["text"] = Annotated[str, AfterValidator(readable)]
-    register(name, description="{text}", judges_blank=True)(check)
+    register(name, description="{text}", judges_blank=True, unreadable=unreadable)(check)
 
 
 for _read, _labels in _READERS.items():
