@@ -24,7 +24,14 @@ from rich.table import Table
 from herl_megatron.config.load import ConfigError
 from herl_megatron.config.schema import Config
 from herl_megatron.config.validate import Purpose, validate
-from herl_megatron.device import Device, Gpu, has_cuda, list_gpus, memory_bytes
+from herl_megatron.device import (
+    Device,
+    Gpu,
+    has_cuda,
+    has_transformer_engine,
+    list_gpus,
+    memory_bytes,
+)
 from herl_megatron.device import shared_memory_free_bytes as shm_free_bytes
 from herl_megatron.hindsight.compat import effective
 
@@ -102,9 +109,9 @@ def purpose_of(config: Config) -> Purpose:
 def will_use() -> dict[str, str]:
     """What a run with `cluster.device: auto` uses here, by part."""
     gpu = has_cuda()
-    engine = importlib.util.find_spec("transformer_engine") is not None
-    layers = "Transformer Engine" if gpu and engine else "Megatron-Core local layers"
-    attention = "Transformer Engine" if gpu and engine else "PyTorch scaled_dot_product_attention"
+    fused = gpu and has_transformer_engine()
+    layers = "Transformer Engine" if fused else "Megatron-Core local layers"
+    attention = "Transformer Engine" if fused else "PyTorch scaled_dot_product_attention"
     return {
         "device": "cuda" if gpu else "cpu",
         "collectives": "nccl" if gpu else "gloo",
