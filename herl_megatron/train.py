@@ -63,7 +63,7 @@ async def _loop(config: Config, parts: Parts, folder: RunFolder, timers: Timers)
             folder.log_rollouts(f"step_{step:06d}", groups, rows.groups)
         require_scores(groups, step)
         with timers("train"):
-            learned = await trainer.train_step(rows.batch)
+            learned = await trainer.train_step(rows.batch, step=step)
         with timers("weight_sync"):
             sync = await parts.sync_weights(step + 1)
         folder.log(step, _metrics(parts, rows.metrics, learned, sync))

@@ -187,8 +187,7 @@ async def _start_all(
 
 def _optimizer_steps(config: Config) -> int:
     """Optimizer steps of the whole run, the length of the learning rate's schedule."""
-    train = config.train
-    return train.steps * (train.prompts_per_step // train.prompts_per_optimizer_step)
+    return config.train.steps * config.train.optimizer_steps_per_step
 
 
 def _eval_sampling(config: Config) -> SamplingSettings:

@@ -51,8 +51,11 @@ class TrainerGroup:
         self._infos = await self._all(refs, "build the model", timeout_s=_START_TIMEOUT_S)
         self._plan = await self._one(0, self._actors[0].bucket_plan.remote(), "plan buckets")
 
-    async def train_step(self, batch: TrainBatch) -> dict[str, float]:
-        """All optimizer steps of one loop step; returns their `step_metrics`.
+    async def train_step(self, batch: TrainBatch, *, step: int) -> dict[str, float]:
+        """All optimizer steps of loop step `step`; returns their `step_metrics`.
+
+        The learning rate follows the planned optimizer steps, `optimizer_steps_per_step` to a loop
+        step, so that it does not lag where some have nothing to learn from and are not taken.
 
         Old log-probs are computed first when more than one optimizer step follows; in the first
         one the current policy is the old one, exactly.
@@ -63,12 +66,13 @@ class TrainerGroup:
             "compute_ref_log_probs", rows, self._config.algorithm.kl_coef > 0
         )
         metrics, start = [], 0
-        for step_rows in batch.optimizer_steps:
+        first = step * self._config.train.optimizer_steps_per_step
+        for schedule_step, step_rows in enumerate(batch.optimizer_steps, first):
             window = slice(start, start + len(step_rows))
             start += len(step_rows)
             if any(row.weight > 0 for row in step_rows):
                 shards = self._shards(step_rows, old=old[window], ref=ref[window])
-                metrics.append(await self._step("train_step", shards))
+                metrics.append(await self._step("train_step", shards, schedule_step))
         return step_metrics(metrics, self._config.rollout)
 
     async def sft_step(self, rows: Sequence[TrainRow]) -> dict[str, float]:
@@ -151,15 +155,16 @@ class TrainerGroup:
         per_dp = await self._call(method, shards)
         return list(gather_rows(shards, per_dp))
 
-    async def _step(self, method: str, shards: Sequence[Shard]) -> dict[str, float]:
-        return (await self._call(method, shards))[0]
+    async def _step(self, method: str, shards: Sequence[Shard], *more: int) -> dict[str, float]:
+        return (await self._call(method, shards, *more))[0]
 
-    async def _call(self, method: str, shards: Sequence[Shard]) -> list[Any]:
-        """Run `method` on every rank with its DP rank's shard; results of the reporters by DP."""
+    async def _call(self, method: str, shards: Sequence[Shard], *more: float) -> list[Any]:
+        """Run `method` on every rank with its DP rank's shard and `more`; results of the reporters
+        by DP rank."""
         stored = [ray.put(shard) for shard in shards]  # once per DP rank, not once per rank
         async with self._saving:
             refs = [
-                getattr(actor, method).remote(stored[info.dp_rank])
+                getattr(actor, method).remote(stored[info.dp_rank], *more)
                 for actor, info in zip(self._actors, self._infos, strict=True)
             ]
             results = await self._all(refs, method, timeout_s=self._config.megatron.timeout_s)

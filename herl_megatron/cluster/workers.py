@@ -92,9 +92,9 @@ class TrainerRank:
         """See `MegatronActor.compute_ref_log_probs`."""
         return self._actor.compute_ref_log_probs(shard)
 
-    def train_step(self, shard: Shard) -> dict[str, float]:
+    def train_step(self, shard: Shard, schedule_step: int) -> dict[str, float]:
         """See `MegatronActor.train_step`."""
-        return self._actor.train_step(shard)
+        return self._actor.train_step(shard, schedule_step=schedule_step)
 
     def sft_step(self, shard: Shard) -> dict[str, float]:
         """See `MegatronActor.sft_step`."""

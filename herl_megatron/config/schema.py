@@ -210,6 +210,11 @@ class TrainConfig(Section):
     export: bool = True
     """Write the final policy as a Hugging Face folder."""
 
+    @property
+    def optimizer_steps_per_step(self) -> int:
+        """Planned optimizer steps of one step; those with nothing to learn from are not taken."""
+        return self.prompts_per_step // self.prompts_per_optimizer_step
+
 
 class SFTConfig(Section):
     """Supervised fine-tuning with the same trainer."""

@@ -119,8 +119,8 @@ class MegatronActor:
         assert self._reference is not None, "there is no reference model: algorithm.kl_coef is 0"
         return self._reference.compute_log_probs(shard)
 
-    def train_step(self, shard: Shard) -> dict[str, float]:
-        """One optimizer step of the HeRL loss.
+    def train_step(self, shard: Shard, *, schedule_step: int | None = None) -> dict[str, float]:
+        """One optimizer step of the HeRL loss, with the learning rate of `schedule_step`.
 
         Where the shard has no old log-probs the current policy is the old one, which is exact in
         the first optimizer step after sampling.
@@ -141,7 +141,7 @@ class MegatronActor:
             inputs = _loss_inputs(batch, log_probs, entropy, weights)
             return policy_loss(inputs, algorithm=self._algorithm, hindsight=self._hindsight)
 
-        return self._step(shard, loss_of)
+        return self._step(shard, loss_of, schedule_step)
 
     def sft_step(self, shard: Shard) -> dict[str, float]:
         """One optimizer step of the mean negative log-likelihood over all response tokens.
@@ -156,7 +156,9 @@ class MegatronActor:
 
         return self._step(shard, loss_of)
 
-    def _step(self, shard: Shard, loss_of: LossOf) -> dict[str, float]:
+    def _step(
+        self, shard: Shard, loss_of: LossOf, schedule_step: int | None = None
+    ) -> dict[str, float]:
         assert shard.loss_rows, "a step needs a row of weight above 0; the caller skips the others"
 
         def evaluate(
@@ -175,7 +177,7 @@ class MegatronActor:
             bad_gradients = self._find_bad_gradients(micro_batches, evaluate)
             self._stop_if_any("gradient", bad_gradients, shard)
             raise NonFiniteError(f"gradient norm is {gradient_norm}, each micro-batch's is finite")
-        lr = self.optimizer.step(gradient_norm)
+        lr = self.optimizer.step(gradient_norm, schedule_step=schedule_step)
         metrics = {"grad_norm": gradient_norm, "lr": lr}
         if outputs:
             metrics |= self._global_sums(outputs, shard, micro_batches)

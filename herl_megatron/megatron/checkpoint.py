@@ -3,8 +3,8 @@
     save_checkpoint(actor, folder, groups=groups)      # collective; `folder` exists and is empty
     load_checkpoint(actor, folder, groups=groups)      # any TP x PP x DP
 
-Saved are weights, Adam's moments and fp32 main weights, the number of optimizer steps (which sets
-the learning rate) and every rank's random generators. Tensors carry global names and offsets, so
+Saved are weights, Adam's moments and fp32 main weights, the number of optimizer steps taken and
+every rank's random generators. Tensors carry global names and offsets, so
 another layout reads the parts that it needs; generators come back only to an equal layout.
 
 Two of Megatron's ways are avoided. Its writer starts processes, which a rank that holds Ray's

@@ -111,12 +111,16 @@ class Optimizer:
         self.megatron.prepare_grads()
         return float(self.megatron.get_grad_norm())
 
-    def step(self, gradient_norm: float) -> float:
+    def step(self, gradient_norm: float, *, schedule_step: int | None = None) -> float:
         """Clip by `gradient_norm` (as `gradient_norm()` returned it) and update the weights.
+
+        schedule_step: place in the learning rate's schedule; none means `steps_done`, which is
+            right where every planned optimizer step is taken.
 
         Returns the learning rate that was used.
         """
-        lr = learning_rate(self._config, step=self.steps_done, total_steps=self._total_steps)
+        place = self.steps_done if schedule_step is None else schedule_step
+        lr = learning_rate(self._config, step=place, total_steps=self._total_steps)
         for group in self.megatron.param_groups:
             group["lr"] = lr
             # Megatron marks what is not decayed but leaves it to its scheduler to act on that.

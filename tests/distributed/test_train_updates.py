@@ -148,6 +148,14 @@ def test_learning_rate_reaches_adam(case: Case) -> None:
     assert moved.abs().median().item() == pytest.approx(5e-4, rel=1e-3)
 
 
+def test_learning_rate_of_the_planned_step(case: Case) -> None:
+    """Optimizer steps 0, 1 and 3 to 5 were not taken: their learning rates are passed over."""
+    optimizer = OptimizerConfig(lr=1e-3, min_lr=0.0, schedule="linear")
+    taken = replace(case, optimizer=optimizer, steps=2, schedule_steps=(2, 6))
+    answer = run_case(taken.on(data_parallel=2))
+    assert [m["lr"] for m in answer.metrics] == pytest.approx([8e-4, 4e-4])  # of 10 planned steps
+
+
 def test_learning_rate_by_hand() -> None:
     from herl_megatron.megatron.optimizer import learning_rate
 

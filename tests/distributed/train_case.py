@@ -50,6 +50,8 @@ class Case:
     hindsight: HindsightConfig = HindsightConfig()
     optimizer: OptimizerConfig = OptimizerConfig(lr=1e-3, eps=1e-4, weight_decay=0.1)
     steps: int = 1
+    schedule_steps: tuple[int, ...] | None = None
+    """Place in the learning rate's schedule of each step; none counts the steps."""
     sft: bool = False
     wanted: tuple[str, ...] = ()
     """Besides metrics: `weights`, `log_probs`, `ref_log_probs`, `seconds`."""
@@ -162,9 +164,10 @@ def work(rank: int, world_size: int, init_method: str, case: Case) -> dict[str, 
     }
     if "log_probs" in case.wanted:
         result["log_probs"] = actor.compute_log_probs(shard)
-    for _ in range(case.steps):
+    for step in range(case.steps):
         start = time.perf_counter()
-        sums = actor.sft_step(shard) if case.sft else actor.train_step(shard)
+        place = None if case.schedule_steps is None else case.schedule_steps[step]
+        sums = actor.sft_step(shard) if case.sft else actor.train_step(shard, schedule_step=place)
         result["metrics"].append(combine([sums]))
         result["seconds"].append(time.perf_counter() - start)
     if "ref_log_probs" in case.wanted:

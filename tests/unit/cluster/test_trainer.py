@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 import pytest
 
-from herl_megatron.cluster.trainer import step_metrics
-from herl_megatron.config.schema import RolloutConfig
+from herl_megatron.batching.schedule import Shard
+from herl_megatron.cluster.trainer import TrainerGroup, step_metrics
+from herl_megatron.config.schema import Config, RolloutConfig
+from herl_megatron.types import TrainBatch, TrainRow
 
 TWO = [
     {"loss": 1.0, "mismatch_max": 4.0, "mismatch_mean": 1.0, "sampled_tokens": 1.0},
@@ -24,3 +31,35 @@ def test_means_and_maxima() -> None:
 def test_no_mismatch_where_log_probs_do_not_compare(setting: dict[str, float]) -> None:
     rollout = RolloutConfig.model_validate(setting)
     assert step_metrics(TWO, rollout) == {"loss": 1.5, "sampled_tokens": 2.0}
+
+
+class Ranks(TrainerGroup):
+    """Stands for the ranks: notes what they are asked and answers with nothing."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config, [])
+        self.asked: list[tuple[Any, ...]] = []
+
+    async def _call(self, method: str, shards: Sequence[Shard], *more: float) -> list[Any]:
+        self.asked.append((method, *more))
+        empty = [np.zeros(1, np.float32)] * len(shards[0].rows)
+        return [{} if method == "train_step" else empty]
+
+
+def ranks(**sections: dict[str, Any]) -> Ranks:
+    return Ranks(Config.model_validate({"model": {"path": "unused"}, **sections}))
+
+
+def batch(windows: int) -> TrainBatch:
+    tokens, log_probs = np.ones(1, np.int32), np.zeros(1, np.float32)
+    return TrainBatch(((TrainRow("p", tokens, tokens, log_probs, 0.0, 0.0),),) * windows)
+
+
+def test_learning_rate_follows_the_planned_optimizer_steps() -> None:
+    """Four to a step: step 0 takes none and step 1 three, yet step 2 starts at the ninth."""
+    group = ranks(train={"prompts_per_step": 8, "prompts_per_optimizer_step": 2})
+    for step, windows in enumerate((0, 3, 1)):
+        asyncio.run(group.train_step(batch(windows), step=step))
+    assert [more for method, *more in group.asked if method == "train_step"] == [
+        [4], [5], [6], [8]
+    ]  # fmt: skip
