@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import queue
 import threading
 from collections import Counter
@@ -33,8 +34,8 @@ _START_TIMEOUT_S = 120.0
 class _Worker:
     """One scoring process."""
 
-    def __init__(self, check_modules: Sequence[str], check_timeout_s: float) -> None:
-        load_check_modules(check_modules)
+    def __init__(self, check_modules: Sequence[str], check_timeout_s: float, folder: str) -> None:
+        load_check_modules(check_modules, folder=folder)
         self._check_timeout_s = check_timeout_s
 
     def ready(self) -> bool:
@@ -56,7 +57,8 @@ class ScoringPool:
 
     def __init__(self, config: ScoringConfig) -> None:
         assert ray.is_initialized(), "start Ray before the scoring pool"
-        load_check_modules(config.check_modules)
+        self._folder = os.getcwd()  # Workers have another, and modules may lie in ours.
+        load_check_modules(config.check_modules, folder=self._folder)
         self._config = config
         self._closed = False
         self._lock = threading.Lock()
@@ -138,7 +140,8 @@ class ScoringPool:
 
     def _new_worker(self) -> Any:
         actor: Any = _Worker  # Ray gives the class its `remote`.
-        worker = actor.remote(self._config.check_modules, self._config.check_timeout_s)
+        config = self._config
+        worker = actor.remote(config.check_modules, config.check_timeout_s, self._folder)
         with self._lock:
             self._workers.add(worker)
         return worker

@@ -13,8 +13,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import os
 import re
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, ParamSpec, get_type_hints
@@ -120,19 +123,37 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(_CHECKS))
 
 
-def load_check_modules(modules: Sequence[str]) -> None:
+def load_check_modules(modules: Sequence[str], *, folder: str | None = None) -> None:
     """Import modules that register further checks (`scoring.check_modules`).
 
-    Raises ValueError for a module that cannot be found.
+    They may lie in `folder`, by default the working directory, which is not on the path of a
+    console script. Raises ValueError for a module that cannot be found.
     """
-    for module in modules:
-        try:
-            importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            raise ValueError(
-                f"scoring.check_modules: cannot import {module!r} ({error}); "
-                "install it or put its folder on PYTHONPATH"
-            ) from error
+    folder = os.getcwd() if folder is None else folder
+    with _searched_last(folder):
+        for module in modules:
+            try:
+                importlib.import_module(module)
+            except ModuleNotFoundError as error:
+                raise ValueError(
+                    f"scoring.check_modules: cannot import {module!r} ({error}); install it, put "
+                    f"its folder on PYTHONPATH or start where it lies (looked in {folder} too)"
+                ) from error
+
+
+@contextmanager
+def _searched_last(folder: str) -> Iterator[None]:
+    """`folder` at the end of the path and only for the block: no file that happens to lie there
+    may stand in for an installed package.
+    """
+    if folder in sys.path:
+        yield
+        return
+    sys.path.append(folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
 
 
 def get(name: str) -> Check:
@@ -180,7 +201,7 @@ def run_check(
     `loose` accepts the response if any of its variants follows. A blank response follows nothing
     (unless the check judges it). Unverifiable for every response: unknown check, missing module
     or data, missing, wrong or unreadable parameters. Unverifiable for this one: no result within
-    `timeout_s`.
+    `timeout_s`, or the check returned something else than a bool.
     """
     try:
         check = get(criterion.check)
@@ -198,11 +219,28 @@ def run_check(
         texts = [text for text in texts if text.strip()]
     try:
         with time_limit(timeout_s):
-            followed = any(check.run(text, **arguments) for text in texts)
+            verdict = _verdict(check, texts, arguments)
     except CheckTimeout:
         reason = f"{check.name} gave no verdict within {timeout_s:g} s"
         return CriterionResult(criterion.id, Verdict.UNVERIFIABLE, reason)
-    return CriterionResult(criterion.id, Verdict.FOLLOWED if followed else Verdict.NOT_FOLLOWED)
+    if not isinstance(verdict, bool):
+        reason = (
+            f"{check.name} returned {verdict!r:.40} ({type(verdict).__name__}); a check must "
+            "return True or False"
+        )
+        return CriterionResult(criterion.id, Verdict.UNVERIFIABLE, reason)
+    return CriterionResult(criterion.id, Verdict.FOLLOWED if verdict else Verdict.NOT_FOLLOWED)
+
+
+def _verdict(check: Check, texts: Sequence[str], arguments: dict[str, Any]) -> object:
+    """Whether any text follows, or the first value that is not a bool: a forgotten `return` gives
+    None, and "no" would count as followed.
+    """
+    for text in texts:
+        verdict = check.run(text, **arguments)
+        if verdict is not False:
+            return verdict
+    return False
 
 
 def _variants(response: str) -> list[str]:

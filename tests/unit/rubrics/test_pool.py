@@ -187,6 +187,28 @@ def test_left_out_criterion_is_counted_per_prompt_and_said_once(
     assert len(said) == 1 and "relation: Field required" in said[0]
 
 
+def test_check_module_in_the_drivers_working_directory_is_found_by_workers(
+    pool_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert str(tmp_path) not in sys.path and Path.cwd() != tmp_path
+    (tmp_path / "checks_here.py").write_text(
+        "from herl_megatron.rubrics.checks.registry import register\n"
+        "@register('here/owl', description='Name an owl.')\n"
+        "def owl(response: str) -> bool:\n"
+        "    return 'owl' in response if 'fern' not in response else None\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    pool = ScoringPool(ScoringConfig(workers=1, check_modules=("checks_here",)))
+    monkeypatch.undo()
+    try:
+        good, odd = CountedPool(pool).score(prompt("here/owl"), "an owl", "a fern")
+        assert isinstance(good, Scored) and good.reward == 1.0
+        assert isinstance(odd, Unscored) and "here/owl returned None (NoneType)" in odd.reason
+        assert pool.stats()["check_failures"] == 1
+    finally:
+        pool.shutdown()
+
+
 def test_what_a_worker_imports_is_light() -> None:
     """Workers start in a second because none of these comes along."""
     code = (

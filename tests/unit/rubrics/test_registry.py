@@ -179,6 +179,54 @@ def test_every_description_can_be_filled_from_the_parameters() -> None:
         assert check.description.format(**dummy)
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"), [(None, "None (NoneType)"), ("no", "'no' (str)"), (1, "1 (int)")]
+)
+def test_only_a_bool_is_a_verdict(
+    monkeypatch: pytest.MonkeyPatch, value: object, shown: str
+) -> None:
+    monkeypatch.setattr(registry, "_CHECKS", {})
+
+    @registry.register("mine/odd", description="Be odd.")
+    def odd(response: str) -> bool:
+        return value if "odd" in response else False  # type: ignore[return-value]
+
+    result = registry.run_check(rule("mine/odd"), "an odd text")
+    assert result.verdict is Verdict.UNVERIFIABLE and not result.for_every_response
+    assert result.reason == f"mine/odd returned {shown}; a check must return True or False"
+    assert registry.run_check(rule("mine/odd"), "even").verdict is Verdict.NOT_FOLLOWED
+    loose = registry.run_check(rule("mine/odd"), "even\nodd", mode="loose")
+    assert loose.verdict is Verdict.UNVERIFIABLE
+
+
+def test_check_module_beside_a_console_script_is_found_in_the_working_directory(
+    tmp_path: Path,
+) -> None:
+    """`-P` leaves the working directory off the path, as a console script does."""
+    (tmp_path / "my_checks.py").write_text(
+        "from herl_megatron.rubrics.checks.registry import register\n"
+        "import colorsys, helper_of_mine\n"
+        "@register('mine/here', description='Be here.')\n"
+        "def here(response: str) -> bool:\n"
+        "    return True\n"
+    )
+    (tmp_path / "helper_of_mine.py").write_text("")
+    # A file with the name of an installed module: that one is imported, not the user's.
+    (tmp_path / "colorsys.py").write_text("raise SystemExit('the file here won')\n")
+    code = (
+        "import sys\n"
+        f"sys.path.insert(0, {str(Path(__file__).parents[3])!r})\n"
+        "from herl_megatron.rubrics.checks import registry\n"
+        "before = list(sys.path)\n"
+        "registry.load_check_modules(['my_checks'])\n"
+        "print(registry.get('mine/here').name, sys.path == before)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert found.stdout == "mine/here True\n", found.stderr
+
+
 def test_unknown_check_module_names_the_setting() -> None:
     with pytest.raises(ValueError, match=r"scoring\.check_modules.*no_such_checks"):
         registry.load_check_modules(["no_such_checks"])
