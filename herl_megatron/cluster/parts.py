@@ -105,10 +105,10 @@ async def open_parts(config: Config, inputs: Inputs, *, training: bool) -> Async
         engines, pool, trainer = await _start_all(config, inputs, stack, training=training)
         prompts = sync = gate = checkpoints = None
         if trainer is not None:
-            if config.rollout.reshaped:
+            if config.rollout.truncated:
                 logger.info(
-                    "no mismatch statistics: %s, which reshapes the engine's log-probs",
-                    config.rollout.reshaped,
+                    "no mismatch statistics: %s, which truncates the engine's distribution",
+                    config.rollout.truncated,
                 )
             prompts = PromptStream(inputs.train, seed=config.run.seed, shuffle=config.data.shuffle)
             sync = WeightSync(trainer, engines, config.weight_sync)

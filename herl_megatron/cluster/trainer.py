@@ -81,8 +81,9 @@ class TrainerGroup:
         return combine([await self._step("sft_step", self._shards(rows, old=none, ref=none))])
 
     async def log_probs(self, rows: Sequence[TrainRow]) -> list[FloatArray]:
-        """Response log-probs of these rows under the current weights, `[response]` each."""
-        values = await self._log_probs("compute_log_probs", rows, wanted=True)
+        """Response log-probs of these rows under the current weights, `[response]` each, of the
+        plain distribution: temperature 1, whatever `rollout.temperature` is."""
+        values = await self._log_probs("compute_log_probs", rows, True, 1.0)
         return [value for value in values if value is not None]
 
     async def save_checkpoint(self, folder: Path) -> None:
@@ -147,12 +148,14 @@ class TrainerGroup:
             rows, megatron=self._config.megatron, old_log_probs=old, ref_log_probs=ref
         )
 
-    async def _log_probs(self, method: str, rows: Sequence[TrainRow], wanted: bool) -> RowValues:
+    async def _log_probs(
+        self, method: str, rows: Sequence[TrainRow], wanted: bool, *temperature: float
+    ) -> RowValues:
         none: RowValues = [None] * len(rows)
         if not wanted or not rows:
             return none
         shards = self._shards(rows, old=none, ref=none)
-        per_dp = await self._call(method, shards)
+        per_dp = await self._call(method, shards, *temperature)
         return list(gather_rows(shards, per_dp))
 
     async def _step(self, method: str, shards: Sequence[Shard], *more: int) -> dict[str, float]:
@@ -188,13 +191,13 @@ def step_metrics(
 ) -> dict[str, float]:
     """`algos.metrics.combine` of the optimizer steps; no steps, no numbers.
 
-    `mismatch_*` (`algos.losses`) are left out where sampling settings reshape the distribution that
-    the engine's log-probs are of: nothing of the trainer's compares with them.
+    `mismatch_*` (`algos.losses`) are left out where sampling truncates the distribution that the
+    engine's log-probs are of: nothing of the trainer's compares with them.
     """
     return {
         name: value
         for name, value in combine(metrics).items()
-        if not (rollout.reshaped and name.startswith("mismatch_"))
+        if not (rollout.truncated and name.startswith("mismatch_"))
     }
 
 

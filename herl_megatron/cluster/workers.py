@@ -64,6 +64,7 @@ class TrainerRank:
             optimizer=config.optimizer,
             algorithm=config.algorithm,
             hindsight=config.hindsight,
+            temperature=config.rollout.temperature,
             total_optimizer_steps=optimizer_steps,
             seed=config.run.seed,
             groups=self._groups,
@@ -84,9 +85,11 @@ class TrainerRank:
             sends_weights=self._source.takes_part,
         )
 
-    def compute_log_probs(self, shard: Shard) -> list[FloatArray] | None:
+    def compute_log_probs(
+        self, shard: Shard, temperature: float | None = None
+    ) -> list[FloatArray] | None:
         """See `MegatronActor.compute_log_probs`."""
-        return self._actor.compute_log_probs(shard)
+        return self._actor.compute_log_probs(shard, temperature=temperature)
 
     def compute_ref_log_probs(self, shard: Shard) -> list[FloatArray] | None:
         """See `MegatronActor.compute_ref_log_probs`."""

@@ -71,7 +71,8 @@ class RolloutConfig(Section):
     group_size: int = Field(default=8, gt=1)
     """Rollouts per prompt, G."""
     temperature: float = Field(default=1.0, ge=0)
-    """Sampling temperature of first samples."""
+    """Sampling temperature of first samples; the policy that is trained is the one at this
+    temperature, so all log-probs of the loss have it too. 0 (greedy) is for evaluation only."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus truncation of first samples."""
     top_k: int = Field(default=-1, ge=-1)
@@ -93,9 +94,10 @@ class RolloutConfig(Section):
     phase (the baseline schedule)."""
 
     @property
-    def reshaped(self) -> str:
-        """Which settings make first samples' log-probs other than the model's own; "" for none."""
-        plain = {"temperature": 1.0, "top_p": 1.0, "top_k": -1}
+    def truncated(self) -> str:
+        """Which settings take tokens out of first samples' distribution; "" for none. The trainer
+        follows the temperature, but not these."""
+        plain = {"top_p": 1.0, "top_k": -1}
         values = self.model_dump(include=set(plain))
         return ", ".join(
             f"rollout.{key} is {values[key]}"

@@ -182,15 +182,16 @@ def _loop(config: Config) -> Iterator[str]:
             f"train.eval_every is {train.eval_every} but data.eval is empty; give held-out rows or"
             " set eval_every to 0"
         )
-    if config.algorithm.mismatch_weight and config.rollout.reshaped:
+    if config.algorithm.mismatch_weight and config.rollout.truncated:
         yield (
-            f"algorithm.mismatch_weight is true but {config.rollout.reshaped}: the engine's"
-            " log-probs are of the reshaped distribution and do not compare with the trainer's;"
-            " use temperature 1.0, top_p 1.0 and top_k -1, or turn mismatch_weight off"
+            f"algorithm.mismatch_weight is true but {config.rollout.truncated}: the engine's"
+            " log-probs are of the truncated distribution and do not compare with the trainer's;"
+            " use top_p 1.0 and top_k -1, or turn mismatch_weight off"
         )
     if train.steps and config.rollout.temperature == 0:
         yield (
-            "rollout.temperature is 0, so all rollouts of a group are equal and nothing is"
+            "rollout.temperature is 0, so all rollouts of a group are equal, the policy that is"
+            " trained (logits divided by the temperature) has no log-probs, and nothing is"
             " learned; use 1.0"
         )
 

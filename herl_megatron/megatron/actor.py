@@ -2,6 +2,12 @@
 
 Every rank of the layout calls the same method with its DP rank's `Shard`; the methods are
 collective. Numbers come back from the last pipeline stage.
+
+**Temperature.** The policy that is trained is the one that samples: logits divided by
+`rollout.temperature`. Its current, old and reference log-probs and its entropy are all of that
+distribution, also on revision rows: their rho = pi / mu has the same trained policy pi, whatever
+temperature drew the revision, which only mu knows. Truncation (`top_p`, `top_k`) is not followed.
+SFT fits the plain distribution, temperature 1.
 """
 
 from __future__ import annotations
@@ -61,11 +67,14 @@ class MegatronActor:
         optimizer: OptimizerConfig,
         algorithm: AlgorithmConfig,
         hindsight: HindsightConfig,
+        temperature: float,
         total_optimizer_steps: int,
         seed: int,
         groups: Groups,
     ) -> None:
         """Build the model on this rank and load its weights.
+
+        temperature: of the policy, `rollout.temperature`; training needs it above 0.
 
         Raises:
             ValueError: the model or the layout is not supported, or weights are missing.
@@ -76,6 +85,7 @@ class MegatronActor:
                 " context-parallel ranks is not built yet; use 1"
             )
         self._algorithm = algorithm
+        self._temperature = temperature
         self._hindsight = effective(hindsight)
         self._groups = groups
         self._interleaved_stages = groups.pp.size if groups.vpp > 1 else 1
@@ -107,17 +117,23 @@ class MegatronActor:
                 load(), vocab_size=vocab_size, megatron=megatron, groups=groups
             )
 
-    def compute_log_probs(self, shard: Shard) -> list[FloatArray] | None:
+    def compute_log_probs(
+        self, shard: Shard, *, temperature: float | None = None
+    ) -> list[FloatArray] | None:
         """Log-probs of the shard's response tokens under the current weights.
+
+        temperature: none is the trained policy's; 1 gives the model's plain log-probs.
 
         Returns `[response]` per row of the shard on TP rank 0 of the last stage, else None.
         """
-        return self._runner.response_log_probs(shard)
+        if temperature is None:
+            temperature = self._temperature
+        return self._runner.response_log_probs(shard, temperature=temperature)
 
     def compute_ref_log_probs(self, shard: Shard) -> list[FloatArray] | None:
         """The same under the reference weights; only with `algorithm.kl_coef` above 0."""
         assert self._reference is not None, "there is no reference model: algorithm.kl_coef is 0"
-        return self._reference.compute_log_probs(shard)
+        return self._reference.compute_log_probs(shard, temperature=self._temperature)
 
     def train_step(self, shard: Shard, *, schedule_step: int | None = None) -> dict[str, float]:
         """One optimizer step of the HeRL loss, with the learning rate of `schedule_step`.
@@ -141,7 +157,9 @@ class MegatronActor:
             inputs = _loss_inputs(batch, log_probs, entropy, weights)
             return policy_loss(inputs, algorithm=self._algorithm, hindsight=self._hindsight)
 
-        return self._step(shard, loss_of, schedule_step)
+        return self._step(
+            shard, loss_of, temperature=self._temperature, schedule_step=schedule_step
+        )
 
     def sft_step(self, shard: Shard) -> dict[str, float]:
         """One optimizer step of the mean negative log-likelihood over all response tokens.
@@ -154,10 +172,10 @@ class MegatronActor:
         ) -> LossOutput:
             return sft_loss(log_probs, _weights(batch, shard, "token_mean"))
 
-        return self._step(shard, loss_of)
+        return self._step(shard, loss_of, temperature=1.0, schedule_step=None)
 
     def _step(
-        self, shard: Shard, loss_of: LossOf, schedule_step: int | None = None
+        self, shard: Shard, loss_of: LossOf, *, temperature: float, schedule_step: int | None
     ) -> dict[str, float]:
         assert shard.loss_rows, "a step needs a row of weight above 0; the caller skips the others"
 
@@ -169,12 +187,16 @@ class MegatronActor:
 
         micro_batches = self._runner.pack(shard)
         self.optimizer.zero_grad()
-        outputs = self._runner.accumulate_gradients(micro_batches, evaluate)
+        outputs = self._runner.accumulate_gradients(
+            micro_batches, evaluate, temperature=temperature
+        )
         bad_losses = [i for i, sums in enumerate(outputs) if not sums["loss"].isfinite()]
         self._stop_if_any("loss", bad_losses, shard)
         gradient_norm = self.optimizer.gradient_norm()
         if not math.isfinite(gradient_norm):
-            bad_gradients = self._find_bad_gradients(micro_batches, evaluate)
+            bad_gradients = self._find_bad_gradients(
+                micro_batches, evaluate, temperature=temperature
+            )
             self._stop_if_any("gradient", bad_gradients, shard)
             raise NonFiniteError(f"gradient norm is {gradient_norm}, each micro-batch's is finite")
         lr = self.optimizer.step(gradient_norm, schedule_step=schedule_step)
@@ -184,7 +206,11 @@ class MegatronActor:
         return metrics
 
     def _find_bad_gradients(
-        self, micro_batches: Sequence[MicroBatch], evaluate: Evaluate[Sums]
+        self,
+        micro_batches: Sequence[MicroBatch],
+        evaluate: Evaluate[Sums],
+        *,
+        temperature: float,
     ) -> list[int]:
         """Numbers of the micro-batches whose gradient on this rank is not finite: each is run
         again by itself. Only a step that is lost anyway pays for this."""
@@ -193,7 +219,9 @@ class MegatronActor:
             for number, batch in enumerate(micro_batches):
                 self.optimizer.zero_grad()
                 # The interleaved schedule takes no fewer micro-batches than there are stages.
-                self._runner.accumulate_gradients([batch] * self._interleaved_stages, evaluate)
+                self._runner.accumulate_gradients(
+                    [batch] * self._interleaved_stages, evaluate, temperature=temperature
+                )
                 if not self.optimizer.has_finite_gradients():
                     bad.append(number)
         return bad

@@ -14,6 +14,7 @@ instead of everywhere; `ResponseHead` picks those hidden states in front of the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -105,17 +106,24 @@ class PipelineRunner:
         ]
 
     def accumulate_gradients(
-        self, micro_batches: Sequence[MicroBatch], evaluate: Evaluate[Result]
+        self,
+        micro_batches: Sequence[MicroBatch],
+        evaluate: Evaluate[Result],
+        *,
+        temperature: float,
     ) -> list[Result]:
         """Add the gradient of the summed losses to what is there, then sum it over ranks.
 
+        temperature: divides the logits before log-probs and entropy.
+
         Returns the results per micro-batch on the last stage, elsewhere nothing.
         """
-        return self._run(micro_batches, evaluate, forward_only=False)
+        return self._run(micro_batches, evaluate, temperature=temperature, forward_only=False)
 
     @torch.no_grad()
-    def response_log_probs(self, shard: Shard) -> list[FloatArray] | None:
-        """Log-probs of each row's response tokens, `[response]`, in the shard's row order.
+    def response_log_probs(self, shard: Shard, *, temperature: float) -> list[FloatArray] | None:
+        """Log-probs of each row's response tokens, `[response]`, in the shard's row order, of the
+        distribution with logits divided by `temperature`.
 
         None on every rank but TP rank 0 of the last pipeline stage.
         """
@@ -125,19 +133,26 @@ class PipelineRunner:
         ) -> tuple[torch.Tensor, list[FloatArray]]:
             return log_probs.sum(), unpack(batch, log_probs)
 
-        results = self._run(self.pack(shard), evaluate, forward_only=True)
+        results = self._run(self.pack(shard), evaluate, temperature=temperature, forward_only=True)
         if not (self._groups.holds_output and self._groups.tp.is_first):
             return None
         return [row for rows in results for row in rows]
 
     def _run(
-        self, micro_batches: Sequence[MicroBatch], evaluate: Evaluate[Result], *, forward_only: bool
+        self,
+        micro_batches: Sequence[MicroBatch],
+        evaluate: Evaluate[Result],
+        *,
+        temperature: float,
+        forward_only: bool,
     ) -> list[Result]:
+        log_probs_of = partial(self._log_probs, temperature=temperature)
+
         def forward_step(
             batches: Iterator[MicroBatch], chunk: torch.nn.Module
         ) -> tuple[torch.Tensor, Callable[..., Any]]:
             batch = next(batches)
-            return self._forward(chunk, batch), _loss_function(batch, evaluate, self._log_probs)
+            return self._forward(chunk, batch), _loss_function(batch, evaluate, log_probs_of)
 
         results: list[Result] = self._schedule(
             forward_step_func=forward_step,
@@ -166,13 +181,14 @@ class PipelineRunner:
         return output
 
     def _log_probs(
-        self, batch: MicroBatch, logits: torch.Tensor
+        self, batch: MicroBatch, logits: torch.Tensor, *, temperature: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         log_probs, entropy = token_log_probs(
             logits.squeeze(0),
             batch.targets,
             vocab_size=self._vocab_size,
             tp_group=self._groups.tp.group if self._groups.tp.size > 1 else None,
+            temperature=temperature,
             chunk_tokens=self._megatron.log_prob_chunk_tokens,
         )
         assert entropy is not None

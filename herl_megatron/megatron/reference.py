@@ -37,6 +37,6 @@ class ReferenceModel:
             chunks, models=chunks, vocab_size=vocab_size, megatron=megatron, groups=groups
         )
 
-    def compute_log_probs(self, shard: Shard) -> list[FloatArray] | None:
+    def compute_log_probs(self, shard: Shard, *, temperature: float) -> list[FloatArray] | None:
         """Log-probs of the shard's response tokens; see `PipelineRunner.response_log_probs`."""
-        return self._runner.response_log_probs(shard)
+        return self._runner.response_log_probs(shard, temperature=temperature)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from herl_megatron.config.schema import AlgorithmConfig, HindsightConfig
+from herl_megatron.config.schema import AlgorithmConfig, HindsightConfig, OptimizerConfig
 from tests.distributed import tiny_models
 from tests.distributed.train_case import (
     LAYOUTS,
@@ -165,6 +165,26 @@ def test_mismatch_weight(cases: dict[str, Case]) -> None:
     assert metrics["mismatch_truncated"] == pytest.approx((ratio > 1.2).mean(), rel=1e-5)
     assert metrics["mismatch_kl"] == pytest.approx((ratio - 1 - log_ratio).mean(), rel=1e-4)
     assert 0.1 < metrics["mismatch_truncated"] < 0.9
+
+
+@pytest.mark.parametrize("layout", [dict(), dict(tensor_parallel=2, pipeline_parallel=2)], ids=str)
+def test_temperature(cases: dict[str, Case], layout: dict[str, Any]) -> None:
+    """Loss, entropy and log-probs are of softmax(logits / temperature); SFT's are not, and the
+    plain log-probs are there for the asking."""
+    algorithm = AlgorithmConfig(kl_coef=0.2, entropy_coef=0.05)
+    case = replace(cases["qwen2_tied"], temperature=0.6, algorithm=algorithm)
+    case = replace(case, wanted=("log_probs", "ref_log_probs"), optimizer=OptimizerConfig())
+    check("qwen2_tied", case.on(**layout), key=case)
+    model = tiny_models.build("qwen2_tied")
+    answer = run_case(case.on(**layout))
+    plain_answer = run_case(replace(case, log_prob_temperature=1.0).on(**layout))
+    for number, row in enumerate(case.rows):
+        if row.weight:
+            policy, plain_ = (hf_log_probs(model, row, t)[0].detach().numpy() for t in (0.6, 1.0))
+            np.testing.assert_allclose(answer.log_probs[number], policy, atol=3e-5)
+            np.testing.assert_allclose(answer.ref_log_probs[number], policy, atol=3e-5)
+            np.testing.assert_allclose(plain_answer.log_probs[number], plain_, atol=2e-5)
+    check("qwen2_tied", replace(case, sft=True).on(**layout), key=replace(case, sft=True))
 
 
 def test_reference_compat(cases: dict[str, Case]) -> None:

@@ -53,6 +53,8 @@ class Case:
     schedule_steps: tuple[int, ...] | None = None
     """Place in the learning rate's schedule of each step; none counts the steps."""
     sft: bool = False
+    temperature: float = 1.0
+    log_prob_temperature: float | None = None
     wanted: tuple[str, ...] = ()
     """Besides metrics: `weights`, `log_probs`, `ref_log_probs`, `seconds`."""
 
@@ -130,6 +132,7 @@ def build_actor(case: Case, megatron: MegatronConfig, groups: Any) -> Any:
         optimizer=case.optimizer,
         algorithm=case.algorithm,
         hindsight=case.hindsight,
+        temperature=case.temperature,
         total_optimizer_steps=10,
         seed=0,
         groups=groups,
@@ -163,7 +166,7 @@ def work(rank: int, world_size: int, init_method: str, case: Case) -> dict[str, 
         "weights": {},
     }
     if "log_probs" in case.wanted:
-        result["log_probs"] = actor.compute_log_probs(shard)
+        result["log_probs"] = actor.compute_log_probs(shard, temperature=case.log_prob_temperature)
     for step in range(case.steps):
         start = time.perf_counter()
         place = None if case.schedule_steps is None else case.schedule_steps[step]
@@ -243,11 +246,15 @@ def with_log_probs(
 # ---- the same in plain PyTorch -----------------------------------------------------------------
 
 
-def hf_log_probs(model: torch.nn.Module, row: TrainRow) -> tuple[torch.Tensor, torch.Tensor]:
+def hf_log_probs(
+    model: torch.nn.Module, row: TrainRow, temperature: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probs and entropy at the row's response tokens, `[response]` float64, row by itself."""
     tokens = np.concatenate([row.context_token_ids, row.response_token_ids])
     logits = model(input_ids=torch.from_numpy(tokens.astype(np.int64))[None]).logits[0]
-    log_p = torch.log_softmax(logits.double(), -1)[len(row.context_token_ids) - 1 : -1]
+    log_p = torch.log_softmax(logits.double() / temperature, -1)[
+        len(row.context_token_ids) - 1 : -1
+    ]
     targets = torch.from_numpy(row.response_token_ids.astype(np.int64))
     return log_p.gather(1, targets[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
 
@@ -259,7 +266,7 @@ def plain_loss(model: torch.nn.Module, case: Case) -> torch.Tensor:
     for number, row in enumerate(case.rows):
         if row.weight == 0:
             continue
-        log_p, entropy = hf_log_probs(model, row)
+        log_p, entropy = hf_log_probs(model, row, 1.0 if case.sft else case.temperature)
         if case.sft:
             per_row.append(-log_p)
             continue

@@ -27,7 +27,7 @@ def test_means_and_maxima() -> None:
     assert step_metrics([], RolloutConfig()) == {}
 
 
-@pytest.mark.parametrize("setting", [{"temperature": 0.9}, {"top_p": 0.9}, {"top_k": 50}], ids=str)
+@pytest.mark.parametrize("setting", [{"top_p": 0.9}, {"top_k": 50}], ids=str)
 def test_no_mismatch_where_log_probs_do_not_compare(setting: dict[str, float]) -> None:
     rollout = RolloutConfig.model_validate(setting)
     assert step_metrics(TWO, rollout) == {"loss": 1.5, "sampled_tokens": 2.0}
@@ -63,3 +63,13 @@ def test_learning_rate_follows_the_planned_optimizer_steps() -> None:
     assert [more for method, *more in group.asked if method == "train_step"] == [
         [4], [5], [6], [8]
     ]  # fmt: skip
+
+
+def test_plain_log_probs_outside_of_training() -> None:
+    """The parity gate compares the model's own log-probs; training takes the policy's."""
+    group = ranks(rollout={"temperature": 0.7})
+    asyncio.run(group.train_step(batch(2), step=0))
+    assert group.asked[0] == ("compute_log_probs",)
+    asyncio.run(group.log_probs(batch(1).rows))
+    assert group.asked[-1] == ("compute_log_probs", 1.0)
+    assert "mismatch_mean" in step_metrics(TWO, RolloutConfig(temperature=0.7))
