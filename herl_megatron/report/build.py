@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 
 from herl_megatron.report.derived import with_derived
 from herl_megatron.report.figures import draw_chapter, draw_time_split
@@ -65,9 +69,8 @@ def write_report(folders: Sequence[Path], *, out: Path | None = None, samples: i
 def _pictures(groups: Sequence[RunGroup]) -> list[_Picture]:
     pictures = []
     for chapter in chapters_for(groups):
-        file = io.BytesIO()
-        draw_chapter(chapter, groups).savefig(file, format="png")
-        pictures.append((chapter.name, chapter.title, chapter.note, file.getvalue()))
+        png = _png(partial(draw_chapter, chapter, groups))
+        pictures.append((chapter.name, chapter.title, chapter.note, png))
     rows = [
         (str(run.path), run.summary["seconds"])
         for group in groups
@@ -75,11 +78,17 @@ def _pictures(groups: Sequence[RunGroup]) -> list[_Picture]:
         if run.summary and run.summary.get("seconds")
     ]
     if rows:
-        file = io.BytesIO()
-        draw_time_split(rows).savefig(file, format="png")
+        png = _png(partial(draw_time_split, rows))
         note = "Wall time of the finished runs by phase, start and evaluations included."
-        pictures.append(("time_split", "Time of the whole run", note, file.getvalue()))
+        pictures.append(("time_split", "Time of the whole run", note, png))
     return pictures
+
+
+def _png(draw: Callable[[], Figure]) -> bytes:
+    file = io.BytesIO()
+    with rc_context({"text.parse_math": False}):  # a name with two dollar signs is no formula
+        draw().savefig(file, format="png")
+    return file.getvalue()
 
 
 def _samples(run: Run, stats: RolloutStats, names: CriterionNames, *, count: int) -> list[Html]:

@@ -149,6 +149,13 @@ def test_samples_show_draft_revision_and_verdicts(tmp_path: Path) -> None:
     assert "<ins>kind </ins>" in page
 
 
+def test_a_name_with_dollar_signs_is_no_formula(tmp_path: Path) -> None:
+    metrics = lines(train=[0.5], before=0.5, after=0.5)
+    metrics[1]["odd/$\\frac$"] = 1.0
+    run = make_run(tmp_path, seed=0, name="a $\\frac$ b", lines=metrics)
+    assert "a $\\frac$ b" in write_report([run]).read_text()
+
+
 def test_at_the_command_line(seeds: list[Path], tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["report", str(seeds[0])])
     assert done.exit_code == 0, done.output

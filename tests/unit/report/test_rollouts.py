@@ -105,6 +105,17 @@ def test_without_revisions_samples_are_first_groups_spread_evenly(tmp_path: Path
     assert [record["prompt_id"] for _, record in chosen] == ["p0", "p4", "p8"]
 
 
+def test_samples_are_spread_over_the_steps_that_revised(tmp_path: Path) -> None:
+    path = make_run(tmp_path, seed=0, lines=LINES, steps=9)
+    drafts = [response(0, ["c1"], ["c2"])]
+    for step in range(9):
+        revised = [response(0, ["c1"], ["c2"], parent=0)] if step in (5, 6, 7) else []
+        write_step(path, step, [group(f"p{step}", drafts, revised)])
+    run = read_run(path)
+    chosen = sample_records(run, read_rollout_stats(run, CriterionNames.of(run)), count=2)
+    assert [step for step, _ in chosen] == [5, 7]
+
+
 def test_older_files_take_names_from_the_rows(run: Run) -> None:
     record = dict(next(iter(read_records(run.rollout_files()[0][1]))))
     del record["criteria"]
