@@ -42,7 +42,7 @@ def test_named_files_exist() -> None:
     package = ROOT / "herl_megatron"
     names = re.findall(r"`([\w/.*-]+(?:/|\.py|\.sh|\.md|\.yaml))`|\]\((configs/[^)]+)\)", README)
     # What a run writes, and the reader's own files, are not in the repository.
-    written = ("runs/", "rollouts/", "policy/", "tensorboard/", "config.yaml")
+    written = ("runs/", "checkpoints/", "rollouts/", "policy/", "tensorboard/", "config.yaml")
     for name in {first or second for first, second in names}:
         if name.startswith(written):
             continue
