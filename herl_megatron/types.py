@@ -101,13 +101,19 @@ class Scored:
     """A response with a reward in the rubric's scale, and the verdicts behind it.
 
     `satisfied` names the criteria that count in the response's favour, `unmet` those that count
-    against it (polarity applied); unverifiable ones are in neither.
+    against it (polarity applied); unverifiable ones are in neither, `left_out` names them. So
+    nothing unmet does not mean that the whole rubric is met.
     """
 
     reward: float
     results: tuple[CriterionResult, ...]
     satisfied: tuple[str, ...]
     unmet: tuple[str, ...]
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """The criteria of the rubric that the reward says nothing about."""
+        return tuple(r.criterion_id for r in self.results if r.verdict is Verdict.UNVERIFIABLE)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,13 @@ _log = logging.getLogger(__name__)
 _ATTEMPTS = 2
 """A group that crashes this many workers is isolated."""
 _START_TIMEOUT_S = 120.0
+_METRICS = (
+    "left_out_criteria",
+    "check_failures",
+    "worker_crashes",
+    "group_timeouts",
+    "isolated_groups",
+)
 
 
 @ray.remote(num_cpus=0, max_restarts=0)
@@ -63,7 +70,10 @@ class ScoringPool:
         self._closed = False
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
-        self._left_out: set[str] = set()
+        self._reported: Counter[str] = Counter()
+        self._reasons: Counter[str] = Counter()
+        self._last_reasons: Counter[str] = Counter()
+        self._left_out: set[tuple[str, str]] = set()
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._workers: set[Any] = set()
         self._threads = ThreadPoolExecutor(config.workers, thread_name_prefix="scoring")
@@ -79,22 +89,35 @@ class ScoringPool:
     def stats(self) -> dict[str, int]:
         """Counts since the start.
 
-        groups, responses; unscored responses; left_out_criteria (per prompt scored, not
-        verifiable for any response); check_failures (a time-out or an error on one response);
+        groups, responses; unscored responses; left_out_criteria (per group scored, not verifiable
+        for any response); check_failures (a time-out, an error or no bool on one response);
         worker_crashes, group_timeouts, isolated_groups.
         """
-        names = (
-            "groups",
-            "responses",
-            "unscored",
-            "left_out_criteria",
-            "check_failures",
-            "worker_crashes",
-            "group_timeouts",
-            "isolated_groups",
-        )
         with self._lock:
-            return {name: self._counts[name] for name in names}
+            return {
+                name: self._counts[name] for name in ("groups", "responses", "unscored", *_METRICS)
+            }
+
+    def metrics(self) -> dict[str, float]:
+        """`scoring/...` counts (see `stats`) since the last call; zeros are there too.
+
+        It ends a period of `top_reasons`: call it once per step.
+        """
+        with self._lock:
+            self._last_reasons, self._reasons = self._reasons, Counter()
+            new = {f"scoring/{n}": float(self._counts[n] - self._reported[n]) for n in _METRICS}
+            self._reported = Counter(self._counts)
+        return new
+
+    def top_reasons(self, n: int) -> list[str]:
+        """The `n` most frequent reasons of unscored responses, most first, as `COUNT x REASON`.
+
+        Of the period that the last call of `metrics` ended and of what came after it, so that it
+        explains a step whether it is asked before or after that step's metrics.
+        """
+        with self._lock:
+            reasons = self._last_reasons + self._reasons
+        return [f"{count} x {reason}"[:200] for reason, count in reasons.most_common(n)]
 
     def shutdown(self) -> None:
         """Stop threads and worker processes; groups still waiting are cancelled."""
@@ -170,20 +193,22 @@ class ScoringPool:
             ) from error
 
     def _count(self, prompt: Prompt, scores: Sequence[Score]) -> None:
-        """Count outcomes, and say once per reason which criteria are left out."""
+        """Count outcomes, and say once per criterion of a prompt that it is left out."""
         results = [result for score in scores for result in score.results]
         unverifiable = [result for result in results if result.verdict is Verdict.UNVERIFIABLE]
         left_out = {r.criterion_id: r.reason for r in unverifiable if r.for_every_response}
+        unscored = [score.reason for score in scores if isinstance(score, Unscored)]
         with self._lock:
             self._counts["groups"] += 1
             self._counts["responses"] += len(scores)
-            self._counts["unscored"] += sum(isinstance(score, Unscored) for score in scores)
+            self._counts["unscored"] += len(unscored)
+            self._reasons.update(unscored)
             self._counts["left_out_criteria"] += len(left_out)
             self._counts["check_failures"] += sum(not r.for_every_response for r in unverifiable)
-            news = {c: reason for c, reason in left_out.items() if reason not in self._left_out}
-            self._left_out.update(news.values())
-        for criterion, reason in news.items():
-            _log.warning("prompt %s: criterion %s is left out: %s", prompt.id, criterion, reason)
+            news = [name for name in left_out if (prompt.id, name) not in self._left_out]
+            self._left_out.update((prompt.id, name) for name in news)
+        for name in news:
+            _log.warning("prompt %s: criterion %s is left out: %s", prompt.id, name, left_out[name])
 
     def _add(self, name: str) -> None:
         with self._lock:

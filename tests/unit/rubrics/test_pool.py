@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -175,16 +176,52 @@ def test_check_that_raises_is_a_counted_failure_of_that_response(pool: CountedPo
     assert pool.counts() == {"groups": 1, "responses": 2, "unscored": 1, "check_failures": 1}
 
 
-def test_left_out_criterion_is_counted_per_prompt_and_said_once(
+def test_left_out_criterion_is_counted_per_group_and_said_once_per_prompt(
     pool: CountedPool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    incomplete = prompt("ifeval/length_constraints:number_words", num_words=3)
-    for _ in range(2):
-        scores = pool.score(incomplete, "a", "a, b")
+    first = prompt("muldimif/Format/XML", text="Use XML")  # reads as no requirement
+    for one in (first, first, replace(first, id="another")):
+        scores = pool.score(one, "a", "a, b")
         assert [score.reward for score in scores if isinstance(score, Scored)] == [1.0, 0.0]
-    assert pool.counts() == {"groups": 2, "responses": 4, "left_out_criteria": 2}
-    said = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
-    assert len(said) == 1 and "relation: Field required" in said[0]
+        best = scores[0]
+        assert isinstance(best, Scored)
+        assert (best.satisfied, best.unmet, best.left_out) == (("c1",), (), ("c2",))
+    assert pool.counts() == {"groups": 3, "responses": 6, "left_out_criteria": 3}
+    said = [r for r in caplog.records if "left out" in r.getMessage()]
+    assert [r.levelname for r in said] == ["WARNING"] * 2
+    assert [r.getMessage().split(": muldimif")[0] for r in said] == [
+        "prompt p-muldimif/Format/XML: criterion c2 is left out",
+        "prompt another: criterion c2 is left out",
+    ]
+    assert all("no requirement that this rule knows" in r.getMessage() for r in said)
+
+
+def test_metrics_are_counts_since_the_last_call_and_reasons_come_most_frequent_first(
+    pool: CountedPool,
+) -> None:
+    for _ in range(2):
+        pool.pool.metrics()
+    assert pool.pool.top_reasons(2) == []
+    pool.score(prompt("faulty/raise"), "bad", "bad", "good")
+    pool.score(prompt("ifeval/keywords:existence", keywords=["(a+)+b"]), "a" * 40)
+    pool.score(prompt("muldimif/Format/XML", text="Use XML"), "a")
+    nothing = {
+        "scoring/left_out_criteria": 0.0,
+        "scoring/check_failures": 0.0,
+        "scoring/worker_crashes": 0.0,
+        "scoring/group_timeouts": 0.0,
+        "scoring/isolated_groups": 0.0,
+    }
+    new = {"scoring/left_out_criteria": 1.0, "scoring/check_failures": 3.0}
+    reasons = [
+        "2 x criterion c2: faulty/raise raised KeyError: 'no such entry'",
+        "1 x criterion c2: ifeval/keywords:existence gave no verdict within 0.5 s",
+    ]
+    assert pool.pool.top_reasons(2) == reasons
+    assert pool.pool.metrics() == nothing | new
+    assert pool.pool.top_reasons(2) == reasons and pool.pool.top_reasons(1) == reasons[:1]
+    assert pool.pool.metrics() == nothing
+    assert pool.pool.top_reasons(2) == []
 
 
 def test_check_module_in_the_drivers_working_directory_is_found_by_workers(

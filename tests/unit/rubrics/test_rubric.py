@@ -72,7 +72,7 @@ def test_criterion_unverifiable_for_every_response_is_left_out() -> None:
     score = score_response(Rubric(MIXED), [absent, said("b", True), said("n", True)])
     assert isinstance(score, Scored)
     assert score.reward == pytest.approx(1 / 3)  # 1 of 1 + 2
-    assert (score.satisfied, score.unmet) == (("b",), ("n",))
+    assert (score.satisfied, score.unmet, score.left_out) == (("b",), ("n",), ("a",))
 
 
 def test_criterion_unverifiable_for_this_response_leaves_it_unscored() -> None:
