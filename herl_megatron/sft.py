@@ -12,32 +12,30 @@ from herl_megatron.cluster.session import ray_session
 from herl_megatron.cluster.trainer import start_trainer
 from herl_megatron.config.schema import Config
 from herl_megatron.data.chat import ChatTokenizer
-from herl_megatron.data.prompts import load_sft_rows
+from herl_megatron.data.prompts import SftRow, load_sft_rows
 from herl_megatron.device import choose_device
 from herl_megatron.observability.run_folder import RunFolder
-from herl_megatron.types import Message, TrainRow
+from herl_megatron.types import TrainRow
 
 logger = logging.getLogger(__name__)
 
 
-def to_train_row(
-    index: int, messages: Sequence[Message], tokenizer: ChatTokenizer, *, max_tokens: int
-) -> TrainRow:
+def to_train_row(row: SftRow, tokenizer: ChatTokenizer, *, max_tokens: int) -> TrainRow:
     """The row whose response is the last message; context and response in tokens.
 
     Raises:
-        ValueError: the row is longer than `max_tokens` (data.max_prompt_tokens plus
+        ValueError: the row is longer than `max_tokens` (data.max_experience_tokens plus
             rollout.max_response_tokens); nothing is cut.
     """
-    context, response = tokenizer.training_ids(messages)
+    context, response = tokenizer.training_ids(row.messages)
     if len(context) + len(response) > max_tokens:
         raise ValueError(
-            f"sft row {index} has {len(context)} + {len(response)} tokens, the limit is"
-            f" {max_tokens} (data.max_experience_tokens + rollout.max_response_tokens):"
-            " raise the limit or drop the row"
+            f"{row.where}: the row has {len(context)} + {len(response)} tokens, the limit is"
+            f" {max_tokens} (data.max_experience_tokens + rollout.max_response_tokens);"
+            " raise one of the two or drop the row"
         )
     return TrainRow(
-        prompt_id=f"sft-{index}",
+        prompt_id=row.where,
         context_token_ids=context,
         response_token_ids=response,
         rollout_log_probs=np.zeros(len(response), np.float32),
@@ -73,8 +71,7 @@ async def sft(config: Config) -> Path:
     tokenizer = ChatTokenizer(config.model.path)
     limit = config.data.max_experience_tokens + config.rollout.max_response_tokens
     rows = [
-        to_train_row(index, messages, tokenizer, max_tokens=limit)
-        for index, messages in enumerate(load_sft_rows(config.sft.data))
+        to_train_row(row, tokenizer, max_tokens=limit) for row in load_sft_rows(config.sft.data)
     ]
     device = choose_device(config.cluster.device).kind
     with RunFolder.create(config) as folder, ray_session(config.cluster):

@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,9 +36,20 @@ def load_prompts(path: str) -> list[Prompt]:
     return prompts
 
 
-def load_sft_rows(path: str) -> list[tuple[Message, ...]]:
-    """Read supervised rows: messages, the last one the assistant's. Errors as `load_prompts`."""
-    return [messages for _, messages in _parsed_rows(path, messages_from_sft_row)]
+@dataclass(frozen=True)
+class SftRow:
+    """A supervised row: messages, the last one the assistant's. `where` is `file:line`."""
+
+    where: str
+    messages: tuple[Message, ...]
+
+
+def load_sft_rows(path: str) -> list[SftRow]:
+    """Read supervised rows. Errors as `load_prompts`."""
+    return [
+        SftRow(f"{path}:{line}", messages)
+        for line, messages in _parsed_rows(path, messages_from_sft_row)
+    ]
 
 
 def check_prompt_lengths(
@@ -53,6 +65,29 @@ def check_prompt_lengths(
             f"{len(too_long)} of {len(prompts)} prompts are longer than "
             f"data.max_prompt_tokens={limit_tokens}: {shown}{more}; "
             f"raise the limit to {too_long[0][0]} or drop the rows"
+        )
+
+
+def check_no_leakage(train: Sequence[Prompt], held_out: Sequence[Prompt]) -> None:
+    """Raise ValueError if a held-out row has the id or exactly the messages of a training row.
+
+    Its score would tell what was learnt by heart.
+    """
+    ids = {prompt.id for prompt in train}
+    trained = {prompt.messages: prompt.id for prompt in train}
+    leaked = [
+        f"{prompt.id!r} (same id)"
+        if prompt.id in ids
+        else f"{prompt.id!r} (messages of {trained[prompt.messages]!r})"
+        for prompt in held_out
+        if prompt.id in ids or prompt.messages in trained
+    ]
+    if leaked:
+        more = f" and {len(leaked) - 5} more" if len(leaked) > 5 else ""
+        raise ValueError(
+            f"{len(leaked)} of {len(held_out)} rows of data.eval are also in data.train: "
+            f"{', '.join(leaked[:5])}{more}; drop them from one of the two files (or, where only "
+            "the ids agree, rename them)"
         )
 
 

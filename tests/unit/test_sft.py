@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from herl_megatron.data.prompts import load_sft_rows
 from herl_megatron.evaluate import summarize
 from herl_megatron.sft import batches, to_train_row
 from herl_megatron.types import (
@@ -59,11 +62,16 @@ def test_without_shuffling_the_order_is_the_files() -> None:
     assert [r.prompt_id for batch in islice(stream, 3) for r in batch] == list("012012")
 
 
-def test_a_long_row_is_refused_with_its_lengths() -> None:
-    messages = (Message("user", "x"), Message("assistant", "12345"))
-    assert to_train_row(7, messages, FakeTokenizer(), max_tokens=8).tokens == 8
-    with pytest.raises(ValueError, match=r"row 7 has 3 \+ 5 tokens, the limit is 7"):
-        to_train_row(7, messages, FakeTokenizer(), max_tokens=7)
+def test_a_long_row_is_refused_with_its_line_and_lengths(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "12345"}]
+    path = tmp_path / "sft.jsonl"
+    path.write_text("\n" + json.dumps({"messages": turns}) + "\n")
+    (loaded,) = load_sft_rows(str(path))
+    made = to_train_row(loaded, FakeTokenizer(), max_tokens=8)
+    assert (made.tokens, made.prompt_id) == (8, f"{path}:2")
+    message = r"sft\.jsonl:2: the row has 3 \+ 5 tokens, the limit is 7 \(data\.max_experience_tok"
+    with pytest.raises(ValueError, match=message):
+        to_train_row(loaded, FakeTokenizer(), max_tokens=7)
 
 
 def scored_group(scores) -> ScoredGroup:

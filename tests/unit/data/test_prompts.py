@@ -11,7 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from herl_megatron.data.prompts import PromptStream, load_prompts, load_sft_rows
+from herl_megatron.data.prompts import (
+    PromptStream,
+    SftRow,
+    check_no_leakage,
+    load_prompts,
+    load_sft_rows,
+)
 from herl_megatron.data.rows import row_from_prompt
 from herl_megatron.types import Criterion, Message, Prompt, Rubric
 
@@ -142,7 +148,8 @@ def test_absent_and_empty_files_are_refused(tmp_path: Path) -> None:
 def test_sft_rows(tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
     path = write(tmp_path / "sft.jsonl", {"messages": turns})
-    assert load_sft_rows(path) == [(Message("user", "Hi"), Message("assistant", "Ho"))]
+    messages = (Message("user", "Hi"), Message("assistant", "Ho"))
+    assert load_sft_rows(path) == [SftRow(f"{path}:1", messages)]
     bad = write(tmp_path / "bad.jsonl", {"messages": turns}, {"messages": turns[:1]})
     with pytest.raises(ValueError, match=r"bad\.jsonl:2: .*the roles are user"):
         load_sft_rows(bad)
@@ -154,6 +161,27 @@ def prompts(count: int) -> list[Prompt]:
 
 def ids(batch: list[Prompt]) -> list[str]:
     return [prompt.id for prompt in batch]
+
+
+def asking(name: str, text: str) -> Prompt:
+    return Prompt(name, (Message("user", text),), EXPECTED.rubric)
+
+
+def test_held_out_rows_that_are_trained_on_are_refused_with_their_ids() -> None:
+    train = [asking("t1", "Owls?"), asking("t2", "Ferns?")]
+    check_no_leakage(train, [asking("h1", "owls?"), asking("h2", "Oaks?")])
+    check_no_leakage(train, [])
+    check_no_leakage([], train)
+    held_out = [asking("h1", "Owls?"), asking("t2", "Oaks?"), asking("h3", "Oaks?")]
+    message = (
+        r"^2 of 3 rows of data\.eval are also in data\.train: 'h1' \(messages of 't1'\), "
+        r"'t2' \(same id\); drop them"
+    )
+    with pytest.raises(ValueError, match=message):
+        check_no_leakage(train, held_out)
+    many = [asking(str(i), "Owls?") for i in range(7)]
+    with pytest.raises(ValueError, match=r"^7 of 7 .*'4' \(messages of 't1'\) and 2 more; drop"):
+        check_no_leakage(train, many)
 
 
 def test_stream_in_file_order_starts_over_without_a_prompt_twice_in_a_batch() -> None:

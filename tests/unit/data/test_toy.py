@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from herl_megatron.data.chat import ChatTokenizer
-from herl_megatron.data.prompts import load_prompts, load_sft_rows
+from herl_megatron.data.prompts import check_no_leakage, load_prompts, load_sft_rows
 from herl_megatron.data.toy import (
     EASY,
     HARD,
@@ -108,11 +108,12 @@ def test_revision_rows_name_the_drafts_verdicts_and_fix_what_was_missed() -> Non
 def test_files_are_canonical_and_held_out_prompts_stay_out(folder: Path) -> None:
     train = load_prompts(str(folder / "train.jsonl"))
     heldout = load_prompts(str(folder / "heldout.jsonl"))
-    sft = load_sft_rows(str(folder / "sft.jsonl"))
+    sft = [row.messages for row in load_sft_rows(str(folder / "sft.jsonl"))]
     assert (len(train), len(heldout), len(sft)) == (512, 128, 200)
     unseen = {prompt.messages[0].content for prompt in heldout}
     seen = {prompt.messages[0].content for prompt in train}
     assert len(unseen) == 128 and len(seen) == 512 and not unseen & seen
+    check_no_leakage(train, heldout)
     assert not any(messages[0].content.split("\n")[0] in unseen for messages in sft)
 
 
@@ -153,7 +154,7 @@ def test_tokenizer_is_lossless_and_gives_toy_words_one_token(folder: Path) -> No
     ):
         assert tokenizer.decode(tokenizer.plain_ids(text)) == text
     assert len(tokenizer.plain_ids("The old owl rests near the oak.")) == 8
-    context, response = tokenizer.training_ids(load_sft_rows(str(folder / "sft.jsonl"))[0])
+    context, response = tokenizer.training_ids(load_sft_rows(str(folder / "sft.jsonl"))[0].messages)
     assert len(context) < 64 and len(response) < 48
 
 
@@ -161,7 +162,7 @@ def test_automatic_tokenizer_reads_what_the_file_says(folder: Path) -> None:
     """`transformers` rebuilds Qwen2 tokenizers; a foreign pre-tokenizer would be ignored there."""
     rebuilt = AutoTokenizer.from_pretrained(folder / "model")
     written = Tokenizer.from_file(str(folder / "model" / "tokenizer.json"))
-    for messages in load_sft_rows(str(folder / "sft.jsonl")):
+    for messages in (row.messages for row in load_sft_rows(str(folder / "sft.jsonl"))):
         for message in messages:
             assert rebuilt.encode(message.content) == written.encode(message.content).ids
 
