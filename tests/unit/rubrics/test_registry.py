@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -221,8 +222,13 @@ def test_check_module_beside_a_console_script_is_found_in_the_working_directory(
         "registry.load_check_modules(['my_checks'])\n"
         "print(registry.get('mine/here').name, sys.path == before)"
     )
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     found = subprocess.run(
-        [sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-P", "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert found.stdout == "mine/here True\n", found.stderr
 
