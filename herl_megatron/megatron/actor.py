@@ -35,9 +35,10 @@ from herl_megatron.hindsight.compat import effective
 from herl_megatron.megatron.forward_step import Evaluate, PipelineRunner
 from herl_megatron.megatron.groups import Groups
 from herl_megatron.megatron.hf_config import read_architecture
-from herl_megatron.megatron.load import init_random_weights, load_hf_weights
+from herl_megatron.megatron.load import Write, init_random_weights, load_hf_weights
 from herl_megatron.megatron.model import build_model
 from herl_megatron.megatron.optimizer import Optimizer
+from herl_megatron.megatron.precision import compute_dtype
 from herl_megatron.megatron.reference import ReferenceModel
 from herl_megatron.types import FloatArray
 
@@ -91,18 +92,24 @@ class MegatronActor:
         self._interleaved_stages = groups.pp.size if groups.vpp > 1 else 1
         self.hf_config = read_architecture(model.path)
 
+        def fill(chunks: Sequence[GPTModel], write: Write) -> None:
+            if model.random_init:
+                init_random_weights(chunks, self.hf_config, groups, seed=seed, write=write)
+            else:
+                load_hf_weights(chunks, model.path, self.hf_config, groups, write=write)
+
         def load() -> list[GPTModel]:
             chunks = build_model(self.hf_config, megatron, groups)
-            if model.random_init:
-                init_random_weights(chunks, self.hf_config, groups, seed=seed)
-            else:
-                load_hf_weights(chunks, model.path, self.hf_config, groups)
+            fill(chunks, torch.Tensor.copy_)
             return chunks
 
         self.chunks = load()
         self.optimizer = Optimizer(
             self.chunks, config=optimizer, megatron=megatron, total_steps=total_optimizer_steps
         )
+        if compute_dtype(megatron) is not torch.float32:
+            # Read again rather than kept: never more than one parameter twice in memory.
+            fill(self.chunks, self.optimizer.set_main_weight)
         vocab_size = self.hf_config.vocab_size
         self._runner = PipelineRunner(
             self.optimizer.chunks,

@@ -25,12 +25,21 @@ _IGNORED = re.compile(r".*\.rotary_emb\.inv_freq")
 """Buffers that old checkpoints carry and that the config determines."""
 
 _ReadTensor = Callable[[str, tuple[int, ...]], torch.Tensor]
+Write = Callable[[torch.nn.Parameter, torch.Tensor], object]
+"""(parameter, its values on this rank in the dtype they are stored in) -> not used."""
 
 
 def load_hf_weights(
-    chunks: Sequence[torch.nn.Module], folder: str, architecture: Architecture, groups: Groups
+    chunks: Sequence[torch.nn.Module],
+    folder: str,
+    architecture: Architecture,
+    groups: Groups,
+    *,
+    write: Write = torch.Tensor.copy_,
 ) -> None:
     """Fill every parameter of `chunks` from the safetensors files in `folder`.
+
+    write: where the values go, by default into the parameter (rounded to its dtype).
 
     Raises:
         ValueError: no safetensors there; tensors missing, unexpected or of another shape (named).
@@ -52,15 +61,21 @@ def load_hf_weights(
                 )
             return tensor
 
-        _fill(chunks, architecture, groups, read)
+        _fill(chunks, architecture, groups, read, write)
 
 
 def init_random_weights(
-    chunks: Sequence[torch.nn.Module], architecture: Architecture, groups: Groups, *, seed: int
+    chunks: Sequence[torch.nn.Module],
+    architecture: Architecture,
+    groups: Groups,
+    *,
+    seed: int,
+    write: Write = torch.Tensor.copy_,
 ) -> None:
     """Draw every parameter from `seed` and its HF name, so that any layout gets the same model.
 
     As Hugging Face initialises: matrices from N(0, `initializer_range`), norms 1, biases 0.
+    `write` as in `load_hf_weights`.
     """
 
     def draw(name: str, shape: tuple[int, ...]) -> torch.Tensor:
@@ -72,7 +87,7 @@ def init_random_weights(
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
         return torch.randn(shape, generator=generator).mul_(architecture.initializer_range)
 
-    _fill(chunks, architecture, groups, draw)
+    _fill(chunks, architecture, groups, draw, write)
 
 
 @torch.no_grad()
@@ -81,11 +96,12 @@ def _fill(
     architecture: Architecture,
     groups: Groups,
     read: _ReadTensor,
+    write: Write,
 ) -> None:
     described = {parameter.name: parameter for parameter in parameters(architecture)}
     for name, local in local_parameters(chunks, architecture, groups).items():
         assert name in described, f"no Hugging Face tensor is known for parameter {name}"
-        local.copy_(_local_part(described[name], architecture, groups, read))
+        write(local, _local_part(described[name], architecture, groups, read))
 
 
 def _local_part(

@@ -1,7 +1,8 @@
 """Megatron's optimizer around the model chunks: gradients, clipping, Adam, learning rate.
 
 Adam with decoupled weight decay; biases and norm weights (all one-dimensional parameters) are not
-decayed. With bf16 weights the optimizer keeps fp32 main weights and gradients are summed in fp32.
+decayed. With bf16 weights the optimizer keeps fp32 main weights, which start from the values before
+they were rounded to bf16 (`set_main_weight`), and gradients are summed in fp32.
 Transformer Engine's or Apex's fused Adam is used where installed, torch's AdamW elsewhere.
 
 Gradients of all DP ranks are SUMMED, not averaged: `megatron.forward_step` says why.
@@ -21,6 +22,7 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 from herl_megatron.config.schema import MegatronConfig, OptimizerConfig
 from herl_megatron.megatron.precision import compute_dtype
@@ -96,6 +98,28 @@ class Optimizer:
             ),
             self.chunks,
         )
+
+    @torch.no_grad()
+    def set_main_weight(self, parameter: torch.nn.Parameter, values: torch.Tensor) -> None:
+        """Set the fp32 main weight of `parameter`, or this rank's part of it, to `values`.
+
+        Megatron starts main weights from the bf16 weights, so what bf16 rounds away has to be
+        brought back. A parameter in fp32 is its own main weight and stays as it is.
+        """
+        assert values.shape == parameter.shape, f"{values.shape} for {parameter.shape}"
+        if parameter.dtype is torch.float32:
+            return
+        main: torch.Tensor | None = parameter.main_param  # type: ignore[attr-defined]
+        if main is None:
+            return  # other DP ranks hold all of it
+        flat = values.flatten()
+        for optimizer in self.megatron.chained_optimizers:
+            if isinstance(optimizer, DistributedOptimizer):
+                if parameter not in optimizer.model_param_gbuf_map:
+                    continue
+                part = optimizer._get_model_param_range_map(parameter)["param"]
+                flat = flat[part.start : part.end]
+        main.copy_(flat.view_as(main))
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
