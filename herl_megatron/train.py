@@ -101,4 +101,4 @@ def _metrics(
     assert stats is not None, "a finished run of the pipeline has statistics"
     named = {f"train/{name}": value for name, value in learned.items()}
     # Totals over the step (`rows`) come before the optimizer steps' means of the same name.
-    return named | dict(rows) | stats.metrics() | sync.metrics()
+    return named | dict(rows) | stats.metrics() | parts.pool.metrics() | sync.metrics()

@@ -17,7 +17,12 @@ from herl_megatron.cluster.session import ray_session
 from herl_megatron.cluster.trainer import TrainerGroup, start_trainer
 from herl_megatron.config.schema import Config
 from herl_megatron.data.chat import ChatTokenizer
-from herl_megatron.data.prompts import PromptStream, check_prompt_lengths, load_prompts
+from herl_megatron.data.prompts import (
+    PromptStream,
+    check_no_leakage,
+    check_prompt_lengths,
+    load_prompts,
+)
 from herl_megatron.device import choose_device
 from herl_megatron.rollout.engine import EngineConfig
 from herl_megatron.rollout.pipeline import RolloutPipeline
@@ -54,6 +59,7 @@ def load_inputs(config: Config, *, training: bool) -> Inputs:
     held_out = tuple(load_prompts(config.data.eval)) if config.data.eval else ()
     for prompts in (train, held_out):
         check_prompt_lengths(prompts, tokenizer, config.data.max_prompt_tokens)
+    check_no_leakage(train, held_out)
     if training and config.train.prompts_per_step > len(train):
         raise ValueError(
             f"train.prompts_per_step is {config.train.prompts_per_step}, but {config.data.train}"

@@ -53,6 +53,7 @@ def build_summary(
     reward, all_satisfied: `before` and `after`, on held-out prompts. Without an evaluation they
         are those of the first and last step's own rollouts (`measured_on` says which), null for
         a run of no steps.
+    scoring: what could not be scored and what failed on the way, counts over the run.
     hindsight: counts over the run; `gain` is the mean of revision minus draft reward over the
         scored revisions, null if there were none.
     """
@@ -71,6 +72,7 @@ def build_summary(
         "measured_on": measured_on,
         "steps": len(steps),
         "hindsight": _hindsight(steps),
+        "scoring": _scoring(steps),
         "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
     }
 
@@ -81,6 +83,8 @@ def print_summary(summary: Mapping[str, Any], *, folder: Path, console: Console)
     parts: list[RenderableType] = [_headline(summary)]
     if hindsight["experiences"]:
         parts.append(_hindsight_table(hindsight))
+    if any(summary["scoring"].values()):
+        parts.append(_scoring_table(summary["scoring"]))
     parts.append(_time_table(seconds, steps=summary["steps"]))
     console.print()
     console.print(Panel(Group(*parts), title=f"{folder.name}: {summary['steps']} steps"))
@@ -95,6 +99,14 @@ def _first_and_last(steps: Sequence[Mapping[str, float]], name: str) -> dict[str
 
 def _pair(before: float | None, after: float | None) -> dict[str, float | None]:
     return {"before": before, "after": after}
+
+
+def _scoring(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Add up `scoring/*` over the steps; all zero in a run without trouble."""
+    names = sorted({name for step in steps for name in step if name.startswith("scoring/")})
+    return {
+        name.removeprefix("scoring/"): sum(step.get(name, 0.0) for step in steps) for name in names
+    }
 
 
 def _hindsight(steps: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
@@ -124,6 +136,17 @@ def _headline(summary: Mapping[str, Any]) -> Table:
         colour = "green" if after > before else "red" if after < before else "default"
         change = f"[bold {colour}]{after - before:+.3f}[/]"
         table.add_row(title, f"{before:.3f}", f"[bold]{after:.3f}[/]", change)
+    return table
+
+
+def _scoring_table(scoring: Mapping[str, float]) -> Table:
+    """Only what happened: an unscored response is masked, never given a number."""
+    table = Table(title="\n[yellow]scoring trouble, whole run[/]", title_justify="left", box=None)
+    table.add_column()
+    table.add_column(justify="right")
+    for name, count in scoring.items():
+        if count:
+            table.add_row(f"[yellow]{name.replace('_', ' ')}[/]", f"{count:.0f}")
     return table
 
 

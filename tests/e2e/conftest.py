@@ -105,7 +105,8 @@ def _word_count_row(name: str, index: int) -> dict[str, Any]:
         words("b", "less than", 12),
         words("c", "at least", 10),
     ]
-    content = f"Write about the {('river', 'garden', 'city', 'forest')[index % 4]}."
+    topic = ("river", "garden", "city", "forest")[index % 4]
+    content = f"Write about the {'old ' if index >= 100 else ''}{topic}."  # held out from 100 on
     return {
         "id": name,
         "messages": [{"role": "user", "content": content}],

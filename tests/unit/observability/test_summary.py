@@ -58,6 +58,7 @@ def test_numbers_of_a_run_with_evaluation() -> None:
             "bonus_sum": 0.75,
             "gain": pytest.approx((4 * 0.5 + 1 * -0.25) / 5),  # over scored revisions
         },
+        "scoring": {"revisions_unscored": 2},
         "seconds": {"train": 1.235},
     }
 
