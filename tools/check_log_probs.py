@@ -37,7 +37,6 @@ def config_for(arguments: argparse.Namespace, precision: str) -> Config:
         model=ModelConfig(path=arguments.model),
         data=DataConfig(
             train=arguments.prompts,
-            eval=arguments.prompts,
             max_prompt_tokens=arguments.prompt_tokens,
             max_experience_tokens=arguments.prompt_tokens,
         ),
@@ -58,7 +57,7 @@ async def compare(config: Config, prompts: int) -> dict[str, float]:
     inputs = load_inputs(config, training=True)
     async with open_parts(config, inputs, training=True) as parts:
         await parts.sync_weights(0)
-        groups = await parts.eval_pipeline.run(inputs.eval[:prompts], step=0)
+        groups = await parts.eval_pipeline.run(inputs.train[:prompts], step=0)
         pairs = [
             (group.group.prompt_token_ids, rollout.completion)
             for group in groups
