@@ -177,8 +177,9 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     args.out.mkdir(parents=True, exist_ok=True)
     arguments = [args.config, *args.overrides]
+    shutil.rmtree(args.out / "reference", ignore_errors=True)
     start = time.monotonic()
-    reference = Run("reference", args.out, arguments, "run.overwrite=true")
+    reference = Run("reference", args.out, arguments)
     reference.wait_for_steps(1)
     start_s = time.monotonic() - start
     code, _ = reference.end()
