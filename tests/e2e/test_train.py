@@ -26,6 +26,7 @@ def test_train_eval_and_export_agree(herl, toy: Path, small: list[str]) -> None:
     run = herl(
         "train", "quickstart_cpu.yaml", *small,
         "megatron.tensor_parallel=2", "rollout.replicas=2", "rollout.dtype=fp32", "parity.every=1",
+        "rollout.temperature=0.8",
     )  # fmt: skip
     code, output = run.wait()
     assert code == 0, output
@@ -38,7 +39,8 @@ def test_train_eval_and_export_agree(herl, toy: Path, small: list[str]) -> None:
     steps = [row for row in lines(run.folder / "metrics.jsonl") if "reward/mean" in row]
     assert [row["step"] for row in steps] == [0, 1]
     assert all(math.isfinite(row["train/grad_norm"]) for row in steps)
-    # Both engines compute what the trainer does; so do the rollouts that it trained on.
+    # Both engines compute what the trainer does; so do the rollouts that it trained on, both at
+    # the temperature they were drawn at.
     assert all(0 < row["parity/mean"] < 5e-6 and row["parity/max"] < 1e-4 for row in steps)
     assert all(row["train/mismatch_max"] == pytest.approx(1, abs=1e-4) for row in steps)
     assert all(row["train/mismatch_mean"] == pytest.approx(1, abs=5e-6) for row in steps)
