@@ -211,7 +211,8 @@ def test_cancelled_call_frees_its_requests(engine: VLLMEngine) -> None:
 
     async def scenario() -> list[Completion]:
         task = asyncio.create_task(engine.generate(requests))
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0)  # the task hands its requests over,
+        await engine.weight_version()  # and this call comes after them: they are running
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
