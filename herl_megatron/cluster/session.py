@@ -10,11 +10,12 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import ray
 
+from herl_megatron.cluster.orphans import orphan_guard
 from herl_megatron.config.schema import ClusterConfig
 
 _MIN_OBJECT_STORE_BYTES = 80 << 20  # Ray refuses less than about 75 MiB
@@ -62,28 +63,35 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
     # Ray hides accelerators from actors that ask for none and warns about a future change of it.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if config.address:
-        try:
-            ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR)
-        except ConnectionError as error:
-            raise ValueError(f"cluster.address is {config.address!r}: {error}") from error
-    else:
-        stat = os.statvfs(_SHM) if _SHM.exists() else None
-        free = stat.f_bavail * stat.f_frsize if stat else 0
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=object_store_bytes(free),
-            # Ray starts workers through a shell and does not quote the interpreter's path.
-            runtime_env={"py_executable": shlex.quote(sys.executable)},
-        )
-    _cancel_on_sigterm()
-    try:
+    with ExitStack() as stack:
+        if config.address:
+            _join(config.address)
+        else:
+            stack.enter_context(orphan_guard())
+            _start()
+        stack.callback(ray.shutdown)
+        _cancel_on_sigterm()
         yield
-    finally:
-        ray.shutdown()
+
+
+def _join(address: str) -> None:
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except ConnectionError as error:
+        raise ValueError(f"cluster.address is {address!r}: {error}") from error
+
+
+def _start() -> None:
+    stat = os.statvfs(_SHM) if _SHM.exists() else None
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=object_store_bytes(stat.f_bavail * stat.f_frsize if stat else 0),
+        # Ray starts workers through a shell and does not quote the interpreter's path.
+        runtime_env={"py_executable": shlex.quote(sys.executable)},
+    )
 
 
 def _cancel_on_sigterm() -> None:

@@ -1,0 +1,68 @@
+"""End a local Ray's processes when the driver was killed.
+
+Ray's workers leave when init adopts them. Under a subreaper (a container's init, a session manager,
+our own `tools/_supervise.py`) somebody else does, and they would stay for ever. So a small process
+waits beside the driver: its standard input ends when the driver does, however that happened.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import psutil
+
+_MARK = "HERL_SESSION"
+_DONE = b"done"
+_GRACE_S = 3.0  # Ray's own clean-up comes first
+
+
+@contextmanager
+def orphan_guard() -> Iterator[None]:
+    """Mark every process that is started inside the block; end them if this process is killed.
+
+    An end in order is left to the block's owner.
+    """
+    session = uuid.uuid4().hex
+    environment = {key: value for key, value in os.environ.items() if key != _MARK}
+    guard = subprocess.Popen(
+        [sys.executable, "-m", "herl_megatron.cluster.orphans", session],
+        stdin=subprocess.PIPE,
+        env=environment | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        start_new_session=True,  # Ctrl-C in a terminal must not end the guard first
+    )
+    assert guard.stdin is not None, "the guard was started with a pipe"
+    os.environ[_MARK] = session
+    try:
+        yield
+    finally:
+        del os.environ[_MARK]
+        with suppress(BrokenPipeError):  # the guard itself was killed: nothing to tell it
+            guard.communicate(_DONE, timeout=30)
+
+
+def kill_marked(session: str) -> None:
+    """Kill every process whose environment carries the session's mark."""
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(_MARK) == session:
+                process.kill()
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue  # gone meanwhile, or another user's
+
+
+def main() -> None:
+    """Wait for the driver's end; unless it said that it was in order, end what it left."""
+    said = sys.stdin.buffer.read()
+    if said != _DONE:
+        time.sleep(_GRACE_S)
+        kill_marked(sys.argv[1])
+
+
+if __name__ == "__main__":
+    main()
