@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -59,7 +60,10 @@ def pool_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         include_dashboard=False,
         namespace=folder.name,
         log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": paths}},
+        runtime_env={
+            "env_vars": {"PYTHONPATH": paths},
+            "py_executable": shlex.quote(sys.executable),  # a checkout path may hold spaces
+        },
     )
     yield folder
     ray.shutdown()
