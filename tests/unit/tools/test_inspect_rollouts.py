@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import subprocess
 import sys
 from argparse import Namespace
@@ -22,9 +23,7 @@ SCRIPT = ROOT / "tools/inspect_rollouts.py"
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     path = make_run(tmp_path, seed=0, lines=[{"step": 0, "reward/mean": 0.5}])
-    revision = response(
-        0, ["c1", "c2"], [], text="be so kind", parent=0, accepted=True, replaces=1
-    )
+    revision = response(0, ["c1", "c2"], [], text="be so kind", parent=0, accepted=True, replaces=1)
     failed = group("bad", [response(0, ["c1"], ["c2"], text="be kind"), response(1, [], [])])
     write_step(path, 0, [group("early", [response(0, ["c1"], ["c2"])])])
     write_step(
@@ -97,7 +96,7 @@ def test_piped_and_empty(run: Path) -> None:
     assert (empty.returncode, empty.stdout) == (1, "")
     assert "no group in" in empty.stderr and "matches" in empty.stderr
     piped = subprocess.run(
-        f"{' '.join(command)} --count 99 | head -n 1",
+        f"{shlex.join(command)} --count 99 | head -n 1",
         shell=True, capture_output=True, text=True, env=environment,
     )  # fmt: skip
     assert "bad" in piped.stdout and piped.stderr == ""
