@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AsyncExitStack
 
 from herl_megatron.batching.rows import build_train_batch
 from herl_megatron.cluster.parts import Parts, load_inputs, open_parts
@@ -26,16 +27,14 @@ async def train(config: Config) -> None:
     inputs = load_inputs(config, training=True)
     timers = Timers()
     with RunFolder.create(config) as folder:
-        with timers("start"):
-            context = open_parts(config, inputs, training=True)
-            parts = await context.__aenter__()
-        try:
-            await _loop(config, parts, folder, timers)
-        except BaseException as error:  # whatever ends the run, what is done is kept
-            await rescue(error, parts, folder)
-            raise
-        finally:
-            await context.__aexit__(None, None, None)
+        async with AsyncExitStack() as stack:
+            with timers("start"):
+                parts = await stack.enter_async_context(open_parts(config, inputs, training=True))
+            try:
+                await _loop(config, parts, folder, timers)
+            except BaseException as error:  # whatever ends the run, what is done is kept
+                await rescue(error, parts, folder)
+                raise
 
 
 async def _loop(config: Config, parts: Parts, folder: RunFolder, timers: Timers) -> None:
