@@ -12,6 +12,11 @@ sequence parallelism, else 1:
     dense MLP    5 b f / t                 gate and up (2), silu, up once more, product
     experts      k (b h + 6 b f_e / t)     of each token's k experts, the probability's product too
 
+Under context parallelism c a rank counts the tokens that it holds, 1 / c of a micro-batch.
+Transformer Engine passes keys and values round and keeps its own; without it (`megatron.attention`)
+a layer keeps those of whole rows, 2 b kv c / t per token held, in place of its own, the two chunks'
+outputs once more side by side, and their masks of 2 c + 1 squares of a chunk.
+
 Full recomputation keeps b h / s, the input, of each layer and, for one layer at a time, the above.
 Recomputing core attention alone saves nothing here, since no scores are stored. Experts are taken
 to be loaded evenly. `tests/distributed/test_plan_memory.py` compares with what real runs keep.
@@ -31,20 +36,27 @@ _LOSS_BYTES_PER_TOKEN = 64  # log-probs, entropy, masks and the loss's own terms
 
 @dataclass(frozen=True)
 class MicroBatchShape:
-    """The largest micro-batch: all its tokens, the longest row, and tokens that have logits."""
+    """What a rank holds of the largest micro-batch: all its tokens, those of the longest row, and
+    those that have logits."""
 
     tokens: int
     longest_row: int
     response_tokens: int
 
+    def share(self, ranks: int) -> MicroBatchShape:
+        """What each of so many context-parallel ranks holds of it, rounded up."""
+        return MicroBatchShape(
+            *(-(-n // ranks) for n in (self.tokens, self.longest_row, self.response_tokens))
+        )
+
 
 @dataclass(frozen=True)
 class ActivationModel:
-    """The formulas above for one model and layout; `fused_norm` on GPUs."""
+    """The formulas above for one model and layout; `fused`: with Transformer Engine, on GPUs."""
 
     architecture: Architecture
     megatron: MegatronConfig
-    fused_norm: bool
+    fused: bool
 
     @property
     def element_bytes(self) -> int:
@@ -56,7 +68,7 @@ class ActivationModel:
         per_token = self._attention_per_token() + self._mlp_per_token(layer)
         # Sines and cosines of queries and keys, one row of the longest sequence each.
         rope = 4 * self.element_bytes * self.architecture.head_dim * self._rope_rows(shape)
-        return int(per_token * shape.tokens) + rope
+        return int(per_token * shape.tokens) + rope + self._mask_bytes(shape)
 
     def layer_input_bytes(self, shape: MicroBatchShape) -> int:
         """The hidden states between two layers, `[tokens, hidden]`."""
@@ -115,7 +127,7 @@ class ActivationModel:
 
     @property
     def _norm(self) -> int:
-        return self.element_bytes if self.fused_norm else _UNFUSED_NORM_BYTES
+        return self.element_bytes if self.fused else _UNFUSED_NORM_BYTES
 
     def _rope_rows(self, shape: MicroBatchShape) -> int:
         return shape.tokens if self.megatron.packing else shape.longest_row
@@ -126,8 +138,24 @@ class ActivationModel:
         kv = max(a.num_kv_heads, tp) * a.head_dim  # TP above the number of key heads repeats them
         norm = a.hidden_size * (self._norm + each) / self._split
         heads = each * (3 * q + 3 * kv) / tp + 4 * a.num_heads / tp
+        if self._gathers_keys:
+            heads = each * (3 * q + 2 * kv * self.megatron.context_parallel) / tp
+            heads += 4 * a.num_heads / tp
         qk_norm = (self._norm + each) * (q + kv) / tp - each * (q + kv) / tp if a.qk_norm else 0
         return norm + heads + qk_norm
+
+    @property
+    def _gathers_keys(self) -> bool:
+        return self.megatron.context_parallel > 1 and not self.fused
+
+    def _mask_bytes(self, shape: MicroBatchShape) -> int:
+        """One set of masks for padded rows; packed rows have theirs each, the longest the most."""
+        if not self._gathers_keys:
+            return 0
+        chunk = shape.longest_row // 2
+        rows = shape.tokens / shape.longest_row if self.megatron.packing else 1
+        squares = 2 * self.megatron.context_parallel + 1
+        return int(rows * squares * chunk**2 * self.element_bytes)
 
     def _mlp_per_token(self, layer: int) -> float:
         a, each, tp = self.architecture, self.element_bytes, self.megatron.tensor_parallel

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from herl_megatron.batching.schedule import length_multiple, padded_length
 from herl_megatron.config.schema import Config, MegatronConfig
 from herl_megatron.device import scratch_bytes
 from herl_megatron.megatron.meta import RankBytes
@@ -45,14 +46,17 @@ class RankPlan:
 
 
 def largest_micro_batch(config: Config) -> MicroBatchShape:
-    """A micro-batch at its budget, or one row that is longer; every token counts as response, which
-    is more than there can be by the shortest prompts."""
+    """What a CP rank holds of a micro-batch at its budget, or of one row that is longer.
+
+    Every token counts as response, which is more than there can be by the shortest prompts.
+    """
     longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
     if config.hindsight.enabled and config.hindsight.train_context == "experience":
         prompt = max(config.data.max_prompt_tokens, config.data.max_experience_tokens)
         longest = prompt + config.rollout.max_response_tokens
+    longest = padded_length(longest, length_multiple(config.megatron))
     tokens = max(config.megatron.micro_batch_tokens, longest)
-    return MicroBatchShape(tokens, longest, tokens)
+    return MicroBatchShape(tokens, longest, tokens).share(config.megatron.context_parallel)
 
 
 def micro_batches_per_step(config: Config, mean_tokens: float) -> int:
@@ -83,7 +87,7 @@ def plan_ranks(
     micro_batches: int,
 ) -> tuple[RankPlan, ...]:
     """One plan per pipeline stage; `ranks` are the stages' first ranks."""
-    model = ActivationModel(architecture, config.megatron, fused_norm=on_gpu)
+    model = ActivationModel(architecture, config.megatron, fused=on_gpu)
     shape = largest_micro_batch(config)
     largest = largest_bucket_bytes(config, architecture)
     per_stage = config.megatron.world_size // config.megatron.pipeline_parallel
