@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from herl_megatron.cluster.reserve import reserve
 from herl_megatron.cluster.session import ray_session
 from herl_megatron.cluster.trainer import start_trainer
 from herl_megatron.config.schema import Config
@@ -75,7 +76,13 @@ async def sft(config: Config) -> Path:
     ]
     device = choose_device(config.cluster.device).kind
     with RunFolder.create(config) as folder, ray_session(config.cluster):
-        trainer = await start_trainer(config, device=device, optimizer_steps=config.sft.steps)
+        reservation = reserve(config, device=device, samples=False)
+        trainer = await start_trainer(
+            config,
+            slots=reservation.placement.trainer,
+            device=device,
+            optimizer_steps=config.sft.steps,
+        )
         try:
             stream = batches(
                 rows,
@@ -89,5 +96,6 @@ async def sft(config: Config) -> Path:
             await trainer.export(folder.policy)
         finally:
             trainer.stop()
+            reservation.release()
     logger.info("policy after SFT: %s", folder.policy)
     return folder.policy

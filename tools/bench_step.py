@@ -40,6 +40,7 @@ from herl_megatron.rollout.engine import EngineConfig, engine_environment
 os.environ.update(engine_environment(device="cpu", threads=1))  # before torch and vllm
 
 from herl_megatron.batching.rows import build_train_batch
+from herl_megatron.cluster.reserve import reserve
 from herl_megatron.cluster.session import ray_session
 from herl_megatron.cluster.trainer import TrainerGroup, start_trainer
 from herl_megatron.config.schema import (
@@ -195,7 +196,8 @@ async def measure(options: argparse.Namespace, folder: Path) -> dict[str, list[M
     async with AsyncExitStack() as stack:
         stack.enter_context(ray_session(config.cluster))
         steps = (options.cycles + 1) * len(variants)
-        trainer = await start_trainer(config, device="cpu", optimizer_steps=2 * steps)
+        ranks = reserve(config, device="cpu", samples=False).placement.trainer
+        trainer = await start_trainer(config, slots=ranks, device="cpu", optimizer_steps=2 * steps)
         stack.callback(trainer.stop)
         tokenizer_limit = config.data.max_experience_tokens + options.longest
         engine = FixedLengthEngine(

@@ -13,7 +13,7 @@ import ray
 from ray.exceptions import RayError
 
 from herl_megatron.cluster.health import WorkerError, kill, wait_for
-from herl_megatron.cluster.placement import actor_options
+from herl_megatron.cluster.placement import Slot, actor_options
 from herl_megatron.cluster.restart import RestartingEngine, Restarts
 from herl_megatron.cluster.workers import HEALTH, EngineWorker
 from herl_megatron.config.schema import Config
@@ -161,9 +161,9 @@ class RemoteEngine:
 
 
 async def start_engines(
-    config: Config, engine: EngineConfig, *, replicas: int, restarts: Restarts | None = None
+    config: Config, engine: EngineConfig, *, slots: Sequence[Slot], restarts: Restarts | None = None
 ) -> list[RestartingEngine]:
-    """Start all replicas at once; returns when each can generate.
+    """Start one engine per slot, all at once; returns when each can generate.
 
     restarts: of the run; none given, a lost engine ends it.
 
@@ -171,7 +171,10 @@ async def start_engines(
         EngineLost, ValueError: an engine did not start; the others are ended first.
     """
     shared = restarts or Restarts(limit=0)
-    begun = [asyncio.create_task(_start(config, engine, index)) for index in range(replicas)]
+    begun = [
+        asyncio.create_task(_start(config, engine, slot, index=index))
+        for index, slot in enumerate(slots)
+    ]
     try:
         processes = await asyncio.gather(*begun)
     except BaseException:
@@ -182,8 +185,10 @@ async def start_engines(
                 process.kill()
         raise
     return [
-        RestartingEngine(process, functools.partial(_start, config, engine, index), shared)
-        for index, process in enumerate(processes)
+        RestartingEngine(
+            process, functools.partial(_start, config, engine, slot, index=index), shared
+        )
+        for index, (slot, process) in enumerate(zip(slots, processes, strict=True))
     ]
 
 
@@ -192,9 +197,9 @@ async def stop_engines(engines: Sequence[RestartingEngine]) -> None:
     await asyncio.gather(*(engine.shutdown() for engine in engines))
 
 
-async def _start(config: Config, engine: EngineConfig, index: int) -> RemoteEngine:
+async def _start(config: Config, engine: EngineConfig, slot: Slot, *, index: int) -> RemoteEngine:
     env = engine_environment(device=engine.device, threads=config.cluster.threads_per_rank)
-    options = actor_options(device=engine.device, env=env)
+    options = actor_options(slot, device=engine.device, env=env)
     remote = ray.remote(concurrency_groups={HEALTH: 1})(EngineWorker)
     actor = remote.options(**options).remote()
     process = RemoteEngine(actor, index=index, config=config)

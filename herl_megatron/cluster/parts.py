@@ -15,6 +15,8 @@ import ray
 
 from herl_megatron.cluster.checkpointer import Checkpointer
 from herl_megatron.cluster.engines import start_engines, stop_engines
+from herl_megatron.cluster.placement import DeviceKind, Placement
+from herl_megatron.cluster.reserve import reserve
 from herl_megatron.cluster.restart import RestartingEngine, Restarts
 from herl_megatron.cluster.session import check_one_machine, ray_session
 from herl_megatron.cluster.trainer import TrainerGroup, start_trainer
@@ -144,21 +146,14 @@ async def open_parts(config: Config, inputs: Inputs, *, training: bool) -> Async
         if training:
             check_one_machine(ray.nodes())
         restarts = Restarts(config.rollout.max_engine_restarts)
+        device = choose_device(config.cluster.device).kind
+        reservation = reserve(config, device=device, trains=training)
+        stack.callback(reservation.release)
         engines, pool, trainer = await _start_all(
-            config, inputs, stack, restarts, training=training
+            config, inputs, stack, restarts, placement=reservation.placement, device=device
         )
         scorer = Scorer(pool, judge)
-        pipeline = RolloutPipeline(
-            engines,
-            scorer,
-            inputs.tokenizer,
-            config.rollout,
-            config.hindsight if config.hindsight.enabled else None,
-            max_experience_tokens=config.data.max_experience_tokens,
-            seed=config.run.seed,
-            scoring_paused_s=scorer.paused_s,
-            start_judging=scorer.start_judging,
-        )
+        pipeline, eval_pipeline = _pipelines(config, inputs, engines, scorer)
         source = sync = turns = gate = checkpoints = None
         if trainer is not None:
             if config.rollout.truncated:
@@ -188,19 +183,7 @@ async def open_parts(config: Config, inputs: Inputs, *, training: bool) -> Async
             scorer=scorer,
             engines=engines,
             pipeline=pipeline,
-            eval_pipeline=RolloutPipeline(
-                engines,
-                scorer,
-                inputs.tokenizer,
-                config.rollout,
-                None,
-                max_experience_tokens=config.data.max_experience_tokens,
-                seed=config.eval.seed,
-                group_size=config.eval.samples_per_prompt,
-                sampling=_eval_sampling(config),
-                scoring_paused_s=scorer.paused_s,
-                start_judging=scorer.start_judging,
-            ),
+            eval_pipeline=eval_pipeline,
             trainer=trainer,
             weight_sync=sync,
             turns=turns,
@@ -208,6 +191,37 @@ async def open_parts(config: Config, inputs: Inputs, *, training: bool) -> Async
             checkpoints=checkpoints,
             restarts=restarts,
         )
+
+
+def _pipelines(
+    config: Config, inputs: Inputs, engines: Sequence[RolloutEngine], scorer: Scorer
+) -> tuple[RolloutPipeline, RolloutPipeline]:
+    """Of training and of evaluation, over the same engines."""
+    training = RolloutPipeline(
+        engines,
+        scorer,
+        inputs.tokenizer,
+        config.rollout,
+        config.hindsight if config.hindsight.enabled else None,
+        max_experience_tokens=config.data.max_experience_tokens,
+        seed=config.run.seed,
+        scoring_paused_s=scorer.paused_s,
+        start_judging=scorer.start_judging,
+    )
+    evaluation = RolloutPipeline(
+        engines,
+        scorer,
+        inputs.tokenizer,
+        config.rollout,
+        None,
+        max_experience_tokens=config.data.max_experience_tokens,
+        seed=config.eval.seed,
+        group_size=config.eval.samples_per_prompt,
+        sampling=_eval_sampling(config),
+        scoring_paused_s=scorer.paused_s,
+        start_judging=scorer.start_judging,
+    )
+    return training, evaluation
 
 
 def _refresher(
@@ -225,15 +239,26 @@ def _refresher(
 
 
 async def _start_all(
-    config: Config, inputs: Inputs, stack: AsyncExitStack, restarts: Restarts, *, training: bool
+    config: Config,
+    inputs: Inputs,
+    stack: AsyncExitStack,
+    restarts: Restarts,
+    *,
+    placement: Placement,
+    device: DeviceKind,
 ) -> tuple[list[RestartingEngine], ScoringPool, TrainerGroup | None]:
     """Start everything at once (imports take most of the time); `stack` ends what has started."""
-    device = choose_device(config.cluster.device).kind
+    training = bool(placement.trainer)
     engine_config = _engine_config(config, inputs, device=device, training=training)
     engines, pool, trainer = await asyncio.gather(
-        start_engines(config, engine_config, replicas=config.rollout.replicas, restarts=restarts),
+        start_engines(config, engine_config, slots=placement.engines, restarts=restarts),
         asyncio.to_thread(ScoringPool, config.scoring),
-        start_trainer(config, device=device, optimizer_steps=_optimizer_steps(config))
+        start_trainer(
+            config,
+            slots=placement.trainer,
+            device=device,
+            optimizer_steps=_optimizer_steps(config),
+        )
         if training
         else asyncio.sleep(0),
         return_exceptions=True,
@@ -273,7 +298,9 @@ def _max_model_tokens(config: Config) -> int:
     return longest_prompt + config.rollout.max_response_tokens
 
 
-def _engine_config(config: Config, inputs: Inputs, *, device: str, training: bool) -> EngineConfig:
+def _engine_config(
+    config: Config, inputs: Inputs, *, device: DeviceKind, training: bool
+) -> EngineConfig:
     return EngineConfig(
         model_path=config.model.path,
         dtype=_TORCH_DTYPES[config.rollout.dtype],

@@ -1,21 +1,97 @@
-"""What each worker asks of Ray: nothing on CPU, a share of a GPU when colocated."""
+"""Which node and GPUs each trainer rank and each engine gets; pure but for Ray's option names.
+
+Ranks fill the nodes in order, as Megatron's rank order (`tp-cp-ep-dp-pp`) expects: TP neighbours
+share a node, pipeline stages lie far apart. An engine takes consecutive GPUs of one node, those of
+trainer ranks there: they take turns. On the CPU ranks and engines are spread evenly instead.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import ipaddress
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
-_COLOCATED_SHARE = 0.45  # trainer rank and engine take turns on one GPU; Ray only counts the shares
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from herl_megatron.config.schema import Config
+
+DeviceKind = Literal["cpu", "cuda"]
 
 
-def actor_options(*, device: str, env: dict[str, str]) -> dict[str, Any]:
-    """Ray options of a trainer rank or an engine.
+@dataclass(frozen=True)
+class Node:
+    """A Ray node. gpus: those that this run may use, as `CUDA_VISIBLE_DEVICES` names them."""
 
-    Workers ask for 0 logical CPUs, so the number of cores never keeps a run from starting.
+    id: str
+    ip: str
+    gpus: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where one process runs: a node and some of its GPUs (none on the CPU)."""
+
+    node_id: str
+    node_ip: str
+    gpus: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A slot per trainer rank (one GPU each) and per engine (`rollout.tensor_parallel` GPUs)."""
+
+    trainer: tuple[Slot, ...]
+    engines: tuple[Slot, ...]
+
+
+def in_order(nodes: Sequence[Node], *, driver: str) -> list[Node]:
+    """Nodes in the order in which they are filled: the one with id `driver`, then by address."""
+    return sorted(nodes, key=lambda node: (node.id != driver, _address_key(node.ip), node.id))
+
+
+def place(
+    config: Config,
+    nodes: Sequence[Node],
+    *,
+    device: DeviceKind,
+    trains: bool = True,
+    samples: bool = True,
+) -> Placement:
+    """Slots on `nodes`, which are filled in the order given (`in_order`).
+
+    trains, samples: whether there are trainer ranks (not in `herl eval`) and engines (not in `herl
+        sft`). With both, engines are only where trainer ranks are, which bring them the weights.
+
+    Raises:
+        ValueError: the layout does not fit the nodes; says what is missing and what to change.
     """
-    options: dict[str, Any] = {"num_cpus": 0, "runtime_env": {"env_vars": env}, "max_restarts": 0}
+    ranks = config.megatron.world_size if trains else 0
+    engines = config.rollout.replicas if samples else 0
+    if device == "cpu":
+        return _spread(config, nodes, ranks=ranks, engines=engines)
+    return _fill(config, nodes, ranks=ranks, engines=engines)
+
+
+def actor_options(slot: Slot, *, device: DeviceKind, env: dict[str, str]) -> dict[str, Any]:
+    """Ray options of a trainer rank or an engine at `slot`.
+
+    Workers ask for 0 logical CPUs, so the number of cores never keeps a run from starting, and for
+    0 GPUs, since two of them share each: `cluster.reserve` holds the GPUs for the run, and the
+    process is told here which of them are its own.
+    """
+    variables = dict(env)
     if device == "cuda":
-        options["num_gpus"] = _COLOCATED_SHARE
-    return options
+        variables["CUDA_VISIBLE_DEVICES"] = ",".join(slot.gpus)
+        # A Ray told to hide the GPUs from whoever asks for none would empty the line above.
+        variables["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    return {
+        "num_cpus": 0,
+        "num_gpus": 0,
+        "max_restarts": 0,
+        "runtime_env": {"env_vars": variables},
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(slot.node_id, soft=False),
+    }
 
 
 def trainer_environment(threads: int) -> dict[str, str]:
@@ -29,3 +105,98 @@ def trainer_environment(threads: int) -> dict[str, str]:
         "CUDA_DEVICE_MAX_CONNECTIONS": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
+
+
+def _spread(config: Config, nodes: Sequence[Node], *, ranks: int, engines: int) -> Placement:
+    """On the CPU: whole TP groups, then engines, in even blocks over the nodes."""
+    if not nodes:
+        raise ValueError("the Ray cluster has no node; start one with `ray start --head`")
+    tp = config.megatron.tensor_parallel
+    homes = [node for node, groups in _blocks(nodes, ranks // tp) for _ in range(groups)]
+    trainer = tuple(_slot(node) for node in homes for _ in range(tp))
+    # In the nodes' order; without a trainer, engines may be anywhere.
+    sampling = list(dict.fromkeys(homes)) or list(nodes)
+    return Placement(
+        trainer=trainer,
+        engines=tuple(
+            _slot(node) for node, count in _blocks(sampling, engines) for _ in range(count)
+        ),
+    )
+
+
+def _fill(config: Config, nodes: Sequence[Node], *, ranks: int, engines: int) -> Placement:
+    """On GPUs: one rank per GPU, node after node; engines in even blocks over the same nodes."""
+    usable = [node for node in nodes if node.gpus]
+    engine_gpus = config.rollout.tensor_parallel
+    needed = max(ranks, engines * engine_gpus)
+    total = sum(len(node.gpus) for node in usable)
+    if total < max(needed, 1):
+        raise ValueError(
+            f"the run needs {needed} GPUs, but the Ray cluster has {total} ({_counts(nodes)}): make"
+            " megatron's TP * PP * CP * DP and rollout.replicas * rollout.tensor_parallel smaller,"
+            " or start Ray on more nodes"
+        )
+    fitting = [node for node in usable if len(node.gpus) >= needed][:1]
+    _check_nodes(config, fitting or usable, ranks=ranks, engines=engines)
+    per_node = len((fitting or usable)[0].gpus)
+    room = per_node // engine_gpus if engines else 1  # engines to a node
+    of_trainer, of_engines = -(-ranks // per_node), -(-engines // room)
+    used = (fitting or usable)[: max(of_trainer, of_engines)]
+    if len(used) < of_engines or (ranks and of_engines > of_trainer):
+        raise ValueError(
+            f"{engines} engines (rollout.replicas) of {engine_gpus} GPUs (rollout.tensor_parallel)"
+            f" need {of_engines} nodes of {per_node} GPUs, but there are {len(usable)} and the"
+            f" trainer's {ranks} ranks are on {of_trainer}: lower one of the two"
+        )
+    placed = [
+        _slot(node, index * engine_gpus, engine_gpus)
+        for node, count in _blocks(used, engines)
+        for index in range(count)
+    ]
+    trainer = [_slot(used[rank // per_node], rank % per_node) for rank in range(ranks)]
+    return Placement(trainer=tuple(trainer), engines=tuple(placed))
+
+
+def _check_nodes(config: Config, nodes: Sequence[Node], *, ranks: int, engines: int) -> None:
+    """Refuse nodes that the layout cannot be cut into."""
+    if len({len(node.gpus) for node in nodes}) > 1:
+        raise ValueError(
+            "a run on several nodes needs equally many GPUs on each, but they have"
+            f" {_counts(nodes)}: leave the odd ones out of the Ray cluster"
+        )
+    per_node = len(nodes[0].gpus)
+    tp, engine_gpus = config.megatron.tensor_parallel, config.rollout.tensor_parallel
+    if engines and engine_gpus > per_node:
+        raise ValueError(
+            f"rollout.tensor_parallel is {engine_gpus}, but a node has {per_node} GPUs and an"
+            " engine never spans nodes; lower it, and raise rollout.replicas for more engines"
+        )
+    if ranks > per_node and per_node % tp:
+        raise ValueError(
+            f"megatron.tensor_parallel {tp} does not divide the {per_node} GPUs of a node, so that"
+            " a TP group would span two nodes; choose a divisor, and use pipeline_parallel where a"
+            " model needs more GPUs"
+        )
+
+
+def _blocks(nodes: Sequence[Node], count: int) -> list[tuple[Node, int]]:
+    """Each node with its share of `count`; the first ones get what is left over."""
+    share, rest = divmod(count, len(nodes))
+    return [(node, share + (index < rest)) for index, node in enumerate(nodes)]
+
+
+def _slot(node: Node, first: int = 0, count: int = 1) -> Slot:
+    return Slot(node.id, node.ip, node.gpus[first : first + count])
+
+
+def _counts(nodes: Sequence[Node]) -> str:
+    return ", ".join(f"{node.ip}: {len(node.gpus)}" for node in nodes) or "none with GPUs"
+
+
+def _address_key(ip: str) -> tuple[int, int, str]:
+    """Order of addresses by number; names, which Ray may give too, after them."""
+    try:
+        address = ipaddress.ip_address(ip)
+    except ValueError:
+        return (9, 0, ip)
+    return (address.version, int(address), "")

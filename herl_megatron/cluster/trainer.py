@@ -14,7 +14,7 @@ import ray
 from herl_megatron.algos.metrics import combine
 from herl_megatron.batching.schedule import Shard, gather_rows, make_shards
 from herl_megatron.cluster.health import WorkerError, kill, wait_for, wait_for_all
-from herl_megatron.cluster.placement import actor_options, trainer_environment
+from herl_megatron.cluster.placement import DeviceKind, Slot, actor_options, trainer_environment
 from herl_megatron.cluster.workers import RankInfo, TrainerRank
 from herl_megatron.config.schema import Config, RolloutConfig
 from herl_megatron.rollout.engine import Bucket
@@ -268,16 +268,20 @@ def step_metrics(
     }
 
 
-async def start_trainer(config: Config, *, device: str, optimizer_steps: int) -> TrainerGroup:
-    """Start all ranks and build the model.
+async def start_trainer(
+    config: Config, *, slots: Sequence[Slot], device: DeviceKind, optimizer_steps: int
+) -> TrainerGroup:
+    """Start one rank per slot and build the model.
 
     Raises:
         WorkerError: a rank did not start; the others are ended first.
         ValueError: the model or the layout is not supported.
     """
-    options = actor_options(device=device, env=trainer_environment(config.cluster.threads_per_rank))
+    env = trainer_environment(config.cluster.threads_per_rank)
     remote = ray.remote(TrainerRank)
-    actors = [remote.options(**options).remote() for _ in range(config.megatron.world_size)]
+    actors = [
+        remote.options(**actor_options(slot, device=device, env=env)).remote() for slot in slots
+    ]
     group = TrainerGroup(config, actors)
     try:
         await group.setup(optimizer_steps=optimizer_steps)

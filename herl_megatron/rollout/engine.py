@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -28,8 +28,7 @@ class EngineConfig:
     kv_cache_bytes: int
     gpu_memory_utilization: float
     tensor_parallel: int
-    device: str
-    """`cpu` or `cuda`."""
+    device: Literal["cpu", "cuda"]
     end_token_ids: tuple[int, ...] = ()
     """Tokens that end a response (`finish_reason` `stop`); none means every response runs to
     `max_tokens`."""

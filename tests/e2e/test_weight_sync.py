@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from herl_megatron.cluster.engines import RemoteEngine, start_engines, stop_engines
+from herl_megatron.cluster.reserve import reserve
 from herl_megatron.cluster.session import ray_session
 from herl_megatron.cluster.trainer import start_trainer
 from herl_megatron.config.schema import (
@@ -94,18 +95,21 @@ def equal(left: list[Completion], right: list[Completion]) -> list[bool]:
 
 async def sync_and_compare(model: Path, out: Path, layouts: list[tuple[int, int]]) -> None:
     base = config_for(model, 1, 1, 0)
-    engines = await start_engines(base, engine_config(model, random_weights=True), replicas=1)
+    slots = reserve(base, device="cpu").placement.engines
+    engines = await start_engines(base, engine_config(model, random_weights=True), slots=slots)
     previous: list[Completion] | None = None
     for version, (tp, pp) in enumerate(layouts):
         config = config_for(model, tp, pp, seed=version)
-        trainer = await start_trainer(config, device="cpu", optimizer_steps=1)
+        ranks = reserve(config, device="cpu").placement.trainer
+        trainer = await start_trainer(config, slots=ranks, device="cpu", optimizer_steps=1)
         sync = WeightSync(trainer, engines, config.weight_sync)
         stats = await sync.run(version)
         sync.close()
         folder = out / f"policy-{version}"
         await trainer.export(folder)
         trainer.stop()
-        fresh = await start_engines(config, engine_config(folder, random_weights=False), replicas=1)
+        again = engine_config(folder, random_weights=False)
+        fresh = await start_engines(config, again, slots=slots)
         synced, loaded = await sample(engines[0]), await sample(fresh[0])
         await stop_engines(fresh)
 
