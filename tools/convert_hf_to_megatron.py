@@ -36,9 +36,12 @@ def main() -> int:
     parser.add_argument("--pp", type=int, default=1, help="pipeline stages")
     parser.add_argument("--vpp", type=int, default=1, help="model chunks per stage")
     parser.add_argument("--ep", type=int, default=1, help="expert parallel ranks")
+    parser.add_argument(
+        "--etp", type=int, help="ranks that cut an expert's matrices; as many as --tp if left out"
+    )
     add_common_arguments(parser)
     args = parser.parse_args()
-    layout = TrainerLayout(tp=args.tp, pp=args.pp, ep=args.ep, vpp=args.vpp)
+    layout = TrainerLayout(tp=args.tp, pp=args.pp, ep=args.ep, vpp=args.vpp, etp=args.etp)
     return run(
         lambda progress: report(
             hf_to_megatron(

@@ -123,6 +123,7 @@ def shape_problems(
     shape: Mapping[str, Any],
     *,
     tensor_parallel: int,
+    expert_tensor_parallel: int,
     pipeline_parallel: int,
     bf16_layers: int,
     min_hidden: int,
@@ -139,11 +140,12 @@ def shape_problems(
             f" {min_hidden}: small matrices lose time in FP8; set megatron.fp8 to null, or lower"
             " fp8_min_hidden where tools/bench_gpu_step.py measured a gain"
         )
-    for size_name, size in _matrix_sizes(shape, tensor_parallel).items():
+    sizes = _matrix_sizes(shape, tensor_parallel, expert_tensor_parallel)
+    for size_name, (size, ranks) in sizes.items():
         if size % multiple:
             yield (
                 f"{key} needs matrices whose sizes are multiples of {multiple}, but {size_name} is"
-                f" {size} on each of {tensor_parallel} TP ranks; use fewer, or megatron.fp8 null"
+                f" {size} on each of {ranks} ranks; use fewer, or megatron.fp8 null"
             )
     layers = shape.get("num_hidden_layers")
     if bf16_layers and layers and bf16_layers > layers // pipeline_parallel:
@@ -154,23 +156,24 @@ def shape_problems(
         )
 
 
-def _matrix_sizes(shape: Mapping[str, Any], tp: int) -> dict[str, int]:
-    """Sizes of the blocks' matrices on one rank."""
+def _matrix_sizes(shape: Mapping[str, Any], tp: int, etp: int) -> dict[str, tuple[int, str]]:
+    """Sizes of the blocks' matrices on one rank, and how many ranks of what share them."""
     sizes = {}
     hidden, heads = shape.get("hidden_size"), shape.get("num_attention_heads")
+    cut = f"{tp} TP"
     if hidden:
-        sizes["hidden_size"] = hidden  # never cut
+        sizes["hidden_size"] = (hidden, cut)  # never cut
     if hidden and heads:
         head_dim = shape.get("head_dim") or hidden // heads
         kv_heads = shape.get("num_key_value_heads") or heads
-        sizes["num_attention_heads * head_dim"] = heads * head_dim // tp
+        sizes["num_attention_heads * head_dim"] = (heads * head_dim // tp, cut)
         # Beyond the key heads TP repeats them.
-        sizes["query, key and value heads * head_dim"] = (
-            heads // tp + 2 * max(1, kv_heads // tp)
-        ) * head_dim
-    for name in ("intermediate_size", "moe_intermediate_size"):
-        if shape.get(name):
-            sizes[name] = shape[name] // tp
+        rows = (heads // tp + 2 * max(1, kv_heads // tp)) * head_dim
+        sizes["query, key and value heads * head_dim"] = (rows, cut)
+    if shape.get("intermediate_size"):
+        sizes["intermediate_size"] = (shape["intermediate_size"] // tp, cut)
+    if shape.get("moe_intermediate_size"):
+        sizes["moe_intermediate_size"] = (shape["moe_intermediate_size"] // etp, f"{etp} ETP")
     return sizes
 
 

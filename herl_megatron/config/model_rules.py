@@ -67,6 +67,7 @@ def shape_problems(
                 config.megatron.fp8,
                 shape,
                 tensor_parallel=config.megatron.tensor_parallel,
+                expert_tensor_parallel=config.megatron.etp,
                 pipeline_parallel=config.megatron.pipeline_parallel,
                 bf16_layers=config.megatron.fp8_bf16_layers,
                 min_hidden=config.megatron.fp8_min_hidden,
@@ -137,7 +138,7 @@ def _layout(config: Config, shape: Mapping[str, Any]) -> Iterator[str]:
     """TP cuts heads and MLP, PP cuts layers. A size that config.json leaves out is not judged."""
     megatron = config.megatron
     tp = megatron.tensor_parallel
-    for name in ("num_attention_heads", "intermediate_size", "moe_intermediate_size"):
+    for name in ("num_attention_heads", "intermediate_size"):
         if name in shape and shape[name] % tp:
             yield (
                 f"megatron.tensor_parallel {tp} does not divide the model's {name} {shape[name]};"
@@ -180,11 +181,23 @@ def _experts(config: Config, shape: Mapping[str, Any]) -> Iterator[str]:
                 f"megatron.expert_parallel is {megatron.expert_parallel} but a"
                 f" {shape['model_type']} has no experts; set it to 1"
             )
+        if megatron.expert_tensor_parallel is not None:
+            yield (
+                f"megatron.expert_tensor_parallel is {megatron.expert_tensor_parallel} but a"
+                f" {shape['model_type']} has no experts; set it to null"
+            )
         return
     if experts % megatron.expert_parallel:
         yield (
             f"megatron.expert_parallel {megatron.expert_parallel} does not divide the model's"
             f" {experts} experts"
+        )
+    width = shape.get("moe_intermediate_size", 0)
+    if width % megatron.etp:
+        key = "tensor" if megatron.expert_tensor_parallel is None else "expert_tensor"
+        yield (
+            f"megatron.{key}_parallel {megatron.etp} does not divide the model's"
+            f" moe_intermediate_size {width}; choose a divisor for megatron.expert_tensor_parallel"
         )
     if megatron.tensor_parallel > 1 and not megatron.sequence_parallel:
         yield (

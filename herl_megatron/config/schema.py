@@ -272,6 +272,20 @@ class EvalConfig(Section):
     """Sampling seed, the same before and after training."""
 
 
+class ImproveConfig(Section):
+    """Self-improvement at test time (`herl improve`): revise the best answer so far against the
+    criteria that it misses, and keep the better one. First samples are those of `eval`, whose
+    `samples_per_prompt` counts the trajectories of a prompt; revisions are asked for with
+    `hindsight.prompt_style` and `chat_template`."""
+
+    rounds: int = Field(default=3, gt=0)
+    """Revisions of a trajectory, one after the other; one whose answer misses nothing stops."""
+    temperature: float = Field(default=0.3, ge=0)
+    """Sampling temperature of revisions."""
+    best_of_n: bool = True
+    """Also draw as many plain samples, and then as many tokens of them, to compare with."""
+
+
 class OptimizerConfig(Section):
     """Adam with decoupled weight decay (Megatron's distributed optimizer) and its schedule."""
 
@@ -308,6 +322,10 @@ class MegatronConfig(Section):
     """CP: ranks that share a sequence; rows are padded to a multiple of 2 * CP."""
     expert_parallel: int = Field(default=1, gt=0)
     """EP: ranks that share the experts."""
+    expert_tensor_parallel: int | None = Field(default=None, gt=0)
+    """ETP: ranks that share every matrix of an expert; none takes `tensor_parallel`. ETP * EP
+    divides a pipeline stage's TP * CP * DP ranks, whatever each of those is. 1 keeps experts whole,
+    which are narrow already, and lets EP reach over the TP ranks."""
     data_parallel: int = Field(default=1, gt=0)
     """DP: replicas of the model; TP * PP * CP * DP ranks are started."""
     sequence_parallel: bool = False
@@ -350,6 +368,16 @@ class MegatronConfig(Section):
             * self.context_parallel
             * self.data_parallel
         )
+
+    @property
+    def stage_ranks(self) -> int:
+        """Ranks of one pipeline stage."""
+        return self.tensor_parallel * self.context_parallel * self.data_parallel
+
+    @property
+    def etp(self) -> int:
+        """`expert_tensor_parallel`, where that is none `tensor_parallel`."""
+        return self.expert_tensor_parallel or self.tensor_parallel
 
 
 class CheckpointConfig(Section):
@@ -481,7 +509,7 @@ class ClusterConfig(Section):
 
 
 class Config(Section):
-    """A whole run: `herl train`, `herl sft` and `herl eval` read the same file format."""
+    """A whole run: `herl train`, `sft`, `eval` and `improve` read the same file format."""
 
     run: RunConfig = RunConfig()
     model: ModelConfig
@@ -492,6 +520,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     sft: SFTConfig = SFTConfig()
     eval: EvalConfig = EvalConfig()
+    improve: ImproveConfig = ImproveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     megatron: MegatronConfig = MegatronConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -13,8 +13,9 @@ from herl_megatron.config.judge_rules import judge_problems
 from herl_megatron.config.load import ConfigError
 from herl_megatron.config.machine import Machine, look_at_machine
 from herl_megatron.config.model_rules import model_problems, weights_bytes
-from herl_megatron.config.not_built import Purpose, not_built
+from herl_megatron.config.not_built import not_built
 from herl_megatron.config.paths import folder_problem
+from herl_megatron.config.purpose import RESUMES, SAMPLES, TRAINS, Purpose
 from herl_megatron.config.schema import Config
 
 
@@ -33,14 +34,14 @@ def validate(config: Config, *, purpose: Purpose, machine: Machine | None = None
 def _problems(config: Config, purpose: Purpose, machine: Machine) -> Iterator[str]:
     if problem := folder_problem(config):
         yield problem
-    if config.run.resume and purpose != "train":
+    if config.run.resume and purpose not in RESUMES:
         yield f"run.resume is true, but `herl {purpose}` writes no checkpoints; set it to false"
     yield from _files(config, purpose)
     yield from judge_problems(config.judge)
     yield from model_problems(
         config,
-        trains=purpose != "eval",
-        samples=purpose != "sft",
+        trains=purpose in TRAINS,
+        samples=purpose in SAMPLES,
         device=machine.device(config.cluster.device),
     )
     yield from rule_problems(config, purpose=purpose, machine=machine)
@@ -52,9 +53,9 @@ def _problems(config: Config, purpose: Purpose, machine: Machine) -> Iterator[st
 def rule_problems(config: Config, *, purpose: Purpose, machine: Machine) -> Iterator[str]:
     """The rules that need no file: between keys, and between keys and the machine."""
     yield from _devices(config, purpose, machine)
-    if purpose != "sft":
+    if purpose in SAMPLES:
         yield from _engines(config)
-    if purpose != "eval":
+    if purpose in TRAINS:
         yield from _layout(config)
         if machine.device(config.cluster.device) == "cuda":
             yield from _fp8(config)  # on the CPU it is refused for good
@@ -68,6 +69,8 @@ def rule_problems(config: Config, *, purpose: Purpose, machine: Machine) -> Iter
         yield from _loop(config)
         yield from _staleness(config)
         yield from _hindsight(config)
+    if purpose == "improve":
+        yield from _improve(config)
 
 
 def _files(config: Config, purpose: Purpose) -> Iterator[str]:
@@ -75,6 +78,7 @@ def _files(config: Config, purpose: Purpose) -> Iterator[str]:
         "train": {"data.train": config.data.train},
         "sft": {"sft.data": config.sft.data},
         "eval": {"data.eval": config.data.eval},
+        "improve": {"data.eval": config.data.eval},
     }[purpose]
     optional = {"data.eval": config.data.eval} if purpose == "train" else {}
     for key, value in (needed | optional).items():
@@ -88,7 +92,7 @@ def _files(config: Config, purpose: Purpose) -> Iterator[str]:
 def _devices(config: Config, purpose: Purpose, machine: Machine) -> Iterator[str]:
     rollout = config.rollout
     device = machine.device(config.cluster.device)
-    trains, samples = purpose != "eval", purpose != "sft"
+    trains, samples = purpose in TRAINS, purpose in SAMPLES
     if device == "cpu":
         if samples and rollout.tensor_parallel > 1:
             yield (
@@ -153,12 +157,26 @@ def _layout(config: Config) -> Iterator[str]:
         )
     if virtual is not None and virtual < 2:
         yield f"megatron.virtual_pipeline is {virtual}; use 2 or more, or null for plain 1F1B"
-    replicas = megatron.data_parallel * megatron.context_parallel
-    if replicas % megatron.expert_parallel:
+    yield from _expert_ranks(config)
+
+
+def _expert_ranks(config: Config) -> Iterator[str]:
+    """Experts are laid over the ranks of a stage by ETP and EP, whatever TP, CP and DP are."""
+    m = config.megatron
+    if m.stage_ranks % (m.etp * m.expert_parallel) == 0:
+        return
+    if m.expert_tensor_parallel is None:
         yield (
-            f"megatron.expert_parallel {megatron.expert_parallel} does not divide"
-            f" data_parallel * context_parallel = {replicas}; choose a divisor"
+            f"megatron.expert_parallel {m.expert_parallel} does not divide data_parallel *"
+            f" context_parallel = {m.data_parallel * m.context_parallel}; choose a divisor, or"
+            " lay experts over the TP ranks too with megatron.expert_tensor_parallel"
         )
+        return
+    yield (
+        f"megatron.expert_tensor_parallel {m.expert_tensor_parallel} * expert_parallel"
+        f" {m.expert_parallel} does not divide the {m.stage_ranks} ranks of a pipeline stage (TP"
+        f" {m.tensor_parallel} * CP {m.context_parallel} * DP {m.data_parallel}); choose divisors"
+    )
 
 
 def _fp8(config: Config) -> Iterator[str]:
@@ -292,6 +310,21 @@ def _hindsight(config: Config) -> Iterator[str]:
                 "hindsight.temperature is 0 with hindsight.revisions_per_experience"
                 f" {hindsight.revisions_per_experience}: they would be equal; use 1"
             )
+
+
+def _improve(config: Config) -> Iterator[str]:
+    improve = config.improve
+    if improve.temperature == 0 and improve.rounds > 1:
+        yield (
+            f"improve.temperature is 0 with improve.rounds {improve.rounds}: a draft whose revision"
+            " was no better would be revised into the same text again; raise the temperature, or"
+            " use rounds 1"
+        )
+    if config.eval.temperature == 0 and (improve.best_of_n or config.eval.samples_per_prompt > 1):
+        yield (
+            "eval.temperature is 0, so all plain samples of a prompt are equal: raise it, or set"
+            " improve.best_of_n to false and eval.samples_per_prompt to 1"
+        )
 
 
 def _shared_memory(config: Config, machine: Machine) -> Iterator[str]:

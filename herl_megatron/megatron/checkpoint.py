@@ -27,7 +27,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 from herl_megatron.device import get_rng_state, set_rng_state
 from herl_megatron.megatron.actor import MegatronActor
-from herl_megatron.megatron.checkpoint_write import CheckpointWrite
+from herl_megatron.megatron.checkpoint_write import Background, CheckpointWrite
 from herl_megatron.megatron.groups import Groups
 from herl_megatron.megatron.optimizer import Optimizer
 from herl_megatron.megatron.optimizer_shards import state_shards
@@ -46,13 +46,18 @@ def save_checkpoint(actor: MegatronActor, folder: str | Path, *, groups: Groups)
 def begin_save(
     actor: MegatronActor, folder: str | Path, *, groups: Groups, staging: StagingMemory | None
 ) -> CheckpointWrite:
-    """Copy this rank's part into `staging` and write it in the background. Collective.
+    """Copy this rank's part into `staging` and write it, both in the background. Collective.
 
-    Training may go on at once; `CheckpointWrite` says how to finish. The memory needed is that of
+    Training may go on at once; what writes to weights or optimizer state waits at the optimizer's
+    gate until they are copied. `CheckpointWrite` says how to finish. The memory needed is that of
     the part, as large as its files.
     """
+    actor.optimizer.gate.wait()  # of the save before, which may still be copying
     state = _state(actor, groups, is_loading=False)
-    return CheckpointWrite(state, str(folder), staging=staging)
+    background = None
+    if staging is not None:
+        background = Background(staging, actor.optimizer.gate, actor.optimizer.tensors())
+    return CheckpointWrite(state, str(folder), background=background)
 
 
 def load_checkpoint(actor: MegatronActor, folder: str | Path, *, groups: Groups) -> None:
@@ -61,6 +66,7 @@ def load_checkpoint(actor: MegatronActor, folder: str | Path, *, groups: Groups)
     Raises:
         CheckpointingException: the checkpoint is of another model.
     """
+    actor.optimizer.gate.wait()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         state = _state(actor, groups, is_loading=True)
@@ -99,9 +105,14 @@ def _state(actor: MegatronActor, groups: Groups, *, is_loading: bool) -> dict[st
         **models,
         **optimizers,
         "steps_done": actor.optimizer.steps_done,
-        "layout": [a.size for a in (groups.tp, groups.pp, groups.cp, groups.dp, groups.ep)],
+        "layout": _layout(groups),
         "rng": ShardedObject("rng", rng, (groups.world_size,), (groups.rank,)),
     }
+
+
+def _layout(groups: Groups) -> list[int]:
+    axes = (groups.tp, groups.pp, groups.cp, groups.dp, groups.ep, groups.expert_tp)
+    return [axis.size for axis in axes]
 
 
 def _optimizer_state(inner: Any, models: dict[str, Any], *, is_loading: bool) -> Any:

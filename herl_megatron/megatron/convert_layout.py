@@ -7,6 +7,7 @@ those of Megatron-Core's `sharded_state_dict`, so its own loader reads what is w
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from herl_megatron.weight_sync.hf_names import (
@@ -33,6 +34,27 @@ class TrainerLayout:
     pp: int = 1
     ep: int = 1
     vpp: int = 1
+    etp: int | None = None
+    """Ranks that cut an expert; none is `tp`."""
+
+    @property
+    def stage_ranks(self) -> int:
+        """Ranks of a stage that hold something new: its first replica, dense and of experts."""
+        return max(self.tp, self._etp * self.ep)
+
+    @property
+    def axes(self) -> list[int]:
+        """Sizes of TP, PP, CP, DP, EP and ETP, with the fewest ranks that the others allow."""
+        dp = math.lcm(self.tp, self._etp * self.ep) // self.tp
+        return [self.tp, self.pp, 1, dp, self.ep, self._etp]
+
+    @property
+    def _etp(self) -> int:
+        return self.etp or self.tp
+
+    def cut(self, parameter: Parameter) -> int:
+        """Ranks that a parameter is cut over."""
+        return self.tp if parameter.expert is None else self._etp
 
     def stage(self, parameter: Parameter, architecture: Architecture) -> int:
         """The pipeline stage that holds a parameter."""
@@ -58,9 +80,11 @@ class TrainerLayout:
         }
         if a.experts is not None:
             sizes["num_experts"] = (a.experts.count, "ep", self.ep)
-            sizes["moe_intermediate_size"] = (a.experts.ffn_size, "tp", tp)
+            sizes["moe_intermediate_size"] = (a.experts.ffn_size, "etp", self._etp)
         elif self.ep > 1:
             raise ValueError(f"ep is {self.ep} but a {a.family} model has no experts; use 1")
+        elif self.etp is not None:
+            raise ValueError(f"etp is {self.etp} but a {a.family} model has no experts")
         if self.vpp > 1 and self.pp == 1:
             raise ValueError(f"vpp is {self.vpp} with pp 1; an interleaved pipeline needs pp > 1")
         for key, (size, by, parts) in sizes.items():

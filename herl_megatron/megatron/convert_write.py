@@ -154,23 +154,27 @@ class MegatronWriter:
         _finish(folder, writer, metadata, results, self._layout)
 
     def _pieces_by_rank(self, dtype: torch.dtype | None) -> Iterator[list[_Piece]]:
-        """What each rank of the layout holds that no earlier one has: stage, EP, TP."""
+        """What each rank of the layout holds that no earlier one has, stage by stage."""
         layout = self._layout
         by_stage: list[list[Parameter]] = [[] for _ in range(layout.pp)]
         for parameter in parameters(self._architecture):
             if not parameter.tied_copy:
                 by_stage[layout.stage(parameter, self._architecture)].append(parameter)
         for stage in by_stage:
-            for ep in range(layout.ep):
-                for tp in range(layout.tp):
-                    mine = [p for p in stage if self._holds(p, ep=ep, tp=tp)]
-                    yield [piece for p in mine for piece in self._pieces(p, tp, dtype)]
+            for rank in range(layout.stage_ranks):
+                mine = [p for p in stage if self._holds(p, rank)]
+                yield [
+                    piece for p in mine for piece in self._pieces(p, rank % layout.cut(p), dtype)
+                ]
 
-    def _holds(self, parameter: Parameter, *, ep: int, tp: int) -> bool:
+    def _holds(self, parameter: Parameter, rank: int) -> bool:
+        """Whether rank `rank` of a stage is the first to hold its part of the parameter."""
+        size = self._layout.cut(parameter)
         if parameter.expert is None:
-            return ep == 0 and (tp == 0 or not parameter.replicated)
+            return rank == 0 or (rank < size and not parameter.replicated)
         assert self._architecture.experts is not None
-        return parameter.expert // (self._architecture.experts.count // self._layout.ep) == ep
+        owner = parameter.expert // (self._architecture.experts.count // self._layout.ep)
+        return rank // size == owner
 
     def _pieces(
         self, parameter: Parameter, rank: int, dtype: torch.dtype | None
@@ -183,7 +187,8 @@ class MegatronWriter:
                 f" {self._dtypes[at.key]}, but in a Megatron checkpoint they are one tensor;"
                 " convert to one dtype with --dtype"
             )
-        for block in blocks(parameter, self._architecture, rank=rank, tp=self._layout.tp):
+        tp = self._layout.cut(parameter)
+        for block in blocks(parameter, self._architecture, rank=rank, tp=tp):
             yield _Piece(parameter, block, rank, at, kind)
 
 
@@ -233,7 +238,7 @@ def _finish(
 ) -> None:
     """What makes the files a checkpoint: the index, Megatron's format marker and common state."""
     writer.finish(metadata, list(results))
-    torch.save({"layout": [layout.tp, layout.pp, 1, layout.ep, layout.ep]}, folder / "common.pt")
+    torch.save({"layout": layout.axes}, folder / "common.pt")
     backend = {
         "sharded_backend": "torch_dist",
         "sharded_backend_version": 1,

@@ -37,8 +37,9 @@ class Axis:
 class Groups:
     """All axes of the layout as one rank sees them.
 
-    `expert_tp`, `ep` and `expert_dp` arrange the same ranks for expert parameters: a dense
-    parameter has `dp * cp` replicas, an expert parameter `expert_dp`.
+    `expert_tp`, `ep` and `expert_dp` arrange a stage's ranks anew for expert parameters, neighbours
+    first: a dense parameter has `dp * cp` replicas, an expert parameter `expert_dp`. With
+    `expert_tp` of another size than `tp`, a rank may be first in one and not in the other.
     """
 
     device: Device
@@ -66,10 +67,9 @@ class Groups:
     def in_first_replica(self) -> bool:
         """Whether this rank takes part in gathering its stage's weights.
 
-        One rank of every parameter's replicas; with expert parallelism that is more ranks than
-        those of the first dense replica.
+        Those of the first replica of either arrangement, of which one holds the other.
         """
-        return self.expert_dp.is_first
+        return self.dp_cp.is_first or self.expert_dp.is_first
 
     @property
     def holds_output(self) -> bool:

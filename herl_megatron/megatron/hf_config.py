@@ -73,12 +73,13 @@ def _check_divisible(a: Architecture, config: MegatronConfig) -> None:
     if a.experts is not None:
         ep = config.expert_parallel
         sizes["num_experts"] = (a.experts.count, "expert_parallel", ep)
-        sizes["moe_intermediate_size"] = (a.experts.ffn_size, "tensor_parallel", tp)
+        sizes["moe_intermediate_size"] = (a.experts.ffn_size, "expert_tensor_parallel", config.etp)
         if tp > 1 and not config.sequence_parallel:
             raise ValueError("a model with experts and TP > 1 needs megatron.sequence_parallel")
-    elif config.expert_parallel > 1:
+    elif config.expert_parallel > 1 or config.expert_tensor_parallel is not None:
         raise ValueError(
-            f"megatron.expert_parallel is {config.expert_parallel} but {a.family} has no experts"
+            f"megatron.expert_parallel is {config.expert_parallel} but {a.family} has no experts;"
+            f" use 1, and null for expert_tensor_parallel {config.expert_tensor_parallel}"
         )
     for key, (size, by, parts) in sizes.items():
         if size % parts:
@@ -98,7 +99,7 @@ def _parallel_fields(config: MegatronConfig) -> dict[str, Any]:
         "virtual_pipeline_model_parallel_size": config.virtual_pipeline,
         "context_parallel_size": config.context_parallel,
         "expert_model_parallel_size": config.expert_parallel,
-        "expert_tensor_parallel_size": config.tensor_parallel,
+        "expert_tensor_parallel_size": config.etp,
         "sequence_parallel": config.sequence_parallel,
         # Micro-batches differ in length, so stages tell each other their shapes.
         "variable_seq_lengths": True,

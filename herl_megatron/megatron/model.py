@@ -105,7 +105,21 @@ def _build_chunk(
         vp_stage=chunk,
         **rope_arguments(architecture),
     )
+    _mark_experts(model, groups)
     return model.to(groups.torch_device)
+
+
+def _mark_experts(model: GPTModel, groups: Groups) -> None:
+    """Have gradients of experts summed over the replicas that experts have.
+
+    Megatron's layers mark their weights so under EP only. With EP 1 and ETP other than TP they
+    would be summed over DP like dense weights, and replicas on TP ranks part in silence.
+    """
+    if groups.expert_tp.size == groups.tp.size:
+        return
+    for name, parameter in model.named_parameters():
+        if ".experts." in name:
+            setattr(parameter, "allreduce", False)  # noqa: B010
 
 
 def _with_own_modules(block: TransformerBlockSubmodules) -> TransformerBlockSubmodules:

@@ -61,7 +61,7 @@ def arrange_ranks(config: MegatronConfig, *, device: Device, seed: int) -> Group
         virtual_pipeline_model_parallel_size=config.virtual_pipeline,
         context_parallel_size=config.context_parallel,
         expert_model_parallel_size=config.expert_parallel,
-        expert_tensor_parallel_size=config.tensor_parallel,
+        expert_tensor_parallel_size=config.etp,
         # A float is fine: it goes to timedelta(minutes=...).
         distributed_timeout_minutes=config.timeout_s / 60,
     )
@@ -83,10 +83,10 @@ def _check_layout(config: MegatronConfig, world_size: int) -> None:
             f" {config.context_parallel} * DP {config.data_parallel} is {config.world_size}"
             f" ranks but {world_size} were started"
         )
-    replicas = config.data_parallel * config.context_parallel
-    if replicas % config.expert_parallel:
+    if config.stage_ranks % (config.etp * config.expert_parallel):
         raise ValueError(
-            f"megatron.expert_parallel {config.expert_parallel} does not divide DP * CP {replicas}"
+            f"megatron's ETP {config.etp} * EP {config.expert_parallel} does not divide the"
+            f" {config.stage_ranks} ranks of a pipeline stage, TP * CP * DP"
         )
     if config.sequence_parallel and config.tensor_parallel == 1:
         raise ValueError("megatron.sequence_parallel needs megatron.tensor_parallel > 1")

@@ -78,9 +78,10 @@ class WeightSource:
     def _gather_parameter(self, parameter: Parameter) -> torch.Tensor | None:
         """All TP shards `[tp, *shard]` on the sending rank, None on the others."""
         groups = self._groups
+        replicas = groups.dp_cp if parameter.expert is None else groups.expert_dp
+        if not replicas.is_first:
+            return None
         if parameter.expert is None:
-            if not groups.dp_cp.is_first:
-                return None
             return self._gather_tp(parameter)
         assert self.architecture.experts is not None
         owner = parameter.expert // (self.architecture.experts.count // groups.ep.size)

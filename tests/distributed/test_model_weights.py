@@ -244,7 +244,7 @@ def ask_for(rank: int, world_size: int, init_method: str, layout: dict[str, Any]
         (dict(tensor_parallel=2), "TP 2 .* is 2 ranks but 1 were started"),
         (dict(sequence_parallel=True), "sequence_parallel needs"),
         (dict(virtual_pipeline=2), "virtual_pipeline needs"),
-        (dict(expert_parallel=2), "expert_parallel 2 does not divide"),
+        (dict(expert_parallel=2), "ETP 1 [*] EP 2 does not divide the 1 ranks"),
         (dict(fp8="delayed"), "fp8 is 'delayed' but the device is the CPU"),
     ],
 )

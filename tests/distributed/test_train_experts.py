@@ -33,6 +33,7 @@ STEPS = 4
 EP2 = dict(expert_parallel=2, data_parallel=2)
 TP2_EP2 = EP2 | dict(tensor_parallel=2, sequence_parallel=True)
 PP2_EP2 = EP2 | dict(pipeline_parallel=2)
+TP2_ETP1 = dict(tensor_parallel=2, sequence_parallel=True, expert_tensor_parallel=1)
 PLAIN_ADAM = dict(distributed_optimizer=False)
 
 
@@ -141,6 +142,13 @@ def check(expected: Expected, **layout: Any) -> dict[str, float]:
         PP2_EP2 | dict(recompute="selective"),
         EP2 | dict(recompute="full", packing=True),
         TP2_EP2 | dict(recompute="full", packing=True),
+        # Experts over the TP ranks: whole on each, whose gradients are then summed over TP; and one
+        # on every rank.
+        TP2_ETP1,
+        TP2_ETP1 | dict(data_parallel=2, expert_parallel=4) | PLAIN_ADAM,
+        # Cut where nothing else is, and across DP and CP.
+        dict(data_parallel=2, expert_tensor_parallel=2, pipeline_parallel=2),
+        dict(context_parallel=2, data_parallel=2, expert_tensor_parallel=4) | PLAIN_ADAM,
         # Above the budget each row travels alone: DP ranks without one compute a dummy.
         EP2 | dict(micro_batch_tokens=1),
     ],

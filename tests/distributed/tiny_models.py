@@ -54,6 +54,10 @@ def config(name: str) -> transformers.PretrainedConfig:
         return transformers.MistralConfig(
             **_COMMON, head_dim=16, tie_word_embeddings=False, sliding_window=5
         )
+    if name == "qwen3_moe_1e6":  # what the published ones rotate by
+        plain = config("qwen3_moe")
+        plain.rope_parameters = _THETA_1E6
+        return plain
     if name in ("qwen3_moe", "qwen3_moe_idle"):
         idle = name == "qwen3_moe_idle"
         return transformers.Qwen3MoeConfig(

@@ -80,10 +80,21 @@ def test_every_recipe_is_megatrons_and_aligned_at_least_as_it_asks() -> None:
         assert recipe.multiple % get_fp8_align_size(Fp8Recipe(name)) == 0
 
 
-def problems(model: str, name: str, *, tp: int = 1, pp: int = 1, **more: int) -> list[str]:
+def problems(
+    model: str, name: str, *, tp: int = 1, etp: int | None = None, pp: int = 1, **more: int
+) -> list[str]:
     shape: dict[str, Any] = json.loads((MODELS / f"{model}.json").read_text())
     options = {"bf16_layers": 0, "min_hidden": 2048, **more}
-    return list(shape_problems(name, shape, tensor_parallel=tp, pipeline_parallel=pp, **options))
+    return list(
+        shape_problems(
+            name,
+            shape,
+            tensor_parallel=tp,
+            expert_tensor_parallel=etp or tp,
+            pipeline_parallel=pp,
+            **options,
+        )
+    )
 
 
 def test_models_that_are_large_enough_pass() -> None:
@@ -108,6 +119,13 @@ def test_tensor_parallel_must_leave_whole_blocks() -> None:
                          for tp in (16, 32))
     }  # fmt: skip
     assert sizes == {16: [], 32: ["intermediate_size is 592", "head_dim is 112"]}
+
+
+def test_experts_are_cut_by_their_own_tensor_parallel() -> None:
+    """Qwen3-30B-A3B's experts are 768 = 2^8 * 3 wide: 16 ranks leave 48, 32 leave 24."""
+    assert problems("Qwen3-30B-A3B", "tensorwise", tp=2, etp=16) == []
+    (problem,) = problems("Qwen3-30B-A3B", "tensorwise", tp=2, etp=32)
+    assert "moe_intermediate_size is 24 on each of 32 ETP ranks" in problem
     assert "intermediate_size" not in "\n".join(problems("Qwen2.5-7B-Instruct", "delayed", tp=32))
     assert "intermediate_size is 296" in "\n".join(
         problems("Qwen2.5-7B-Instruct", "delayed", tp=64)

@@ -168,6 +168,19 @@ def test_experts(files: Path) -> None:
     assert "sequence_parallel=true" in problems(files, "megatron.tensor_parallel=2")[0]
 
 
+def test_experts_are_laid_over_the_ranks_of_a_stage(files: Path) -> None:
+    """TP 2 * DP 3: with ETP 1 EP may be 6, which without it only DP * CP could be."""
+    moe = SHAPE | {"model_type": "qwen3_moe", "num_experts": 12, "moe_intermediate_size": 64}
+    (files / "model/config.json").write_text(json.dumps(moe))
+    six = ("megatron.tensor_parallel=2", "megatron.sequence_parallel=true",
+           "megatron.data_parallel=3", "megatron.expert_parallel=6")  # fmt: skip
+    (problem,) = problems(files, *six)
+    assert "expert_parallel 6 does not divide data_parallel * context_parallel = 3" in problem
+    assert problems(files, *six, "megatron.expert_tensor_parallel=1") == ()
+    (problem,) = problems(files, *six, "megatron.expert_tensor_parallel=2")
+    assert "expert_tensor_parallel 2 * expert_parallel 6 does not divide the 6 ranks" in problem
+
+
 def test_context_parallel_with_a_window_is_refused_on_gpus(files: Path) -> None:
     cp, gpus = "megatron.context_parallel=2", Machine(gpus=2, transformer_engine=True)
     assert problems(files, cp) == problems(files, cp, machine=gpus) == ()

@@ -30,7 +30,7 @@ LAYOUTS = {
     "qwen3": TrainerLayout(tp=2, pp=4),
     "llama_tied": TrainerLayout(pp=2),
     "mistral": TrainerLayout(tp=4, pp=2),
-    "qwen3_moe": TrainerLayout(tp=2, ep=2, pp=2),
+    "qwen3_moe": TrainerLayout(tp=2, ep=4, pp=2, etp=1),
 }
 
 
@@ -149,6 +149,7 @@ def test_faults_of_the_input(hf: Path, tmp_path: Path) -> None:
     index.write_text(listed)
     refuse("num_attention_heads 4 is not divisible by tp 3", hf, TrainerLayout(tp=3))
     refuse("ep is 2 but a qwen2 model has no experts", hf, TrainerLayout(ep=2))
+    refuse("etp is 1 but a qwen2 model has no experts", hf, TrainerLayout(etp=1))
     refuse("is no Megatron checkpoint", hf, weights=hf)
     hf_to_megatron(hf, tmp_path / "out", layout=TrainerLayout())
     with pytest.raises(ValueError, match="out exists"):
