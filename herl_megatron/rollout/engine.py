@@ -51,6 +51,8 @@ def engine_environment(device: str, threads: int) -> dict[str, str]:
         "OMP_NUM_THREADS": str(threads),
         # The engine is stepped by our own thread; no EngineCore child process.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        # Seconds before workers of a lost engine are ended by force; they have nothing to save.
+        "VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS": "1",
         "VLLM_LOGGING_LEVEL": "ERROR",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
         "PYTHONWARNINGS": "ignore::FutureWarning",

@@ -7,6 +7,7 @@ The same code serves CPU and GPU. Everything that vLLM holds, and every field th
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import numpy as np
 
 from herl_megatron.rollout.vllm_setup import check_environment  # isort: skip (before vllm)
 from vllm import EngineArgs
+from vllm.config import VllmConfig
 from vllm.config.weight_transfer import WeightTransferConfig
 from vllm.outputs import RequestOutput
 from vllm.v1.engine import FinishReason
@@ -33,6 +35,7 @@ from herl_megatron.rollout.vllm_requests import (
     scoring_params,
 )
 from herl_megatron.rollout.vllm_weights import BACKEND, WORKER_EXTENSION
+from herl_megatron.rollout.vllm_workers import start_failure
 from herl_megatron.types import Completion, FloatArray, GenerateRequest
 
 T = TypeVar("T")
@@ -309,11 +312,22 @@ def _build(config: EngineConfig) -> LLMEngine:
     # Scoring a sequence of full length samples one token beyond it, which nobody reads; vLLM has
     # compared the length with the model's own limit by now.
     vllm_config.model_config.max_model_len += 1
-    llm = LLMEngine.from_vllm_config(vllm_config, disable_log_stats=True)
+    llm = _start(vllm_config)
     llm.add_request("warm-up", {"prompt_token_ids": [0]}, scoring_params(prompt=False))
     while llm.has_unfinished_requests():
         llm.step()
     llm.reset_prefix_cache()
+    return llm
+
+
+def _start(config: VllmConfig) -> LLMEngine:
+    if config.parallel_config.world_size == 1:
+        return LLMEngine.from_vllm_config(config, disable_log_stats=True)
+    try:
+        llm = LLMEngine.from_vllm_config(config, disable_log_stats=True)
+    except Exception as error:  # process border: vLLM says no more than that a worker failed
+        raise start_failure(error) from error
+    llm.collective_rpc("join_engine", args=(os.getpid(),))
     return llm
 
 

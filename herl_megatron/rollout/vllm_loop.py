@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 from vllm.outputs import RequestOutput
 from vllm.v1.engine.llm_engine import LLMEngine
 
+from herl_megatron.rollout.vllm_workers import lost_workers
+
 T = TypeVar("T")
 Command = tuple[Callable[[LLMEngine], Any], "Future[Any]"]
 
@@ -86,7 +88,8 @@ class EngineThread:
         try:
             self._serve(engine)
         except BaseException as error:  # thread border: handed to everyone who waits
-            reason = RuntimeError(f"the vLLM engine thread died: {type(error).__name__}: {error}")
+            died = f"the vLLM engine thread died: {type(error).__name__}: {error}"
+            reason = lost_workers(engine) or RuntimeError(died)
             reason.__cause__ = error
         self._end(reason)
         # A process that exits without `close` must find this thread idle, not tearing vLLM down.
@@ -118,7 +121,10 @@ class EngineThread:
             try:
                 future.set_result(function(engine))
             except Exception as error:  # handed to the caller of `call`
-                future.set_exception(error)
+                lost = lost_workers(engine)
+                future.set_exception(lost or error)
+                if lost is not None:
+                    raise lost from error
 
     def _end(self, reason: RuntimeError) -> None:
         self._working_since = None

@@ -31,6 +31,7 @@ from vllm.model_executor.model_loader.reload.layerwise import (
 from vllm.model_executor.model_loader.reload.meta import SKIP_TENSORS
 
 from herl_megatron.rollout.engine import Bucket
+from herl_megatron.rollout.vllm_workers import end_with_engine, unlink_collectives
 from herl_megatron.weight_sync.transport import read_bucket
 
 BACKEND = "herl_shared_memory"
@@ -39,7 +40,15 @@ _NAMES_SHOWN = 8
 
 
 class WorkerExtension:
-    """Named to vLLM so that worker processes import this module, which registers the backend."""
+    """What vLLM's workers can be asked for beyond their own.
+
+    Named to vLLM, so that worker processes import this module, which registers the backend.
+    """
+
+    def join_engine(self, engine_pid: int) -> None:
+        """Leave nothing behind when the engine's process ends, however that happens."""
+        end_with_engine(engine_pid)
+        unlink_collectives()
 
 
 @dataclass

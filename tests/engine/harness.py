@@ -31,6 +31,7 @@ def running_engine(
     max_model_tokens: int = 512,
     max_num_seqs: int = 32,
     quantization: str | None = None,
+    tensor_parallel: int = 1,
 ) -> Iterator[VLLMEngine]:
     """An engine that is shut down at the end."""
     engine = VLLMEngine(
@@ -41,7 +42,7 @@ def running_engine(
             max_num_seqs=max_num_seqs,
             kv_cache_bytes=32 << 20,
             gpu_memory_utilization=0.5,
-            tensor_parallel=1,
+            tensor_parallel=tensor_parallel,
             device="cpu",
             end_token_ids=end_token_ids,
             quantization=quantization,
