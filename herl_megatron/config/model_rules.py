@@ -18,6 +18,7 @@ SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe")
 """Families that `weight_sync.hf_names` knows (a test keeps the two equal)."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 _BYTES = {"fp32": 4, "bf16": 2}
+_VOCAB_BLOCK = 64  # vLLM's
 _CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
 
@@ -73,6 +74,7 @@ def shape_problems(
                 min_hidden=config.megatron.fp8_min_hidden,
             )
     if samples:
+        yield from _engine_split(config, shape)
         yield from _lengths(config, shape)
         if device == "cpu":
             yield from _head_dim(shape)
@@ -137,19 +139,8 @@ def read_shape(path: Path) -> Mapping[str, Any]:
 def _layout(config: Config, shape: Mapping[str, Any]) -> Iterator[str]:
     """TP cuts heads and MLP, PP cuts layers. A size that config.json leaves out is not judged."""
     megatron = config.megatron
-    tp = megatron.tensor_parallel
-    for name in ("num_attention_heads", "intermediate_size"):
-        if name in shape and shape[name] % tp:
-            yield (
-                f"megatron.tensor_parallel {tp} does not divide the model's {name} {shape[name]};"
-                " choose a divisor"
-            )
-    kv_heads = shape.get("num_key_value_heads")
-    if kv_heads and kv_heads % tp and tp % kv_heads:
-        yield (
-            f"megatron.tensor_parallel {tp} and the model's num_key_value_heads {kv_heads}: one"
-            " must divide the other"
-        )
+    names = ("num_attention_heads", "intermediate_size")
+    yield from _split("megatron.tensor_parallel", megatron.tensor_parallel, shape, names)
     layers, chunks = shape.get("num_hidden_layers"), megatron.pipeline_parallel
     if megatron.virtual_pipeline:
         chunks *= megatron.virtual_pipeline
@@ -160,6 +151,27 @@ def _layout(config: Config, shape: Mapping[str, Any]) -> Iterator[str]:
             f" num_hidden_layers {layers}"
         )
     yield from _experts(config, shape)
+
+
+def _split(key: str, tp: int, shape: Mapping[str, Any], names: tuple[str, ...]) -> Iterator[str]:
+    """TP cuts the sizes `names` evenly; key heads that are fewer than the ranks are repeated."""
+    for name in names:
+        if name in shape and shape[name] % tp:
+            yield f"{key} {tp} does not divide the model's {name} {shape[name]}; choose a divisor"
+    kv_heads = shape.get("num_key_value_heads")
+    if kv_heads and kv_heads % tp and tp % kv_heads:
+        yield (
+            f"{key} {tp} and the model's num_key_value_heads {kv_heads}: one must divide the other"
+        )
+
+
+def _engine_split(config: Config, shape: Mapping[str, Any]) -> Iterator[str]:
+    """vLLM cuts experts as it cuts all else, and pads the vocabulary to whole blocks."""
+    padded = -(-shape.get("vocab_size", 0) // _VOCAB_BLOCK) * _VOCAB_BLOCK
+    sizes = {**shape, "vocab_size (padded)": padded}
+    names = ("num_attention_heads", "intermediate_size", "moe_intermediate_size")
+    key, tp = "rollout.tensor_parallel", config.rollout.tensor_parallel
+    yield from _split(key, tp, sizes, (*names, "vocab_size (padded)"))
 
 
 def _window(config: Config, shape: Mapping[str, Any]) -> Iterator[str]:
@@ -242,14 +254,15 @@ def _head_dim(shape: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _kv_cache(config: Config, shape: Mapping[str, Any]) -> Iterator[str]:
-    """Keys and values of one longest sequence: 2 * layers * kv_heads * head_dim per token."""
+    """Keys and values of one longest sequence: 2 * layers * kv_heads * head_dim per token, the
+    heads being those of one process."""
     data, rollout = config.data, config.rollout
     heads, size = shape.get("num_attention_heads"), shape.get("hidden_size")
     layers = shape.get("num_hidden_layers")
     if not (heads and size and layers):
         return
     head_dim = shape.get("head_dim") or size // heads
-    kv_heads = shape.get("num_key_value_heads") or heads
+    kv_heads = max(1, (shape.get("num_key_value_heads") or heads) // rollout.tensor_parallel)
     longest = max(data.max_prompt_tokens, data.max_experience_tokens) + rollout.max_response_tokens
     need = 2 * layers * kv_heads * head_dim * _BYTES[rollout.dtype] * longest
     if need > rollout.kv_cache_bytes:

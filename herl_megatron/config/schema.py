@@ -72,7 +72,8 @@ class RolloutConfig(Section):
     replicas: int = Field(default=1, gt=0)
     """Independent engines; a prompt always goes to the same one."""
     tensor_parallel: int = Field(default=1, gt=0)
-    """GPUs per engine (TP inside vLLM)."""
+    """GPUs of an engine (TP inside vLLM), each with a process of its own; processes on the CPU. An
+    engine lives on one node."""
     group_size: int = Field(default=8, gt=1)
     """Rollouts per prompt, G."""
     temperature: float = Field(default=1.0, ge=0)
@@ -91,7 +92,7 @@ class RolloutConfig(Section):
     weight sync quantises anew. Slow on the CPU. What is sampled is then another distribution than
     the trainer's, so `algorithm.mismatch_weight` is needed."""
     kv_cache_bytes: int = Field(default=1 << 30, gt=0)
-    """KV cache of one engine in bytes (CPU); on GPU see `gpu_memory_utilization`."""
+    """KV cache in bytes of each process of an engine (CPU); on GPU see `gpu_memory_utilization`."""
     gpu_memory_utilization: float = Field(default=0.5, gt=0, le=1)
     """Share of GPU memory for weights and KV cache of a colocated engine."""
     sleep: Literal[0, 1, 2] = 1

@@ -90,19 +90,12 @@ def _files(config: Config, purpose: Purpose) -> Iterator[str]:
 
 
 def _devices(config: Config, purpose: Purpose, machine: Machine) -> Iterator[str]:
-    rollout = config.rollout
-    device = machine.device(config.cluster.device)
     trains, samples = purpose in TRAINS, purpose in SAMPLES
-    if device == "cpu":
-        if samples and rollout.tensor_parallel > 1:
-            yield (
-                f"rollout.tensor_parallel is {rollout.tensor_parallel}, but on the CPU an engine"
-                " is one process; use 1, and rollout.replicas for more engines"
-            )
-    elif not machine.gpus:
-        yield "cluster.device is 'cuda' but torch sees no CUDA device; use 'cpu' or 'auto'"
-    else:
-        yield from _gpus(config, machine, trains=trains, samples=samples)
+    if machine.device(config.cluster.device) == "cuda":
+        if machine.gpus:
+            yield from _gpus(config, machine, trains=trains, samples=samples)
+        else:
+            yield "cluster.device is 'cuda' but torch sees no CUDA device; use 'cpu' or 'auto'"
     if trains and machine.precision_problem:
         yield machine.precision_problem
 

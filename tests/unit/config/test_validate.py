@@ -61,7 +61,7 @@ def problems(
     return ()
 
 
-@pytest.mark.parametrize("purpose", ["train", "sft", "eval"])
+@pytest.mark.parametrize("purpose", ["train", "sft", "eval", "improve"])
 def test_a_good_configuration_passes(files: Path, purpose: Purpose) -> None:
     assert problems(files, purpose=purpose) == ()
 
@@ -87,8 +87,8 @@ RULES = [
      "megatron.pipeline_parallel=3"),
     ("megatron.pipeline_parallel=2 megatron.virtual_pipeline=2", ("= 4", "num_hidden_layers 6"),
      "megatron.pipeline_parallel=2 megatron.virtual_pipeline=3"),
-    ("rollout.tensor_parallel=2", ("rollout.tensor_parallel is 2", "replicas"),
-     "rollout.replicas=2"),
+    ("rollout.tensor_parallel=8", ("rollout.tensor_parallel 8", "num_attention_heads 12"),
+     "rollout.tensor_parallel=4"),
     ("cluster.device=cuda", ("'cuda'", "no CUDA device"), "cluster.device=cpu"),
     ("data.max_prompt_tokens=385", ("385 + ", "128 = 513", "512"), "data.max_prompt_tokens=384"),
     ("data.max_experience_tokens=385", ("385", "= 513", "512"), "data.max_experience_tokens=384"),
@@ -96,6 +96,9 @@ RULES = [
     ("rollout.dtype=fp32 rollout.kv_cache_bytes=2359295", ("2359295", "384 tokens", "2359296"),
      "rollout.dtype=fp32 rollout.kv_cache_bytes=2359296"),
     ("rollout.kv_cache_bytes=1179647", ("1179647", "1179648"), "rollout.kv_cache_bytes=1179648"),
+    # two of the four key and value heads in each process
+    ("rollout.tensor_parallel=2 rollout.kv_cache_bytes=589823", ("589823", "589824"),
+     "rollout.tensor_parallel=2 rollout.kv_cache_bytes=589824"),
     ("optimizer.lr=1e-6 optimizer.min_lr=2e-6", ("2e-06", "1e-06"), "optimizer.min_lr=1e-6"),
     ("train.steps=0 data.eval= train.export=false", ("nothing to do",), "train.steps=0 data.eval="),
     ("train.eval_every=5 data.eval=", ("eval_every is 5", "data.eval"), "train.eval_every=5"),
@@ -151,6 +154,21 @@ def test_tensor_parallel_cuts_heads_key_value_heads_and_mlp(files: Path) -> None
     eight = problems(files, "megatron.tensor_parallel=8")
     assert len(eight) == 1
     assert "num_attention_heads 12" in eight[0]
+
+
+def test_an_engine_is_cut_like_the_model(files: Path) -> None:
+    """Its key heads may be fewer than its processes, and its vocabulary is padded to 64s."""
+    (files / "model/config.json").write_text(json.dumps(SHAPE | {"vocab_size": 1000}))  # 16 * 64
+    assert problems(files, "rollout.tensor_parallel=4") == ()
+    three = problems(files, "rollout.tensor_parallel=3")
+    assert ["intermediate_size 320" in three[0], "1024" in three[1]] == [True, True]
+    assert "rollout.tensor_parallel 3 and the model's num_key_value_heads 4" in three[2]
+    one_head = SHAPE | {"num_key_value_heads": 1, "moe_intermediate_size": 66}
+    (files / "model/config.json").write_text(json.dumps(one_head))
+    assert problems(files, "rollout.tensor_parallel=2") == ()
+    (problem,) = problems(files, "rollout.tensor_parallel=4")
+    assert "moe_intermediate_size 66" in problem
+    assert problems(files, "rollout.tensor_parallel=4", purpose="sft") == ()
 
 
 def test_experts(files: Path) -> None:
@@ -300,11 +318,25 @@ def test_run_folder_is_not_overwritten_by_accident(files: Path) -> None:
     assert "would delete" in problem
 
 
-def test_resume_is_for_training_alone(files: Path) -> None:
+def test_resume_is_for_runs_that_keep_what_they_have(files: Path) -> None:
     assert problems(files, "run.resume=true") == ()
+    assert problems(files, "run.resume=true", purpose="improve") == ()
     for purpose in ("sft", "eval"):
         (problem,) = problems(files, "run.resume=true", purpose=purpose)
         assert f"`herl {purpose}` writes no checkpoints" in problem
+
+
+def test_improving_with_equal_samples_is_refused(files: Path) -> None:
+    def found(*overrides: str) -> tuple[str, ...]:
+        return problems(files, *overrides, purpose="improve")
+
+    (problem,) = found("improve.temperature=0")
+    assert "improve.temperature is 0" in problem
+    assert found("improve.temperature=0", "improve.rounds=1") == ()
+    (problem,) = found("eval.temperature=0")
+    assert "improve.best_of_n" in problem
+    assert found("eval.temperature=0", "improve.best_of_n=false") == ()
+    assert problems(files, "improve.temperature=0", "eval.temperature=0", purpose="eval") == ()
 
 
 def test_all_problems_are_reported_together(files: Path) -> None:
