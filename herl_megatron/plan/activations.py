@@ -10,7 +10,8 @@ sequence parallelism, else 1:
     q, k norm    (n + b) (q + kv) / t      models that have them
     attention    b (2 q + 3 kv) / t + b q / t + 4 heads / t      q k v, rotated q k, output, log-sum
     dense MLP    5 b f / t                 gate and up (2), silu, up once more, product
-    experts      k (b h + 6 b f_e / t)     of each token's k experts, the probability's product too
+    experts      k (b h e + 6 b f_e) / t   of each token's k experts, the probability's product too;
+                                           e ranks share each expert's matrices (ETP, else e = t)
 
 Under context parallelism c a rank counts the tokens that it holds, 1 / c of a micro-batch.
 Transformer Engine passes keys and values round and keeps its own; without it (`megatron.attention`)
@@ -162,7 +163,8 @@ class ActivationModel:
         norm = a.hidden_size * (self._norm + each) / self._split
         if a.experts is None or not a.experts.layers[layer]:
             return norm + 5 * each * a.ffn_size / tp
-        per_expert = each * a.hidden_size + 6 * each * a.experts.ffn_size / tp
+        # An expert's ETP ranks see the tokens of as many of the TP ranks' shares.
+        per_expert = each * (a.hidden_size * self.megatron.etp + 6 * a.experts.ffn_size) / tp
         router = 14 * a.experts.count / self._split  # scores, probabilities and the routing map
         return norm + a.experts.top_k * per_expert + router
 

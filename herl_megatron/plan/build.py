@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from herl_megatron.cluster.placement import Node, place
 from herl_megatron.config import fp8
 from herl_megatron.config.machine import Machine
 from herl_megatron.config.model_rules import read_shape, shape_problems
@@ -19,9 +20,10 @@ from herl_megatron.device import Device, memory_bytes
 from herl_megatron.megatron.meta import RankBytes, rank_bytes, stage_ranks
 from herl_megatron.plan.cluster import GIB, Assumptions, Cluster
 from herl_megatron.plan.engine import EnginePlan, mean_tokens, model_parameters, plan_engine
+from herl_megatron.plan.environment import environment_warnings
+from herl_megatron.plan.host import SHARED, cpu_host_bytes, host_bytes
 from herl_megatron.plan.memory import (
     RankPlan,
-    host_bytes,
     largest_bucket_bytes,
     micro_batches_per_step,
     plan_ranks,
@@ -31,15 +33,23 @@ from herl_megatron.weight_sync.hf_config import read_architecture
 from herl_megatron.weight_sync.hf_names import Architecture
 
 _NEWEST_CUDA = (99, 0)  # which one the machines have is not known here
-_EXPANDABLE = "expandable_segments:True"
+_HOST_REMEDIES = {
+    "processes": "fewer scoring.workers",
+    "engines asleep": "rollout.sleep=2 keeps no copy of an engine's weights",
+    "reference": "megatron.reference=resident, or more ranks per model copy",
+    "checkpoint": "more nodes, or a pipeline stage per node",
+    "weight buckets": "a smaller weight_sync.bucket_bytes",
+    "Ray's objects": "a smaller object store (ray start --object-store-memory)",
+}
 
 
 @dataclass(frozen=True)
 class Plan:
     """What a run needs, and whether it fits.
 
-    ranks: one per pipeline stage; problems: why it cannot run anywhere; not_built: what this
-    version's trainer refuses; gpu_bytes: what one GPU (CPU: nothing) may be filled to.
+    ranks: one per pipeline stage; problems: why it cannot run anywhere; warnings: what to look at
+    before the launch; not_built: what this version's trainer refuses; gpu_bytes: what one GPU (CPU:
+    nothing) may be filled to; host: memory of the fullest node by use.
     """
 
     parameters: int
@@ -52,6 +62,7 @@ class Plan:
     host_limit_bytes: int
     seconds: Mapping[str, float]
     problems: tuple[str, ...]
+    warnings: tuple[str, ...]
     not_built: tuple[str, ...]
     assumed: Assumptions
 
@@ -61,18 +72,33 @@ class Plan:
         return max(self.ranks, key=lambda rank: rank.worst[1])
 
     @property
+    def host_fits(self) -> bool:
+        """Whether the fullest node holds what it must, or its memory is not known."""
+        return not self.host_limit_bytes or sum(self.host.values()) <= self.host_limit_bytes
+
+    @property
     def fits(self) -> bool:
         """Whether every GPU and host holds what it must and no rule is broken."""
-        memory = not self.gpu_bytes or self.worst.worst[1] <= self.gpu_bytes
-        engine = self.engine.sequences > 0
-        host = not self.host_limit_bytes or sum(self.host.values()) <= self.host_limit_bytes
-        return memory and engine and host and not self.problems
+        return self._all_but_gpus and self._on_gpus(self.worst.worst[1])
+
+    @property
+    def fits_asleep(self) -> bool:
+        """Whether it fits if sleeping engines give back as much as is assumed."""
+        return self._all_but_gpus and all(self._on_gpus(r.worst_asleep[1]) for r in self.ranks)
+
+    @property
+    def _all_but_gpus(self) -> bool:
+        return self.engine.sequences > 0 and self.host_fits and not self.problems
+
+    def _on_gpus(self, size: int) -> bool:
+        return not self.gpu_bytes or size <= self.gpu_bytes
 
     def as_dict(self) -> dict[str, Any]:
         """Every number, for JSON."""
         worst, (phase, needed) = self.worst, self.worst.worst
         return {
             "fits": self.fits,
+            "fits_asleep": self.fits_asleep,
             "worst": {"ranks": worst.ranks, "phase": phase, "bytes": needed},
             **asdict(self),
         }
@@ -127,8 +153,21 @@ def make_plan(
     if ranks is None:
         ranks = rank_bytes(architecture, config.megatron, stage_ranks(config.megatron))
     reserve = int(assumed.reserve_gib * GIB)
+    residue = int(assumed.sleep_residue_gib * GIB)
     stages = plan_ranks(
-        config, architecture, ranks, engine, on_gpu=gpu is not None, micro_batches=micro_batches
+        config,
+        architecture,
+        ranks,
+        engine,
+        on_gpu=gpu is not None,
+        micro_batches=micro_batches,
+        sleep_residue_bytes=residue,
+    )
+    bucket = largest_bucket_bytes(config, architecture)
+    host = (
+        cpu_host_bytes(config, stages, engine, assumed, bucket_bytes=bucket)
+        if cluster is None
+        else host_bytes(config, ranks, engine, cluster, assumed, bucket_bytes=bucket)
     )
     return Plan(
         parameters=model_parameters(architecture),
@@ -136,11 +175,12 @@ def make_plan(
         engine=engine,
         micro_batches=micro_batches,
         gpu_bytes=gpu.memory_bytes - reserve if gpu else 0,
-        sleep_residue_bytes=int(assumed.sleep_residue_gib * GIB),
-        host=_host(config, architecture, stages, ranks, engine, cluster, assumed),
+        sleep_residue_bytes=residue,
+        host=host,
         host_limit_bytes=cluster.host_bytes if cluster else memory_bytes(Device("cpu"))[1],
         seconds=_seconds(config, architecture, engine, cluster, micro_batches, assumed),
         problems=problems,
+        warnings=tuple(_warnings(config, cluster, host)),
         not_built=tuple(not_built(config, purpose="train", device="cuda" if cluster else "cpu")),
         assumed=assumed,
     )
@@ -163,52 +203,44 @@ def find_problems(config: Config, shape: Path, cluster: Cluster | None) -> tuple
 
 
 def _conflicts(config: Config, cluster: Cluster) -> list[str]:
-    megatron, node = config.megatron, cluster.gpus_per_node
+    """What the placement of ranks and engines on such nodes refuses, and FP8."""
+    megatron = config.megatron
+    gpus = tuple(str(index) for index in range(cluster.gpus_per_node))
+    nodes = [Node(id=str(n), ip=f"node{n}", gpus=gpus) for n in range(cluster.nodes)]
     found = []
-    for key, size in (
-        ("megatron.tensor_parallel", megatron.tensor_parallel),
-        ("rollout.tensor_parallel", config.rollout.tensor_parallel),
-    ):
-        if size > node or node % size:
-            found.append(f"{key} {size} does not divide the {node} GPUs of a node: it would cross")
+    engine_gpus = config.rollout.replicas * config.rollout.tensor_parallel
+    if max(megatron.world_size, engine_gpus) <= cluster.gpus:  # else a rule has said so
+        try:
+            place(config, nodes, device="cuda")
+        except ValueError as error:
+            found.append(str(error))
     recipes = fp8.available(capability=cluster.gpu.capability, cuda=_NEWEST_CUDA)
     if megatron.fp8 and megatron.fp8 not in recipes:
         found.append(
             f"megatron.fp8 is {megatron.fp8!r}, which {cluster.gpu.name} cannot compute; it has"
             f" {', '.join(recipes) or 'no FP8'}"
         )
-    settings = ",".join(
-        os.environ.get(name, "") for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
-    )
-    if _EXPANDABLE in settings:
-        found.append(
-            f"the environment sets {_EXPANDABLE}, which vLLM's sleep mode does not work with (the"
-            " engine is started with it enabled); unset it"
-        )
     return found
 
 
-def _host(
-    config: Config,
-    architecture: Architecture,
-    stages: tuple[RankPlan, ...],
-    ranks: tuple[RankBytes, ...],
-    engine: EnginePlan,
-    cluster: Cluster | None,
-    assumed: Assumptions,
-) -> dict[str, int]:
-    """Host memory of a node; on the CPU that is all there is."""
-    bucket = largest_bucket_bytes(config, architecture)
-    if cluster is not None:
-        return host_bytes(config, ranks, cluster, assumed, bucket_bytes=bucket)
-    of_stage = config.megatron.world_size // config.megatron.pipeline_parallel
-    processes = config.megatron.world_size + config.rollout.replicas
-    return {
-        "trainer ranks": of_stage * sum(stage.worst[1] for stage in stages),
-        "engines": config.rollout.replicas * engine.budget_bytes,
-        "processes": int(processes * assumed.process_cpu_gib * GIB),
-        "weight sync, shared memory": 2 * bucket,
-    }
+def _warnings(config: Config, cluster: Cluster | None, host: Mapping[str, int]) -> Iterator[str]:
+    if cluster is None:
+        return
+    shared = sum(host[name] for name in SHARED)
+    yield (
+        f"/dev/shm of each node must hold {shared / GIB:.1f} GiB: {' and '.join(SHARED)} (a"
+        " container has 64 MiB unless it is told, docker run --shm-size)"
+    )
+    total = sum(host.values())
+    if not cluster.host_bytes:
+        yield f"a node needs {total / GIB:.0f} GiB of host memory; --host-gib N checks that it fits"
+    elif total > cluster.host_bytes:
+        most = max(host, key=lambda name: host[name])
+        yield (
+            f"a node needs {total / GIB:.0f} GiB of host memory and has"
+            f" {cluster.host_bytes / GIB:.0f}; most is {most}: {_HOST_REMEDIES[most]}"
+        )
+    yield from environment_warnings(config, os.environ)
 
 
 def _seconds(

@@ -60,9 +60,14 @@ class Assumptions:
     engine_reserve_gib: float = 1.0
     """Of an engine's share: CUDA graphs and what vLLM does not count as weights or activations."""
     sleep_residue_gib: float = 1.5
-    """What a sleeping engine would still hold."""
+    """What a sleeping engine would still hold of its share; nothing that needs it to be true is
+    said to fit."""
     process_host_gib: float = 3.0
     """Host memory of a trainer or engine process before any of the model."""
+    scorer_host_gib: float = 0.3
+    """Host memory of a scoring worker; all are counted on the fullest node."""
+    object_store_gib: float = 1.0
+    """Shared memory of Ray's object store on each node; a Ray that `herl` starts takes no more."""
     process_cpu_gib: float = 0.7
     """The same where all of it runs on the CPU."""
     train_mfu: float = 0.35

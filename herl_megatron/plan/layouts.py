@@ -1,7 +1,8 @@
 """Another layout for a run that does not fit: the first of a short list that does.
 
-Tried are TP within a node, PP, EP, and recomputation, over the same number of ranks; those with
-fewer ranks per model copy come first, because they talk less, then those without recomputation.
+Tried are TP within a node, PP, CP where one longest row fills a micro-batch, EP, experts whole or
+cut like all else, and recomputation, over the same number of ranks; those with fewer ranks per
+model copy come first, because they talk less, then those without recomputation.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ from itertools import product
 from pathlib import Path
 
 from herl_megatron.config.schema import Config, MegatronConfig
+from herl_megatron.megatron.meta import RankBytes, rank_bytes, stage_ranks
 from herl_megatron.plan.build import Plan, find_problems, make_plan
 from herl_megatron.plan.cluster import Assumptions, Cluster
 from herl_megatron.plan.engine import model_parameters, plan_engine
+from herl_megatron.plan.memory import largest_micro_batch
 from herl_megatron.weight_sync.hf_config import read_architecture
 from herl_megatron.weight_sync.hf_names import Architecture
 
 _MOST_STAGES = 16
+_MOST_CONTEXT = 16
 _MOST_BUILT = 12  # candidates whose model is built; each takes up to some seconds
 
 
@@ -39,7 +43,8 @@ def suggest(
     config, engine_overrides = _mend_engine(config, architecture, cluster, assumed)
     if engine_overrides is None:
         return "no engine layout within a node holds the weights and one longest sequence"
-    built = too_large = 0
+    built: dict[MegatronConfig, tuple[RankBytes, ...]] = {}
+    planned = too_large = 0
     for megatron in _candidates(config, architecture, cluster):
         candidate = config.model_copy(update={"megatron": megatron})
         room = cluster.gpu.memory_bytes * (1 - config.rollout.gpu_memory_utilization)
@@ -48,21 +53,35 @@ def suggest(
         if _least_bytes(architecture, megatron) > room:
             too_large += 1
             continue
-        if built == _MOST_BUILT:
-            break
-        built += 1
-        plan = make_plan(candidate, shape, cluster=cluster, assumed=assumed)
+        same_parameters = _without_activations(megatron)
+        if same_parameters not in built:
+            if len(built) == _MOST_BUILT:
+                break
+            built[same_parameters] = rank_bytes(architecture, megatron, stage_ranks(megatron))
+        planned += 1
+        plan = make_plan(
+            candidate, shape, cluster=cluster, assumed=assumed, ranks=built[same_parameters]
+        )
         if plan.fits:
             changed = _overrides(config.megatron, megatron)
             why = (
                 f"fewest ranks per model copy that fit: {too_large} smaller layouts are too large"
-                f" by weights, gradients and optimizer alone, {built - 1} by activations too"
+                f" by weights, gradients and optimizer alone, {planned - 1} by activations too"
             )
             return Suggestion((*engine_overrides, *changed), plan, why)
     return (
         f"no layout of {config.megatron.world_size} ranks fits ({too_large} too large by weights"
-        f" alone, {built} planned in full): more nodes, a smaller megatron.micro_batch_tokens, or a"
-        " smaller rollout.gpu_memory_utilization"
+        f" alone, {planned} planned in full): more nodes, a smaller megatron.micro_batch_tokens, or"
+        " a smaller rollout.gpu_memory_utilization"
+    )
+
+
+def _without_activations(megatron: MegatronConfig) -> MegatronConfig:
+    """The layout that ranks of this one share their parameters' bytes with: CP ranks hold copies,
+    as DP ranks do."""
+    copies = megatron.context_parallel * megatron.data_parallel
+    return megatron.model_copy(
+        update={"context_parallel": 1, "data_parallel": copies, "recompute": "none"}
     )
 
 
@@ -90,33 +109,56 @@ def _candidates(
 ) -> Iterator[MegatronConfig]:
     """Layouts of as many ranks, best first; rules are checked by the caller."""
     world = min(config.megatron.world_size, cluster.gpus)
-    layers = _divisors(architecture.num_layers)
-    sizes = [
-        (tp, pp, ep, recompute)
-        for tp, pp, ep, recompute in product(
-            _divisors(cluster.gpus_per_node),
-            [pp for pp in layers if pp <= _MOST_STAGES],
-            _divisors(architecture.experts.count) if architecture.experts else [1],
-            ("none", "full"),
-        )
-        if world % (tp * pp) == 0 and (world // (tp * pp)) % ep == 0
-    ]
-    for tp, pp, ep, recompute in sorted(
-        sizes, key=lambda size: (size[0] * size[1], size[1], size[2], size[3] == "full")
+    sizes = []
+    for tp, pp, cp in product(
+        _divisors(cluster.gpus_per_node),
+        [pp for pp in _divisors(architecture.num_layers) if pp <= _MOST_STAGES],
+        _divisors(_MOST_CONTEXT) if _one_row_fills_it(config) else [1],
     ):
+        if world % (tp * pp * cp) == 0:
+            sizes += [
+                (tp * pp * cp, pp, cp, ep, etp, recompute, tp)
+                for ep, etp in _expert_sizes(architecture, tp, world // pp)
+                for recompute in (False, True)
+            ]
+    for _, pp, cp, ep, etp, recompute, tp in sorted(sizes):
         yield config.megatron.model_copy(
             update={
                 "tensor_parallel": tp,
                 "pipeline_parallel": pp,
                 "virtual_pipeline": None,
-                "context_parallel": 1,
+                "context_parallel": cp,
                 "expert_parallel": ep,
-                "data_parallel": world // (tp * pp),
+                "expert_tensor_parallel": None if etp == tp else etp,
+                "data_parallel": world // (tp * pp * cp),
                 "sequence_parallel": tp > 1,
                 "distributed_optimizer": True,
-                "recompute": recompute,
+                "recompute": "full" if recompute else "none",
             }
         )
+
+
+def _one_row_fills_it(config: Config) -> bool:
+    """Whether the longest row alone makes the largest micro-batch; where two rows fit into one, a
+    smaller `megatron.micro_batch_tokens` saves as much as CP and costs less."""
+    whole = largest_micro_batch(
+        config.model_copy(
+            update={"megatron": config.megatron.model_copy(update={"context_parallel": 1})}
+        )
+    )
+    return 2 * whole.longest_row > whole.tokens
+
+
+def _expert_sizes(architecture: Architecture, tp: int, of_stage: int) -> list[tuple[int, int]]:
+    """EP and ETP: an expert whole or cut as all else is, on the ranks of a pipeline stage."""
+    if architecture.experts is None:
+        return [(1, tp)]
+    return [
+        (ep, etp)
+        for ep in _divisors(architecture.experts.count)
+        for etp in {1, tp}
+        if of_stage % (ep * etp) == 0
+    ]
 
 
 def _least_bytes(architecture: Architecture, megatron: MegatronConfig) -> float:
@@ -126,12 +168,15 @@ def _least_bytes(architecture: Architecture, megatron: MegatronConfig) -> float:
     if architecture.experts is not None:
         of_layer = 3 * architecture.hidden_size * architecture.experts.ffn_size
         experts = of_layer * architecture.experts.count * sum(architecture.experts.layers)
-    ranks = megatron.tensor_parallel * megatron.pipeline_parallel
-    copies = megatron.data_parallel * megatron.context_parallel
     own, shared = (6, 12) if megatron.precision == "bf16" else (8, 8)
-    dense = (total - experts) / ranks * (own + shared / copies)
-    ep = megatron.expert_parallel
-    return dense + experts / (ranks * ep) * (own + shared / (copies / ep))
+    needed = 0.0
+    for parameters, shards in (
+        (total - experts, megatron.tensor_parallel),
+        (experts, megatron.etp * megatron.expert_parallel),
+    ):
+        replicas = megatron.stage_ranks / shards
+        needed += parameters / (shards * megatron.pipeline_parallel) * (own + shared / replicas)
+    return needed
 
 
 def _overrides(before: MegatronConfig, after: MegatronConfig) -> tuple[str, ...]:

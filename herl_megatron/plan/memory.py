@@ -2,7 +2,7 @@
 
 Policy, gradients, optimizer and a resident reference model stay where they are for the whole run;
 a phase adds what it needs while it lasts. An engine counts in every phase: what it gives back when
-it sleeps (`rollout.sleep`) was not measured on a GPU.
+it sleeps (`rollout.sleep`) was not measured on a GPU, so that is a second number beside the first.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from dataclasses import dataclass
 import torch
 
 from herl_megatron.batching.schedule import length_multiple, padded_length
-from herl_megatron.config.schema import Config, MegatronConfig
+from herl_megatron.config.schema import Config
 from herl_megatron.device import scratch_bytes
 from herl_megatron.megatron.meta import RankBytes
 from herl_megatron.megatron.precision import compute_dtype
 from herl_megatron.plan.activations import ActivationModel, MicroBatchShape, chunk_layers
-from herl_megatron.plan.cluster import GIB, Assumptions, Cluster
 from herl_megatron.plan.engine import EnginePlan
 from herl_megatron.weight_sync.hf_names import Architecture
 from herl_megatron.weight_sync.plan import plan_buckets
@@ -29,7 +28,8 @@ from herl_megatron.weight_sync.plan import plan_buckets
 class RankPlan:
     """One trainer rank, an engine beside it where there are enough.
 
-    held: what stays, by name; phases: total bytes in each phase, `held` and the engine included.
+    held: what stays, by name; phases: total bytes in each phase, `held` and the engine included;
+    asleep: the phases in which the engine sleeps, by `rollout.sleep`, with an assumed rest of it.
     """
 
     ranks: str
@@ -38,11 +38,17 @@ class RankPlan:
     activations: int
     working: int
     phases: Mapping[str, int]
+    asleep: Mapping[str, int]
 
     @property
     def worst(self) -> tuple[str, int]:
-        """The phase that needs most, and how much."""
+        """The phase that needs most, and how much, were the engine to keep all it may take."""
         return max(self.phases.items(), key=lambda item: item[1])
+
+    @property
+    def worst_asleep(self) -> tuple[str, int]:
+        """The same if a sleeping engine gives back what is assumed."""
+        return max({**self.phases, **self.asleep}.items(), key=lambda item: item[1])
 
 
 def largest_micro_batch(config: Config) -> MicroBatchShape:
@@ -66,6 +72,11 @@ def micro_batches_per_step(config: Config, mean_tokens: float) -> int:
     return max(1, math.ceil(tokens / config.megatron.micro_batch_tokens))
 
 
+def engines_sleep(config: Config) -> bool:
+    """Whether the engines sleep while the trainer learns (`cluster.turns`)."""
+    return config.rollout.sleep > 0 and config.rollout.mode != "one_step_off"
+
+
 def largest_bucket_bytes(config: Config, architecture: Architecture) -> int:
     """The largest bucket of a weight sync, which one tensor alone may exceed."""
     buckets = plan_buckets(
@@ -85,12 +96,17 @@ def plan_ranks(
     *,
     on_gpu: bool,
     micro_batches: int,
+    sleep_residue_bytes: int,
 ) -> tuple[RankPlan, ...]:
-    """One plan per pipeline stage; `ranks` are the stages' first ranks."""
+    """One plan per pipeline stage; `ranks` are the stages' first ranks.
+
+    sleep_residue_bytes: what a sleeping engine is assumed to hold.
+    """
     model = ActivationModel(architecture, config.megatron, fused=on_gpu)
     shape = largest_micro_batch(config)
     largest = largest_bucket_bytes(config, architecture)
-    per_stage = config.megatron.world_size // config.megatron.pipeline_parallel
+    per_stage = config.megatron.stage_ranks
+    freed = engine.budget_bytes - sleep_residue_bytes if on_gpu and engines_sleep(config) else 0
     return tuple(
         _plan_rank(
             config,
@@ -101,6 +117,7 @@ def plan_ranks(
             on_gpu=on_gpu,
             micro_batches=micro_batches,
             bucket_bytes=largest,
+            freed_bytes=freed,
             name=f"{rank.rank}-{rank.rank + per_stage - 1}" if per_stage > 1 else str(rank.rank),
         )
         for rank in ranks
@@ -117,6 +134,7 @@ def _plan_rank(
     on_gpu: bool,
     micro_batches: int,
     bucket_bytes: int,
+    freed_bytes: int,
     name: str,
 ) -> RankPlan:
     held = {
@@ -142,64 +160,19 @@ def _plan_rank(
         forward += bucket_bytes  # no parameter that arrives from the host is larger
     # On the CPU an engine is another process, which `host` counts.
     always = sum(held.values()) + (engine.budget_bytes if on_gpu else 0)
+    phases = {
+        "rollout": always,
+        "log-probs": always + forward,
+        "train step": always + activations + working,
+        "weight sync": always + 2 * bucket_bytes,
+    }
+    learning = ("log-probs", "train step") if freed_bytes > 0 else ()
     return RankPlan(
         ranks=name,
         pp_rank=rank.pp_rank,
         held=held,
         activations=activations,
         working=working,
-        phases={
-            "rollout": always,
-            "log-probs": always + forward,
-            "train step": always + activations + working,
-            "weight sync": always + 2 * bucket_bytes,
-        },
+        phases=phases,
+        asleep={phase: phases[phase] - freed_bytes for phase in learning},
     )
-
-
-def host_bytes(
-    config: Config,
-    ranks: Sequence[RankBytes],
-    cluster: Cluster,
-    assumed: Assumptions,
-    *,
-    bucket_bytes: int,
-) -> dict[str, int]:
-    """Host memory of the fullest node: processes, shared memory, and a checkpoint on its way.
-
-    A checkpoint is copied to the host before it is written: by every rank its shard of the
-    optimizer's state, by the first replica of each parameter the weights. One is under way at most.
-    """
-    megatron = config.megatron
-    here = min(cluster.gpus_per_node, megatron.world_size)
-    engines = min(cluster.gpus_per_node, config.rollout.replicas * config.rollout.tensor_parallel)
-    experts = max(rank.weight_bytes * rank.expert_parameters // rank.parameters for rank in ranks)
-    dense = max(rank.weight_bytes for rank in ranks) - experts
-    replicas = megatron.data_parallel * megatron.context_parallel
-    copied = dense * _most_first_replicas(megatron, here, tensors=1, replicas=replicas)
-    if experts:
-        ep = megatron.expert_parallel
-        copied += experts * _most_first_replicas(
-            megatron, here, tensors=ep, replicas=replicas // ep
-        )
-    copied += here * max(rank.main_weight_bytes + rank.moment_bytes for rank in ranks)
-    on_host = config.algorithm.kl_coef > 0 and config.megatron.reference == "host"
-    reference = max(rank.parameters for rank in ranks) * compute_dtype(config.megatron).itemsize
-    return {
-        "processes": int((here + engines) * assumed.process_host_gib * GIB),
-        "reference": here * reference if on_host else 0,
-        "weight sync, shared memory": 2 * bucket_bytes,
-        "checkpoint": copied,
-    }
-
-
-def _most_first_replicas(
-    megatron: MegatronConfig, per_node: int, *, tensors: int, replicas: int
-) -> int:
-    """Ranks of one node, at most, that are the first of `replicas` holders of what they hold.
-
-    Ranks count through TP, then through `tensors` (EP, for experts), then through replicas.
-    """
-    block = megatron.tensor_parallel * tensors
-    first = [rank // block % replicas == 0 for rank in range(megatron.world_size)]
-    return max(sum(first[at : at + per_node]) for at in range(0, len(first), per_node))

@@ -20,13 +20,15 @@ _MOST_COLUMNS = 6
 def show_plan(console: Console, plan: Plan, config: Config, cluster: Cluster | None) -> None:
     """Print layout, memory per rank and phase, engine, host, time and the verdict."""
     console.print(_title(plan, config, cluster), highlight=False)
-    console.print(_ranks(plan))
-    console.print(_engine(plan, cluster))
-    if plan.host:
-        console.print(_column("host memory of the fullest node", plan.host, plan.host_limit_bytes))
+    console.print(*_ranks(plan, cluster), sep="\n", highlight=False)
+    console.print(_engine(plan, cluster), highlight=False)
+    host = "host memory of the fullest node" if cluster else "memory of this machine"
+    console.print(_column(host, plan.host, plan.host_limit_bytes))
     if plan.seconds:
         console.print(_times(plan))
         console.print(_assumed(plan), highlight=False)
+    for warning in plan.warnings:
+        console.print(f"[bold]note:[/] {escape(warning)}", highlight=False)
     for problem in plan.problems:
         console.print(f"[bold red]conflict:[/] {escape(problem)}", highlight=False)
     for missing in plan.not_built:
@@ -35,27 +37,32 @@ def show_plan(console: Console, plan: Plan, config: Config, cluster: Cluster | N
 
 
 def _title(plan: Plan, config: Config, cluster: Cluster | None) -> str:
-    m = config.megatron
+    m, rollout = config.megatron, config.rollout
     where = "CPU"
     if cluster is not None:
         where = f"{cluster.nodes} x {cluster.gpus_per_node} {cluster.gpu.name}"
-    layout = f"TP {m.tensor_parallel} PP {m.pipeline_parallel} CP {m.context_parallel}"
+    experts = f" ETP {m.etp}" if m.expert_tensor_parallel else ""
     return (
-        f"[bold]{escape(config.model.path)}[/]: {plan.parameters:,} parameters on {where};"
-        f" {layout} EP {m.expert_parallel} DP {m.data_parallel} = {m.world_size} ranks,"
+        f"[bold]{escape(config.model.path)}[/]: {plan.parameters:,} parameters on {where}\n"
+        f"trainer: TP {m.tensor_parallel} PP {m.pipeline_parallel} CP {m.context_parallel}"
+        f" EP {m.expert_parallel}{experts} DP {m.data_parallel} = {m.world_size} ranks,"
         f" {m.precision}{' + fp8 ' + m.fp8 if m.fp8 else ''}, recompute {m.recompute};"
-        f" {plan.micro_batches} micro-batches of {m.micro_batch_tokens} tokens per optimizer step"
+        f" {plan.micro_batches} micro-batches of {m.micro_batch_tokens} tokens per optimizer step\n"
+        f"engines: {rollout.replicas} of TP {rollout.tensor_parallel}, each inside one node,"
+        f" {rollout.quantization or rollout.dtype}"
     )
 
 
-def _ranks(plan: Plan) -> Table:
+def _ranks(plan: Plan, cluster: Cluster | None) -> tuple[str, Table]:
     """What ranks hold, then the phases; stages that need the same share a column."""
     columns = []
     for _, same in groupby(plan.ranks, key=lambda rank: (rank.held, rank.phases)):
         alike = list(same)
         first, last = alike[0].ranks.partition("-")[0], alike[-1].ranks.rpartition("-")[2]
         columns.append((first if first == last else f"{first}-{last}", alike))
-    title = "GiB per rank; on a GPU each phase includes the engine's share"
+    title = "GiB per rank"
+    if cluster is not None:
+        title += ", the engine's share of the same GPU included in each phase"
     if len(columns) > _MOST_COLUMNS:
         title += f"; {len(columns)} kinds of ranks, shown are the first, the worst and the last"
         columns = [
@@ -63,7 +70,7 @@ def _ranks(plan: Plan) -> Table:
             for place, column in enumerate(columns)
             if place in (0, len(columns) - 1) or plan.worst in column[1]
         ]
-    table = Table(title=title, title_justify="left")
+    table = Table()
     table.add_column("ranks")
     for name, _ in columns:
         table.add_column(name, justify="right")
@@ -74,8 +81,12 @@ def _ranks(plan: Plan) -> Table:
     table.add_row("activations", *(gib(rank.activations) for rank in ranks))
     table.add_row("working", *(gib(rank.working) for rank in ranks), end_section=True)
     for phase in ranks[0].phases:
-        table.add_row(f"in {phase}", *(_phase(rank, phase, plan) for rank in ranks))
-    return table
+        ends = phase == list(ranks[0].phases)[-1]
+        sizes = (_phase(rank, phase, plan) for rank in ranks)
+        table.add_row(f"in {phase}", *sizes, end_section=ends)
+    for phase in ranks[0].asleep:
+        table.add_row(f"in {phase}, engine asleep (*)", *(gib(r.asleep[phase]) for r in ranks))
+    return title, table
 
 
 def _phase(rank: RankPlan, phase: str, plan: Plan) -> str:
@@ -84,42 +95,49 @@ def _phase(rank: RankPlan, phase: str, plan: Plan) -> str:
     return f"[bold]{size}[/]" if worst else size
 
 
-def _engine(plan: Plan, cluster: Cluster | None) -> Table:
+def _engine(plan: Plan, cluster: Cluster | None) -> str:
     engine = plan.engine
-    table = Table(title="vLLM, one GPU of an engine" if cluster else "vLLM, one engine")
-    for name in ("may take", "weights", "working", "KV cache", "KiB/token", "longest fit"):
-        table.add_column(name, justify="right")
-    table.add_column("mean fit", justify="right")
-    table.add_column("if asleep", justify="right")
-    table.add_row(
-        gib(engine.budget_bytes),
-        gib(engine.weight_bytes),
-        gib(engine.working_bytes),
-        gib(engine.kv_cache_bytes),
-        f"{engine.kv_bytes_per_token / 1024:.0f}",
-        f"{engine.sequences} of {engine.longest_tokens}",
-        str(engine.mean_sequences),
-        gib(plan.sleep_residue_bytes) if cluster else "-",
+    parts = f"weights {gib(engine.weight_bytes)}, working {gib(engine.working_bytes)}"
+    text = (
+        f"[bold]vLLM, {'one GPU of an engine' if cluster else 'one engine'}[/]: may take"
+        f" {gib(engine.budget_bytes)} GiB: {parts}, KV cache {gib(engine.kv_cache_bytes)}"
+        f" ({engine.kv_bytes_per_token / 1024:.0f} KiB a token): together fit"
+        f" {engine.sequences} sequences of {engine.longest_tokens} tokens, the longest, or"
+        f" {engine.mean_sequences} of the mean"
     )
-    return table
+    if plan.ranks[0].asleep:
+        text += (
+            f"\n(*) assumed, not measured: a sleeping engine holds"
+            f" {gib(plan.sleep_residue_bytes)} GiB (--rate sleep_residue_gib=...)"
+        )
+    return text
 
 
 def _column(title: str, sizes: Mapping[str, int], limit: int) -> Table:
-    table = Table(title=f"{title}, GiB")
-    for name in (*sizes, "together", *(("has",) if limit else ())):
-        table.add_column(name, justify="right")
-    values = [*sizes.values(), sum(sizes.values()), *((limit,) if limit else ())]
-    table.add_row(*(gib(value) for value in values))
+    table = Table()
+    table.add_column(title)
+    table.add_column("GiB", justify="right")
+    for name, size in sizes.items():
+        if size:
+            table.add_row(name, gib(size), end_section=name == list(sizes)[-1])
+    total = sum(sizes.values())
+    style = "bold red" if limit and total > limit else "bold"
+    table.add_row("together", f"[{style}]{gib(total)}[/]")
+    if limit:
+        table.add_row("has", gib(limit))
     return table
 
 
 def _times(plan: Plan) -> Table:
     total = sum(plan.seconds.values())
-    table = Table(title="one step, seconds, estimated from the rates below")
-    for name in (*plan.seconds, "together"):
-        table.add_column(name, justify="right")
-    cells = [f"{value:.1f} ({value / total:.0%})" for value in plan.seconds.values()]
-    table.add_row(*cells, f"{total:.1f}")
+    table = Table()
+    table.add_column("one step, estimated from the rates below")
+    table.add_column("seconds", justify="right")
+    table.add_column("share", justify="right")
+    for name, value in plan.seconds.items():
+        last = name == list(plan.seconds)[-1]
+        table.add_row(name, f"{value:.1f}", f"{value / total:.0%}", end_section=last)
+    table.add_row("together", f"{total:.1f}", "")
     return table
 
 
@@ -136,9 +154,13 @@ def _verdict(plan: Plan) -> str:
         text += f" of {gib(plan.gpu_bytes)} (memory less the reserve)"
     if plan.engine.sequences < 1:
         text += "; the engine cannot hold one longest sequence"
-    elif plan.host_limit_bytes and sum(plan.host.values()) > plan.host_limit_bytes:
+    if not plan.host_fits:
         text += "; the host memory of a node is too small"
-    return f"[bold green]fits[/]: {text}" if plan.fits else f"[bold red]does not fit[/]: {text}"
+    if plan.fits:
+        return f"[bold green]fits[/]: {text}"
+    if plan.fits_asleep:
+        text += "; it would fit if sleeping engines give back as much as is assumed (*)"
+    return f"[bold red]does not fit[/]: {text}"
 
 
 def gib(size: int) -> str:

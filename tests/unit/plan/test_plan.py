@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from unittest.mock import patch
 
@@ -17,7 +16,7 @@ from herl_megatron.megatron import meta
 from herl_megatron.plan.build import find_problems, find_shape, make_plan
 from herl_megatron.plan.cluster import GIB, Assumptions, Cluster, choose_gpu
 from herl_megatron.plan.layouts import Suggestion, suggest
-from herl_megatron.plan.memory import host_bytes, micro_batches_per_step
+from herl_megatron.plan.memory import largest_micro_batch, micro_batches_per_step
 from herl_megatron.weight_sync.hf_config import read_architecture
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -63,35 +62,6 @@ def test_micro_batches_are_tokens_over_the_budget_rounded_up(tokens: int, count:
     assert micro_batches_per_step(config, tokens) == count
 
 
-@pytest.mark.parametrize(
-    ("layout", "per_node", "dense", "expert"),
-    [
-        ((8, 1, 4, 1), 8, 8, 0),  # all ranks of the first node are first replicas, others none
-        ((2, 1, 4, 1), 8, 2, 0),
-        ((1, 2, 4, 1), 8, 2, 0),  # one per stage
-        ((2, 2, 4, 1), 8, 2, 0),  # a stage per node
-        ((1, 1, 8, 4), 8, 1, 4),  # four ranks hold other experts each, then they repeat
-    ],
-)
-def test_a_checkpoint_copies_weights_of_first_replicas_and_all_optimizer_shards(
-    layout: tuple[int, int, int, int], per_node: int, dense: int, expert: int
-) -> None:
-    """A rank with 100 bytes of weights, 60 of them experts' where there are any, and 30 + 60."""
-    tp, pp, dp, ep = layout
-    keys = ("tensor_parallel", "pipeline_parallel", "data_parallel", "expert_parallel")
-    overrides = [f"megatron.{key}={size}" for key, size in zip(keys, layout, strict=True)]
-    config = load_config(QWEN_7B, [*overrides, "megatron.sequence_parallel=false"])
-    rank = meta.RankBytes(
-        rank=0, pp_rank=0, parameters=50, expert_parameters=30 if ep > 1 else 0,
-        weight_bytes=100, gradient_bytes=0, main_weight_bytes=30, moment_bytes=60,
-    )  # fmt: skip
-    cluster = Cluster(choose_gpu("h100-80"), nodes=tp * pp * dp // per_node, gpus_per_node=per_node)
-    host = host_bytes(config, [rank] * pp, cluster, Assumptions(), bucket_bytes=0)
-    of_experts = 60 if ep > 1 else 0
-    wanted = (100 - of_experts) * dense + of_experts * expert + 8 * 90
-    assert host["checkpoint"] == wanted
-
-
 def test_a_reference_on_the_host_takes_none_of_the_device() -> None:
     """A copy on each of 8 ranks; on the device, the largest tensor while it arrives (one bucket:
     the embedding, 152064 * 3584 in bf16)."""
@@ -127,15 +97,105 @@ def test_no_suggestion_where_nothing_can_fit() -> None:
 def test_conflicts_with_the_machines() -> None:
     a100 = Cluster(choose_gpu("a100-80"), nodes=1, gpus_per_node=4)
     config = load_config(QWEN_7B, ["megatron.tensor_parallel=8", "megatron.fp8=delayed"])
-    with patch.dict(os.environ, {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}):
-        problems = "\n".join(find_problems(config, SHAPE, a100))
+    problems = "\n".join(find_problems(config, SHAPE, a100))
     for part in (
         "tensor_parallel 8 does not divide the model's num_attention_heads 28",
-        "megatron.tensor_parallel 8 does not divide the 4 GPUs of a node",
+        "DP 4 = 32 ranks, but this machine has 4 GPUs",
         "which a100-80 cannot compute",
-        "expandable_segments",
     ):
         assert part in problems
+    assert "Ray" not in problems  # too few GPUs are said once
+
+
+@pytest.mark.parametrize(
+    ("overrides", "nodes", "problem"),
+    [
+        (["megatron.tensor_parallel=4", "megatron.data_parallel=3"], 2,
+         "megatron.tensor_parallel 4 does not divide the 6 GPUs of a node"),
+        (["megatron.data_parallel=6", "rollout.replicas=1", "rollout.tensor_parallel=12"], 2,
+         "an engine never spans nodes"),
+    ],
+)  # fmt: skip
+def test_no_group_and_no_engine_crosses_nodes(
+    overrides: list[str], nodes: int, problem: str
+) -> None:
+    """Said by the same function that places a run's processes."""
+    cluster = Cluster(choose_gpu("h100-80"), nodes=nodes, gpus_per_node=6)
+    config = load_config(QWEN_7B, ["rollout.replicas=6", *overrides])
+    assert problem in "\n".join(find_problems(config, SHAPE, cluster))
+
+
+def test_what_sleeping_engines_give_back_is_a_second_number() -> None:
+    """All but the assumed rest, while the trainer learns; an engine that never sleeps none."""
+    plain = load_config(QWEN_7B, [*PLAIN, "rollout.sleep=2"])
+    plan = make_plan(plain, SHAPE, cluster=ONE_NODE, assumed=Assumptions(sleep_residue_gib=2))
+    (rank,) = plan.ranks
+    freed = plan.engine.budget_bytes - 2 * GIB
+    assert dict(rank.asleep) == {
+        phase: rank.phases[phase] - freed for phase in ("log-probs", "train step")
+    }
+    awake = load_config(QWEN_7B, [*PLAIN, "rollout.sleep=0"])
+    assert not make_plan(awake, SHAPE, cluster=ONE_NODE, assumed=Assumptions()).ranks[0].asleep
+
+
+def test_what_fits_only_beside_sleeping_engines_is_not_said_to_fit() -> None:
+    tight = load_config(QWEN_7B, ["rollout.gpu_memory_utilization=0.51"])
+    plan = make_plan(tight, SHAPE, cluster=ONE_NODE, assumed=Assumptions())
+    assert (plan.fits, plan.fits_asleep) == (False, True)
+    code, output = run(str(QWEN_7B), "rollout.gpu_memory_utilization=0.51", "--gpu", "h100-80")
+    assert code == 1
+    assert "would fit if sleeping engines give back as much as is assumed" in " ".join(
+        output.split()
+    )
+
+
+@pytest.mark.parametrize(
+    ("cp", "expected"),
+    [
+        # 6144 + 2048 tokens fill the micro-batch of 8192.
+        (1, (8192, 8192, 8192)),
+        (4, (2048, 2048, 2048)),
+        # Rows are padded to a multiple of 2 * 3 * 2: 8196.
+        (3, (2732, 2732, 2732)),
+    ],
+)
+def test_context_parallel_ranks_share_a_micro_batch(
+    cp: int, expected: tuple[int, int, int]
+) -> None:
+    config = load_config(QWEN_7B, ["megatron.tensor_parallel=2", f"megatron.context_parallel={cp}"])
+    assert config.megatron.micro_batch_tokens == 8192
+    shape = largest_micro_batch(config)
+    assert (shape.tokens, shape.longest_row, shape.response_tokens) == expected
+
+
+def test_rows_too_long_for_one_rank_are_given_to_several() -> None:
+    """131,072 tokens in one row: TP 4 with recomputation holds half of that, and TP 8 does not
+    divide the 28 heads."""
+    long = ["data.max_prompt_tokens=65536", "rollout.max_response_tokens=65536",
+            "data.max_experience_tokens=65536", "rollout.max_num_seqs=8",
+            "rollout.tensor_parallel=4", "rollout.replicas=2",
+            "rollout.gpu_memory_utilization=0.5"]  # fmt: skip
+    shape = json.loads(SHAPE.read_text()) | {"max_position_embeddings": 262_144}
+    config = load_config(QWEN_7B, [*PLAIN, *long])
+    with patch("herl_megatron.plan.build.read_shape", return_value=shape):
+        found = suggest(config, SHAPE, cluster=ONE_NODE, assumed=Assumptions())
+        assert isinstance(found, Suggestion), found
+        applied = load_config(QWEN_7B, [*PLAIN, *long, *found.overrides])
+        assert make_plan(applied, SHAPE, cluster=ONE_NODE, assumed=Assumptions()).fits
+        short = load_config(QWEN_7B, [*PLAIN, *long, *found.overrides, *(
+            "megatron.context_parallel=1", "megatron.data_parallel=2"
+        )])  # fmt: skip
+        assert not make_plan(short, SHAPE, cluster=ONE_NODE, assumed=Assumptions()).fits
+    assert (applied.megatron.tensor_parallel, applied.megatron.context_parallel) == (4, 2)
+
+
+def test_short_rows_are_never_cut() -> None:
+    """Two of them make a micro-batch, so half of the budget saves what CP 2 would."""
+    short = ["data.max_prompt_tokens=1024", "rollout.max_response_tokens=1024"]
+    config = load_config(QWEN_7B, [*PLAIN, *short, "megatron.micro_batch_tokens=131072"])
+    found = suggest(config, SHAPE, cluster=ONE_NODE, assumed=Assumptions())
+    told = found if isinstance(found, str) else " ".join(found.overrides)
+    assert "context_parallel" not in told
 
 
 def test_a_recipe_must_be_the_gpus() -> None:

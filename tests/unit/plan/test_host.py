@@ -1,0 +1,123 @@
+"""Host memory of a node, and what the environment would break."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+
+from herl_megatron.config.load import load_config
+from herl_megatron.megatron.meta import RankBytes
+from herl_megatron.plan.build import make_plan
+from herl_megatron.plan.cluster import GIB, Assumptions, Cluster, choose_gpu
+from herl_megatron.plan.engine import EnginePlan
+from herl_megatron.plan.environment import environment_warnings
+from herl_megatron.plan.host import host_bytes
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+QWEN_7B = CONFIGS / "qwen2.5_7b_if_8gpu.yaml"
+SHAPE = CONFIGS / "models/Qwen2.5-7B-Instruct.json"
+RANK = RankBytes(
+    rank=0, pp_rank=0, parameters=50, expert_parameters=0, weight_bytes=100, gradient_bytes=0,
+    main_weight_bytes=30, moment_bytes=60,
+)  # fmt: skip
+ENGINE = EnginePlan(
+    budget_bytes=0, weight_bytes=1000, working_bytes=0, kv_cache_bytes=0, kv_bytes_per_token=0,
+    longest_tokens=0, sequences=1, mean_sequences=1,
+)  # fmt: skip
+
+
+def host(overrides: list[str], *, nodes: int, rank: RankBytes = RANK) -> dict[str, int]:
+    config = load_config(QWEN_7B, ["megatron.sequence_parallel=false", *overrides])
+    cluster = Cluster(choose_gpu("h100-80"), nodes=nodes, gpus_per_node=8)
+    stages = [rank] * config.megatron.pipeline_parallel
+    return host_bytes(config, stages, ENGINE, cluster, Assumptions(), bucket_bytes=7)
+
+
+@pytest.mark.parametrize(
+    ("layout", "etp", "dense", "expert"),
+    [
+        ((8, 1, 4, 1), "null", 8, 0),  # all ranks of the first node are first replicas
+        ((2, 1, 4, 1), "null", 2, 0),
+        ((1, 2, 4, 1), "null", 2, 0),  # one per stage
+        ((2, 2, 4, 1), "null", 2, 0),  # a stage per node
+        ((1, 1, 8, 4), "null", 1, 4),  # four ranks hold other experts each, then they repeat
+        ((4, 1, 2, 2), "null", 4, 8),  # experts are cut by TP too
+        ((4, 1, 2, 2), "1", 4, 2),  # experts whole: two ranks hold them all
+        ((4, 1, 4, 8), "1", 4, 8),
+    ],
+)
+def test_a_checkpoint_copies_weights_of_first_replicas_and_all_optimizer_shards(
+    layout: tuple[int, int, int, int], etp: str, dense: int, expert: int
+) -> None:
+    """A rank with 100 bytes of weights, 60 of them experts' where there are any, and 30 + 60."""
+    tp, pp, dp, ep = layout
+    keys = ("tensor_parallel", "pipeline_parallel", "data_parallel", "expert_parallel")
+    overrides = [f"megatron.{key}={size}" for key, size in zip(keys, layout, strict=True)]
+    rank = RankBytes(**{**vars(RANK), "expert_parameters": 30 if ep > 1 else 0})
+    found = host(
+        [*overrides, f"megatron.expert_tensor_parallel={etp}"], nodes=tp * pp * dp // 8, rank=rank
+    )
+    of_experts = 60 if ep > 1 else 0
+    assert found["checkpoint"] == (100 - of_experts) * dense + of_experts * expert + 8 * 90
+
+
+def test_engines_of_a_node_leave_their_weights_on_its_host_when_they_sleep() -> None:
+    """Eight GPUs a node, however many there are; level 2 keeps no weights, 0 does not sleep."""
+    large = ["megatron.tensor_parallel=8", "megatron.data_parallel=2", "rollout.replicas=4",
+             "rollout.tensor_parallel=4"]  # fmt: skip
+    kept = host([*large, "rollout.sleep=1"], nodes=2)
+    assert kept["engines asleep"] == 8 * 1000
+    assert kept["weight buckets"] == 2 * 7
+    assert host([*large, "rollout.sleep=2"], nodes=2)["engines asleep"] == 0
+    assert host([*large, "rollout.sleep=0"], nodes=2)["engines asleep"] == 0
+    stays = [*large, "rollout.sleep=1", "rollout.mode=one_step_off"]
+    assert host(stays, nodes=2)["engines asleep"] == 0
+
+
+def test_a_host_that_is_too_small_names_what_fills_it_and_how_to_mend_it() -> None:
+    """The reference: eight copies of 14.2 GiB."""
+    config = load_config(QWEN_7B, ["megatron.tensor_parallel=1", "megatron.data_parallel=8",
+                                   "megatron.sequence_parallel=false", "rollout.sleep=2",
+                                   "megatron.reference=host", "algorithm.kl_coef=0.1"])  # fmt: skip
+    small = Cluster(choose_gpu("h200-141"), nodes=1, gpus_per_node=8, host_bytes=200 * GIB)
+    plan = make_plan(config, SHAPE, cluster=small, assumed=Assumptions())
+    assert not plan.host_fits and not plan.fits
+    (warning,) = (text for text in plan.warnings if "of host memory and has 200" in text)
+    assert "most is reference: megatron.reference=resident" in warning
+    shared = (plan.host["weight buckets"] + plan.host["Ray's objects"]) / GIB
+    assert f"/dev/shm of each node must hold {shared:.1f} GiB" in plan.warnings[0]
+    large = Cluster(choose_gpu("h200-141"), nodes=1, gpus_per_node=8, host_bytes=2000 * GIB)
+    assert make_plan(config, SHAPE, cluster=large, assumed=Assumptions()).fits
+
+
+@pytest.mark.parametrize(
+    ("env", "part"),
+    [
+        ({"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}, "older ones refuse to sleep"),
+        ({"PYTORCH_ALLOC_CONF": "x:1,expandable_segments:True"}, "PYTORCH_ALLOC_CONF has"),
+        ({"CUDA_LAUNCH_BLOCKING": "1"}, "every kernel waits"),
+        ({"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, "memory pools"),
+        ({"NCCL_P2P_DISABLE": "1"}, "goes through host memory"),
+        ({"CUDA_DEVICE_MAX_CONNECTIONS": "8"}, "CUDA_DEVICE_MAX_CONNECTIONS=8 is not used"),
+    ],
+)
+def test_the_environment(env: dict[str, str], part: str) -> None:
+    config = load_config(QWEN_7B, ["megatron.tensor_parallel=2"])
+    (warning,) = environment_warnings(config, env)
+    assert part in warning
+
+
+def test_an_environment_without_such_settings_is_fine() -> None:
+    config = load_config(QWEN_7B)
+    harmless = {"CUDA_LAUNCH_BLOCKING": "0", "CUDA_DEVICE_MAX_CONNECTIONS": "1", "PATH": "/bin"}
+    assert not list(environment_warnings(config, harmless))
+
+
+def test_the_plan_looks_at_the_environment() -> None:
+    cluster = Cluster(choose_gpu("h100-80"), nodes=1, gpus_per_node=8)
+    with patch.dict("os.environ", {"CUDA_LAUNCH_BLOCKING": "1"}):
+        plan = make_plan(load_config(QWEN_7B), SHAPE, cluster=cluster, assumed=Assumptions())
+    assert any("every kernel waits" in text for text in plan.warnings)
+    assert plan.fits
