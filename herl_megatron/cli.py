@@ -1,4 +1,4 @@
-"""`herl train|sft|eval CONFIG [key=value ...]`, `herl score INPUT --out OUT`,
+"""`herl train|sft|eval|improve CONFIG [key=value ...]`, `herl score INPUT --out OUT`,
 `herl report RUN ...`, `herl doctor [CONFIG]`.
 
 What a command needs is imported by it alone: `herl score` runs without torch and starts at once.
@@ -58,6 +58,14 @@ def evaluate(config: _ConfigPath, overrides: _Overrides = None) -> None:
     from herl_megatron.evaluate import run_evaluation as run
 
     _run(config, overrides, purpose="eval", job=run)
+
+
+@app.command()
+def improve(config: _ConfigPath, overrides: _Overrides = None) -> None:
+    """Revise held-out answers against the criteria they miss, and compare with best-of-N."""
+    from herl_megatron.improve import improve as run
+
+    _run(config, overrides, purpose="improve", job=run)
 
 
 @app.command()

@@ -12,6 +12,7 @@ from herl_megatron.types import (
     HindsightExperience,
     IntArray,
     Message,
+    Prompt,
     RolloutGroup,
     Score,
     Scored,
@@ -49,29 +50,31 @@ def build_experiences(
     for index in select_experiences(scores, config, seed):
         score = scores[index]
         assert isinstance(score, Scored), f"rollout {index} was selected without a score"
-        experience = _experience(group, index, score, config, tokenizer)
-        if len(experience.prompt_token_ids) > max_tokens:
+        draft = group.rollouts[index].text
+        text, ids = revision_prompt(group.prompt, draft, score, config, tokenizer)
+        if len(ids) > max_tokens:
             too_long += 1
         else:
-            built.append(experience)
+            built.append(HindsightExperience(index, text, ids, score.satisfied, score.unmet))
     return tuple(built), too_long
 
 
-def _experience(
-    group: RolloutGroup,
-    index: int,
+def revision_prompt(
+    prompt: Prompt,
+    draft: str,
     score: Scored,
     config: HindsightConfig,
     tokenizer: PromptTokenizer,
-) -> HindsightExperience:
-    criteria = group.prompt.rubric.criteria
+) -> tuple[str, IntArray]:
+    """The revision prompt of a draft and its verdicts: for people, and `[experience]` token ids."""
+    criteria = prompt.rubric.criteria
     messages = revision_messages(
-        group.prompt,
-        group.rollouts[index].text,
+        prompt,
+        draft,
         [criterion for criterion in criteria if criterion.id in score.satisfied],
         [criterion for criterion in criteria if criterion.id in score.unmet],
         config.prompt_style,
     )
     text = plain_text(messages)
     ids = tokenizer.prompt_ids(messages) if config.chat_template else tokenizer.plain_ids(text)
-    return HindsightExperience(index, text, ids, score.satisfied, score.unmet)
+    return text, ids

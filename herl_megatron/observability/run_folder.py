@@ -17,7 +17,7 @@ import logging
 import os
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -87,8 +87,10 @@ class RunFolder:
         self._latest = ""
 
     @classmethod
-    def create(cls, config: Config) -> Self:
+    def create(cls, config: Config, *, keep: Collection[str] = ()) -> Self:
         """Make `run.dir`/`run.name` and save the resolved configuration in it.
+
+        keep: files that stay with `run.resume` where no checkpoint says how far the run came.
 
         With `run.resume` and a checkpoint the folder is kept and taken back to that step: what was
         written after it (metrics, rollouts, an exported policy) goes, to be written again.
@@ -106,7 +108,7 @@ class RunFolder:
             if checkpoint is not None:
                 _take_back(path, checkpoint)
             else:
-                _clear(path)
+                _clear(path, keep if config.run.resume else ())
             # How this start treated the folder is no property of the run.
             once = config.run.model_copy(update={"overwrite": False, "resume": False})
             save_resolved(config.model_copy(update={"run": once}), path / "config.yaml")
@@ -206,12 +208,12 @@ class RunFolder:
                 logger.info("%s %d/%d: %s", label, count, len(steps), self._latest)
 
 
-def _clear(path: Path) -> None:
-    """Remove everything but the lock."""
+def _clear(path: Path, keep: Collection[str]) -> None:
+    """Remove everything but the lock and `keep`."""
     for item in path.iterdir():
         if item.is_dir() and not item.is_symlink():
             shutil.rmtree(item)
-        elif item.name != LOCK_FILE:
+        elif item.name not in (LOCK_FILE, *keep):
             item.unlink()
 
 

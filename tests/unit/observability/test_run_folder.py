@@ -41,6 +41,20 @@ def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def test_named_files_stay_where_a_run_without_checkpoints_is_resumed(tmp_path: Path) -> None:
+    with RunFolder.create(config(tmp_path)) as folder:
+        for name in ("kept.jsonl", "other.jsonl"):
+            (folder.path / name).write_text("{}\n")
+    resumed = config(tmp_path).model_copy(
+        update={"run": RunConfig(dir=str(tmp_path), name="a run", resume=True)}
+    )
+    with RunFolder.create(resumed, keep=("kept.jsonl",)) as again:
+        assert (again.path / "kept.jsonl").read_text() == "{}\n"
+        assert not (again.path / "other.jsonl").exists()
+    with RunFolder.create(config(tmp_path, overwrite=True), keep=("kept.jsonl",)) as new:
+        assert not (new.path / "kept.jsonl").exists()
+
+
 def test_metrics_are_on_disk_before_the_run_ends(tmp_path: Path) -> None:
     with RunFolder.create(config(tmp_path)) as folder:
         folder.log(0, {"reward/mean": 0.25, "train/loss": math.nan})

@@ -1,0 +1,115 @@
+"""Trajectories and best-of-N samples as JSON lines, written one by one as they are complete.
+
+What is on disk when a run dies is not drawn again: `TrajectoryLog` reads it back first.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from pydantic import TypeAdapter
+
+from herl_megatron.hindsight.trajectory import Attempt, Trajectory, accepted, best_attempt
+from herl_megatron.rollout.improvement import Key
+from herl_megatron.types import Prompt
+
+TRAJECTORIES = "trajectories.jsonl"
+SAMPLES = "best_of_n.jsonl"
+
+_TRAJECTORY = TypeAdapter(Trajectory)
+_ATTEMPT = TypeAdapter(Attempt)
+
+
+class TrajectoryLog:
+    """Both files of a folder, open to append; use as a context manager.
+
+    Attributes:
+        trajectories: complete ones by prompt id and number.
+        samples: best-of-N samples of each, without the trajectory's own first sample, in order.
+
+    Raises ValueError where a file holds something of other prompts than `prompts`.
+    """
+
+    def __init__(self, folder: Path, prompts: tuple[Prompt, ...]) -> None:
+        self._prompts = {prompt.id: prompt for prompt in prompts}
+        self.trajectories: dict[Key, Trajectory] = {}
+        self.samples: dict[Key, list[Attempt]] = {}
+        for line in _whole_lines(folder / TRAJECTORIES):
+            self._check(line, folder / TRAJECTORIES)
+            known = _TRAJECTORY.validate_python(line)
+            self.trajectories[known.prompt_id, known.index] = known
+        for line in _whole_lines(folder / SAMPLES):
+            self._check(line, folder / SAMPLES)
+            samples = self.samples.setdefault((line["prompt_id"], line["index"]), [])
+            samples.append(_ATTEMPT.validate_python(line["attempt"]))
+        self._trajectory_file = (folder / TRAJECTORIES).open("a", encoding="utf-8")
+        self._sample_file = (folder / SAMPLES).open("a", encoding="utf-8")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._trajectory_file.close()
+        self._sample_file.close()
+
+    def add_trajectory(self, trajectory: Trajectory) -> None:
+        """Keep a complete trajectory, with its prompt and what became of each attempt."""
+        record = self._of_prompt(trajectory.prompt_id) | _TRAJECTORY.dump_python(
+            trajectory, mode="json"
+        )
+        for number, attempt in enumerate(record["attempts"]):
+            attempt["accepted"] = accepted(trajectory.attempts, number)
+        record["best"] = best_attempt(trajectory.attempts)
+        self.trajectories[trajectory.prompt_id, trajectory.index] = trajectory
+        _append(self._trajectory_file, record)
+
+    def add_sample(self, key: Key, sample: Attempt) -> None:
+        """Keep a best-of-N sample of the trajectory `key`."""
+        record = {"prompt_id": key[0], "index": key[1]}
+        self.samples.setdefault(key, []).append(sample)
+        _append(self._sample_file, record | {"attempt": _ATTEMPT.dump_python(sample, mode="json")})
+
+    def _of_prompt(self, prompt_id: str) -> dict[str, Any]:
+        prompt = self._prompts[prompt_id]
+        return {
+            "prompt_id": prompt_id,
+            "messages": [{"role": m.role, "content": m.content} for m in prompt.messages],
+            "criteria": [
+                {"id": c.id, "check": c.check, "description": c.description}
+                for c in prompt.rubric.criteria
+            ],
+        }
+
+    def _check(self, record: dict[str, Any], path: Path) -> None:
+        own = self._prompts.get(record["prompt_id"])
+        texts = [message["content"] for message in record.get("messages", ())]
+        if own is None or (texts and texts != [message.content for message in own.messages]):
+            raise ValueError(
+                f"{path}: prompt {record['prompt_id']!r} is not in data.eval as it was when that"
+                " file was written; give the same rows, or start over with run.resume=false"
+                " run.overwrite=true"
+            )
+
+
+def _append(file: Any, record: dict[str, Any]) -> None:
+    file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+    file.flush()
+
+
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a file, which is cut after its last whole line: a kill can tear the last."""
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        path.write_bytes(whole)
+    return [json.loads(line) for line in whole.split(b"\n") if line]
