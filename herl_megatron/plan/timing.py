@@ -55,6 +55,8 @@ def step_seconds(
     peak = megatron.world_size * gpu.bf16_tflops * 1e12
     if megatron.fp8:
         peak *= assumed.fp8_gain
+    if architecture.experts is not None:
+        peak *= assumed.experts_mfu
     idle = (megatron.pipeline_parallel - 1) / (micro_batches * (megatron.virtual_pipeline or 1))
     passes = (train.optimizer_steps_per_step > 1) + (config.algorithm.kl_coef > 0)
     backward = 4 if megatron.recompute == "full" else 3
@@ -99,4 +101,6 @@ def _rollout_s(
     prompts = of_engine / rollout.group_size * prompt_tokens
     prefill = prompts * forward_flops_per_token(architecture, prompt_tokens)
     reach = rollout.tensor_parallel * gpu.bf16_tflops * 1e12 * assumed.forward_mfu
+    if architecture.experts is not None:
+        reach *= assumed.experts_mfu
     return steps * decode_s + prefill / reach

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from herl_megatron.config.load import load_config
 from herl_megatron.config.schema import Config
 from herl_megatron.plan.cluster import GPUS, Assumptions
 from herl_megatron.plan.engine import plan_engine
@@ -24,8 +25,6 @@ def architecture(name: str) -> Architecture:
 
 def seconds(changes: dict[str, float] | None = None, **megatron: object) -> dict[str, float]:
     """Of one 7B step on eight GPUs."""
-    from herl_megatron.config.load import load_config
-
     config: Config = load_config(ROOT / "configs/qwen2.5_7b_if_8gpu.yaml")
     config = config.model_copy(update={"megatron": config.megatron.model_copy(update=megatron)})
     assumed = replace(Assumptions(), **(changes or {}))
@@ -68,3 +67,19 @@ def test_times_follow_their_causes() -> None:
     assert piped["train"] == pytest.approx(usual["train"] * 1.1)
     assert seconds({"decode_bandwidth": 0.3})["rollout"] > usual["rollout"]
     assert seconds({"sync_fixed_s": 3.0})["weight sync"] == pytest.approx(usual["weight sync"] + 2)
+
+
+def test_experts_reach_less_of_the_peak() -> None:
+    """The same work of the same ranks, at the assumed share of a dense model's speed."""
+    config = load_config(ROOT / "configs/qwen3_30b_a3b_if_4x8gpu.yaml")
+    model = architecture("Qwen3-30B-A3B")
+
+    def train_s(experts_mfu: float) -> float:
+        assumed = Assumptions(experts_mfu=experts_mfu)
+        engine = plan_engine(model, config, gpu=H100, assumed=assumed)
+        times = step_seconds(config, model, engine, gpu=H100, micro_batches=5, assumed=assumed)
+        return times["train"]
+
+    assert train_s(0.25) == pytest.approx(4 * train_s(1.0))
+    dense = seconds({"experts_mfu": 0.25})
+    assert dense == seconds({"experts_mfu": 1.0})
