@@ -10,6 +10,8 @@ import importlib.util
 import os
 import random
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, Literal
@@ -179,6 +181,50 @@ def copy_to_host(tensor: torch.Tensor) -> torch.Tensor:
     """A copy in host memory, page-locked where there is a GPU to copy from and to."""
     host = torch.empty_like(tensor, device="cpu", pin_memory=has_cuda())
     return host.copy_(tensor)
+
+
+@dataclass(frozen=True)
+class StreamMark:
+    """A point in the GPU work that a thread has queued so far."""
+
+    event: Any
+
+
+def mark_work() -> StreamMark | None:
+    """Where this thread's current stream stands; None on the CPU, where nothing is queued."""
+    if not has_cuda():
+        return None
+    event = torch.cuda.Event()
+    event.record()
+    return StreamMark(event)
+
+
+@contextmanager
+def beside(mark: StreamMark) -> Iterator[None]:
+    """What is queued inside runs on a stream of its own, after `mark` and beside later work; it is
+    done when the block ends, and only the calling thread has waited for it."""
+    stream = torch.cuda.Stream(mark.event.device)
+    stream.wait_event(mark.event)
+    with torch.cuda.stream(stream):
+        yield
+    stream.synchronize()
+
+
+def page_lock(address: int, num_bytes: int) -> None:
+    """Keep host memory in place, so that a GPU copies to it at full speed and asynchronously; on
+    the CPU nothing. `torch.empty(pin_memory=True)` would round the size up to a power of two.
+
+    Raises:
+        RuntimeError: CUDA refuses (a limit on locked memory).
+    """
+    if has_cuda():
+        torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(address, num_bytes, 0))
+
+
+def page_unlock(address: int) -> None:
+    """Undo `page_lock`, before the memory is given back."""
+    if has_cuda():
+        torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(address))
 
 
 def shared_memory_free_bytes(folder: str = "/dev/shm") -> int:

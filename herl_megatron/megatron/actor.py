@@ -135,7 +135,7 @@ class MegatronActor:
             self._expert_load = ExpertLoad(self.chunks, experts, device=groups.torch_device)
         self._reference: Reference | None = None
         if start is not None:
-            self._reference = HostReference(start, self._runner)
+            self._reference = HostReference(start, self._runner, self.optimizer.gate)
         elif algorithm.kl_coef:
             self._reference = ReferenceModel(
                 load(), vocab_size=vocab_size, megatron=megatron, groups=groups

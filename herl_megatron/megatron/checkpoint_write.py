@@ -1,14 +1,14 @@
 """Write a sharded state in the background while training goes on.
 
-    write = CheckpointWrite(state, folder, staging=staging)    # collective: plan and copy
-    ...                                                        # the state may change from here on
+    write = CheckpointWrite(state, folder, background=...)     # collective: plan
+    ...                                                        # `WriteGate` says what has to wait
     if write.done(): write.finish()                            # collective, once all ranks are done
 
 Planned by Megatron's `dist_checkpointing`, whose own background writers are processes: forked from
 a rank that holds Ray's threads, which is not safe, or spawned ones, which fail without a GPU. Here
-a thread of the rank writes and flushes to disk; both leave the interpreter free, so training is
-held up only by the copy. Without `staging` everything is written before the constructor returns,
-straight from where it lies.
+a thread of the rank copies, writes and flushes to disk, which leaves the interpreter free. Training
+is held up only where the next optimizer step comes before the copy has ended. Without `background`
+everything is written before the constructor returns, straight from where it lies.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ from __future__ import annotations
 import queue
 import threading
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.dict_utils import nested_values
@@ -26,24 +29,41 @@ from megatron.core.dist_checkpointing.serialization import get_default_save_shar
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from torch.distributed.checkpoint import CheckpointException
 
+from herl_megatron.device import mark_work
 from herl_megatron.megatron.convert_record import without_checksums, write_error
 from herl_megatron.megatron.staging import StagingMemory, exact_storage
+from herl_megatron.megatron.write_gate import Unchanged, WriteGate
+
+
+@dataclass(frozen=True)
+class Background:
+    """How a state is copied and written while training goes on."""
+
+    staging: StagingMemory
+    """Where to."""
+    gate: WriteGate
+    """Closed until everything is copied."""
+    held: Sequence[torch.Tensor]
+    """Tensors that only who waits at the gate changes; all others are copied at once."""
 
 
 class CheckpointWrite:
     """One rank's part of a checkpoint on its way to disk."""
 
     def __init__(
-        self, state: dict[str, Any], folder: str, *, staging: StagingMemory | None
+        self, state: dict[str, Any], folder: str, *, background: Background | None
     ) -> None:
-        """Plan together with all ranks, copy into `staging` and start to write.
+        """Plan together with all ranks, copy what may change at any time and start the rest.
 
         Raises:
             CheckpointingException: the ranks' states do not make one.
         """
         apply_factories(state)
+        held = {_memory(tensor) for tensor in background.held} if background else set()
         for item in nested_values(state):
             if isinstance(item, ShardedTensor) and item.data is not None:
+                if background is not None and _memory(item.data) not in held:
+                    item.data = item.data.detach().clone()
                 item.data = exact_storage(item.data)  # or the planner would copy it
         self._results: queue.Queue[Any] = queue.Queue()
         # Where Megatron's writer looks for what was written; its default is a process of its own.
@@ -62,13 +82,15 @@ class CheckpointWrite:
         self._thread: threading.Thread | None = None
         if request.preload_fn is None:  # a rank may have nothing of its own to write
             return
-        transforms = request.async_fn.args[0]
-        buckets = request.preload_fn() if staging is None else _copied(request, staging)
+        if background is not None:
+            background.gate.close()
         self._thread = threading.Thread(
-            target=self._write, args=(buckets, transforms), name="checkpoint", daemon=True
+            target=self._work, args=(request, background), name="checkpoint", daemon=True
         )
+        self._started_after = mark_work()
+        self._unchanged = Unchanged(background.held if background else [])
         self._thread.start()
-        if staging is None:
+        if background is None:
             self._thread.join()
 
     def done(self) -> bool:
@@ -105,22 +127,35 @@ class CheckpointWrite:
         except CheckpointException as error:  # no Exception: it would end a Ray worker
             raise self._error or OSError(f"a rank could not write: {error}") from error
 
-    def _write(self, buckets: list[Any], transforms: list[Any]) -> None:
+    def _work(self, request: Any, background: Background | None) -> None:
         try:
+            if background is None:
+                buckets = request.preload_fn()
+            else:
+                try:
+                    buckets = self._copied(request, background.staging)
+                finally:
+                    background.gate.open()
             with without_checksums():
-                self._written = _write_files(buckets, transforms)
+                self._written = _write_files(buckets, request.async_fn.args[0])
         except Exception as error:  # the thread's border: raised again by `done` or `finish`
             self._error = write_error(error) or error
 
+    def _copied(self, request: Any, staging: StagingMemory) -> list[Any]:
+        """The request's files with their tensors copied."""
+        buckets = request.async_fn_args[1]
+        tensors = [tensor for *_, (_, tensors) in buckets for _, tensor in tensors]
+        copies = iter(staging.copy(tensors, after=self._started_after))
+        self._unchanged.check()
+        return [
+            (path, name, (objects, [(item, next(copies)) for item, _ in tensors]))
+            for path, name, (objects, tensors) in buckets
+        ]
 
-def _copied(request: Any, staging: StagingMemory) -> list[Any]:
-    """The request's files with their tensors copied."""
-    buckets = request.async_fn_args[1]
-    copies = iter(staging.copy([tensor for *_, (_, tensors) in buckets for _, tensor in tensors]))
-    return [
-        (path, name, (objects, [(item, next(copies)) for item, _ in tensors]))
-        for path, name, (objects, tensors) in buckets
-    ]
+
+def _memory(tensor: torch.Tensor) -> int:
+    """Address of the memory that a tensor is a part of."""
+    return tensor.untyped_storage().data_ptr()
 
 
 def _write_files(buckets: list[Any], transforms: list[Any]) -> dict[int, Any]:

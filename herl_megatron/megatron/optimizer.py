@@ -26,6 +26,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 from herl_megatron.config.schema import MegatronConfig, OptimizerConfig
 from herl_megatron.megatron.precision import compute_dtype
+from herl_megatron.megatron.write_gate import WriteGate
 
 
 def learning_rate(config: OptimizerConfig, *, step: int, total_steps: int) -> float:
@@ -54,6 +55,7 @@ class Optimizer:
         chunks: the chunks wrapped for data parallelism, to be given to the schedule.
         steps_done: optimizer steps so far.
         megatron: Megatron's own optimizer, for checkpoints.
+        gate: where every change of weights or optimizer state waits for a copy of them.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Optimizer:
         self._config = config
         self._total_steps = total_steps
         self.steps_done = 0
+        self.gate = WriteGate()
         model_config = chunks[0].config
         # Before wrapping, which reads it: neither DDP nor the schedule divides anything.
         model_config.calculate_per_token_loss = True
@@ -112,6 +115,7 @@ class Optimizer:
         main: torch.Tensor | None = parameter.main_param  # type: ignore[attr-defined]
         if main is None:
             return  # other DP ranks hold all of it
+        self.gate.wait()
         flat = values.flatten()
         for optimizer in self.megatron.chained_optimizers:
             if isinstance(optimizer, DistributedOptimizer):
@@ -143,6 +147,7 @@ class Optimizer:
 
         Returns the learning rate that was used.
         """
+        self.gate.wait()
         place = self.steps_done if schedule_step is None else schedule_step
         lr = learning_rate(self._config, step=place, total_steps=self._total_steps)
         for group in self.megatron.param_groups:
@@ -159,6 +164,17 @@ class Optimizer:
         self.megatron.step_with_ready_grads()
         self.steps_done += 1
         return lr
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Weights, main weights and moments: all that changes only after `gate.wait()`."""
+        found: list[torch.Tensor] = [p for chunk in self.chunks for p in chunk.parameters()]
+        for chained in self.megatron.chained_optimizers:
+            for group in chained.optimizer.param_groups:
+                for parameter in group["params"]:
+                    found.append(parameter)
+                    state = chained.optimizer.state.get(parameter, {})
+                    found += [value for value in state.values() if torch.is_tensor(value)]
+        return found
 
     @contextmanager
     def local_gradients(self) -> Iterator[None]:

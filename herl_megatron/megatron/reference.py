@@ -19,6 +19,7 @@ from herl_megatron.config.schema import MegatronConfig
 from herl_megatron.device import copy_to_host
 from herl_megatron.megatron.forward_step import PipelineRunner
 from herl_megatron.megatron.groups import Groups
+from herl_megatron.megatron.write_gate import WriteGate
 from herl_megatron.types import FloatArray
 
 
@@ -97,13 +98,16 @@ class HostReference:
     Args:
         weights: taken from the policy's chunks before its first optimizer step.
         runner: the policy's.
+        gate: the policy's; the weights may not change places while they are copied.
     """
 
-    def __init__(self, weights: HostWeights, runner: PipelineRunner) -> None:
+    def __init__(self, weights: HostWeights, runner: PipelineRunner, gate: WriteGate) -> None:
         self._weights = weights
         self._runner = runner
+        self._gate = gate
 
     def compute_log_probs(self, shard: Shard, *, temperature: float) -> list[FloatArray] | None:
         """See `Reference.compute_log_probs`."""
+        self._gate.wait()
         with self._weights.in_place():
             return self._runner.response_log_probs(shard, temperature=temperature)

@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+from herl_megatron.device import StreamMark, beside, page_lock, page_unlock
+
 _ALIGN_BYTES = 64
 _THREADS = 4
 
@@ -28,25 +30,45 @@ class StagingMemory:
         """Size of the block."""
         return 0 if self._block is None else len(self._block)
 
-    def copy(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Contiguous copies in host memory, each a storage of its own; the last copies are void."""
+    def copy(
+        self, tensors: Sequence[torch.Tensor], *, after: StreamMark | None = None
+    ) -> list[torch.Tensor]:
+        """Contiguous copies in host memory, each a storage of its own; the last copies are void.
+
+        after: `device.mark_work()` of the thread that made the tensors; a GPU then copies what
+            they are at that point, beside its other work.
+        """
         starts, end = [], 0
         for tensor in tensors:
             starts.append(end)
             end += -(-tensor.nbytes // _ALIGN_BYTES) * _ALIGN_BYTES
         if end > self.num_bytes:
-            self._block = mmap.mmap(-1, end, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            with contextlib.suppress(OSError):  # a kernel without them
-                self._block.madvise(mmap.MADV_HUGEPAGE)
+            self._grow(end)
+        if after is not None:
+            with beside(after):  # one stream fills the bus
+                return [self._copy(*pair) for pair in zip(tensors, starts, strict=True)]
         with ThreadPoolExecutor(_THREADS) as threads:  # one alone does not fill the memory bus
             return list(threads.map(self._copy, tensors, starts))
+
+    def _grow(self, num_bytes: int) -> None:
+        if self._block is not None:
+            page_unlock(_address(self._block))
+            self._block = None  # given back before there is a new one
+        self._block = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with contextlib.suppress(OSError):  # a kernel without them
+            self._block.madvise(mmap.MADV_HUGEPAGE)
+        page_lock(_address(self._block), num_bytes)
 
     def _copy(self, tensor: torch.Tensor, start: int) -> torch.Tensor:
         if tensor.numel() == 0:
             return tensor.detach().cpu().clone()
         assert self._block is not None
         flat = torch.frombuffer(self._block, dtype=tensor.dtype, count=tensor.numel(), offset=start)
-        return flat.view(tensor.shape).copy_(tensor.detach())
+        return flat.view(tensor.shape).copy_(tensor.detach(), non_blocking=True)
+
+
+def _address(block: mmap.mmap) -> int:
+    return torch.frombuffer(block, dtype=torch.uint8, count=1).data_ptr()
 
 
 def exact_storage(tensor: torch.Tensor) -> torch.Tensor:
