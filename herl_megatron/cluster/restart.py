@@ -17,11 +17,12 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from herl_megatron.cluster.health import WorkerError
-from herl_megatron.rollout.engine import Bucket, EngineLost, RolloutEngine
+from herl_megatron.rollout.engine import Bucket, EngineLost, RolloutEngine, aborted
 from herl_megatron.types import Completion, GenerateRequest
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+_NO_VERSION = -1  # of weights that drew no token
 
 
 class EngineProcess(RolloutEngine, Protocol):
@@ -87,10 +88,22 @@ class RestartingEngine:
         self._start = start
         self._restarts = restarts
         self._recovery: asyncio.Task[None] | None = None
+        self._open: set[str] = set()
+        self._aborted: set[str] = set()  # of the open requests: not to be sent again
 
     async def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
-        """See `RolloutEngine.generate`. Raises `WorkerError` past the limit of restarts."""
-        return await self._lasting(lambda process: process.generate(requests))
+        """See `RolloutEngine.generate`. Raises `WorkerError` past the limit of restarts.
+
+        What an aborted request had drawn on a process that was lost is lost too: it comes back
+        without tokens.
+        """
+        ids = {request.request_id for request in requests}
+        self._open |= ids
+        try:
+            return await self._generate(requests)
+        finally:
+            self._open -= ids
+            self._aborted -= ids
 
     async def score_tokens(
         self, sequences: Sequence[np.ndarray], starts: Sequence[int]
@@ -100,6 +113,7 @@ class RestartingEngine:
 
     async def abort(self, request_ids: Sequence[str]) -> None:
         """See `RolloutEngine.abort`."""
+        self._aborted |= self._open.intersection(request_ids)
         try:
             await self._process.abort(request_ids)
         except EngineLost as lost:
@@ -147,6 +161,23 @@ class RestartingEngine:
         if self._recovery is None or self._recovery.done():
             self._recovery = asyncio.create_task(self._restart(lost))
         await asyncio.shield(self._recovery)  # the others that wait for it may go on waiting
+
+    async def _generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
+        while True:
+            epoch = self.epoch
+            wanted = [r for r in requests if r.request_id not in self._aborted]
+            try:
+                answers = await self._process.generate(wanted) if wanted else []
+            except EngineLost as lost:
+                # Nobody waits for more of aborted ones; the next call will start the engine anew.
+                if any(request.request_id not in self._aborted for request in requests):
+                    await self.recover(epoch, lost)
+                continue
+            drawn = {answer.request_id: answer for answer in answers}
+            return [
+                drawn.get(r.request_id) or aborted(r.request_id, weight_version=_NO_VERSION)
+                for r in requests
+            ]
 
     async def _lasting(self, call: Callable[[EngineProcess], Awaitable[T]]) -> T:
         while True:

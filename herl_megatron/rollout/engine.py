@@ -91,6 +91,17 @@ class Bucket:
     tensors: tuple[BucketTensor, ...]
 
 
+def aborted(request_id: str, *, weight_version: int) -> Completion:
+    """The completion of a request that was aborted before its first token."""
+    return Completion(
+        request_id=request_id,
+        token_ids=np.zeros(0, dtype=np.int32),
+        log_probs=np.zeros(0, dtype=np.float32),
+        finish_reason="abort",
+        weight_version=weight_version,
+    )
+
+
 class EngineLost(RuntimeError):
     """The engine died, hangs or can serve no more: only a new one helps.
 
@@ -155,7 +166,7 @@ class RolloutEngine(Protocol):
         ...
 
     async def wake(self) -> None:
-        """Undo `sleep`."""
+        """Undo `sleep`; an engine that is awake, like one just started, stays as it is."""
         ...
 
     async def shutdown(self) -> None:

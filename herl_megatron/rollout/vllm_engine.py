@@ -23,10 +23,9 @@ from vllm.outputs import RequestOutput
 from vllm.v1.engine import FinishReason
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from herl_megatron.rollout.engine import Bucket, EngineConfig
+from herl_megatron.rollout.engine import Bucket, EngineConfig, aborted
 from herl_megatron.rollout.vllm_loop import EngineThread
 from herl_megatron.rollout.vllm_requests import (
-    aborted,
     check_request,
     check_tokens,
     completion,
@@ -133,7 +132,7 @@ class VLLMEngine:
         await self._call(lambda llm: self._do_sleep(llm, level))
 
     async def wake(self) -> None:
-        """See `RolloutEngine.wake`."""
+        """See `RolloutEngine.wake`; vLLM passes over one that is awake, as it is when it starts."""
         if self._config.device != "cpu":
             await self._call(lambda llm: llm.wake_up())
 

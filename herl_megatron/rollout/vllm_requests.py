@@ -103,17 +103,6 @@ def completion(request_id: str, output: CompletionOutput, *, weight_version: int
     )
 
 
-def aborted(request_id: str, *, weight_version: int) -> Completion:
-    """The completion of a request that was aborted before its first token."""
-    return Completion(
-        request_id=request_id,
-        token_ids=np.zeros(0, dtype=np.int32),
-        log_probs=np.zeros(0, dtype=np.float32),
-        finish_reason="abort",
-        weight_version=weight_version,
-    )
-
-
 def prompt_log_probs(output: RequestOutput) -> FloatArray:
     """Log-prob of every prompt token but the first, `[prompt - 1]`."""
     assert output.prompt_token_ids is not None

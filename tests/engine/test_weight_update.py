@@ -155,6 +155,8 @@ async def _life_cycle(
     with pytest.raises(RuntimeError, match="no weights were synced"):
         await engine.generate(REQUESTS)
     assert await engine.weight_version() == -1
+    # One that was started anew while the others slept is woken with them.
+    await engine._call(lambda llm: llm.wake_up())
     with pytest.raises(RuntimeError, match="needs start_weight_update"):
         await engine.finish_weight_update(1)
     await send(engine, weights, buckets, per_bucket=4)

@@ -47,6 +47,10 @@ class Process(FakeEngine):
         await self.wait([])
         return [np.full(len(tokens), self.version) for tokens in sequences]
 
+    async def abort(self, request_ids: Sequence[str]) -> None:
+        if self._end.is_set():
+            raise EngineLost("engine 0 died")
+
     async def start_weight_update(self) -> None:
         if self._end.is_set():
             raise EngineLost("engine 0 died")
@@ -141,6 +145,38 @@ def test_a_step_with_restarts_gives_the_groups_of_one_without(streamed: bool) ->
         undisturbed = await groups()
         assert len(undisturbed) > 12 * 4, "some groups have revisions"
         assert await groups(7, 9) == undisturbed
+
+    run(scenario)
+
+
+def test_what_was_aborted_is_not_drawn_again_on_the_next_process() -> None:
+    """The cut of a partial rollout meets an engine that is just lost."""
+
+    async def scenario() -> None:
+        host = Host()
+        calls = [
+            asyncio.create_task(host.engine.generate([request(name) for name in names]))
+            for names in (["a-0", "b-0"], ["c-0"])
+        ]
+        await asyncio.sleep(0)
+        first = host.processes[0]
+        first.die()  # before the abort reaches it
+        await host.engine.abort(["b-0", "c-0", "unknown"])
+        both, (cut,) = await asyncio.gather(*calls)
+        assert [c.finish_reason for c in both] == ["stop", "abort"]
+        assert len(both[0].token_ids) and not len(both[1].token_ids)
+        assert (cut.request_id, cut.finish_reason, cut.segments) == ("c-0", "abort", ())
+        assert [r.request_id for r in host.processes[1].requests] == ["a-0"]
+        # The ids are free again: sent anew, they are drawn.
+        (again,) = await host.engine.generate([request("c-0")])
+        assert again.finish_reason == "stop"
+
+        only = asyncio.create_task(host.engine.generate([request("d-0")]))
+        await asyncio.sleep(0)
+        host.processes[1].die()
+        await host.engine.abort(["d-0"])
+        assert (await only)[0].finish_reason == "abort"
+        assert len(host.processes) == 2  # nothing was left to do for a third one
 
     run(scenario)
 
