@@ -84,7 +84,6 @@ def test_plans_on_the_machines_that_it_names(path: Path) -> None:
     )
     assert plan.problems == ()
     assert plan.fits, f"{plan.worst.worst} of {plan.gpu_bytes}"
-    assert ("Not trainable by this version" in text) == bool(plan.not_built)
 
 
 @cache

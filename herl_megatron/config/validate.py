@@ -13,7 +13,6 @@ from herl_megatron.config.judge_rules import judge_problems
 from herl_megatron.config.load import ConfigError
 from herl_megatron.config.machine import Machine, look_at_machine
 from herl_megatron.config.model_rules import model_problems, weights_bytes
-from herl_megatron.config.not_built import not_built
 from herl_megatron.config.paths import folder_problem
 from herl_megatron.config.purpose import RESUMES, SAMPLES, TRAINS, Purpose
 from herl_megatron.config.schema import Config
@@ -45,7 +44,6 @@ def _problems(config: Config, purpose: Purpose, machine: Machine) -> Iterator[st
         device=machine.device(config.cluster.device),
     )
     yield from rule_problems(config, purpose=purpose, machine=machine)
-    yield from not_built(config, purpose=purpose, device=machine.device(config.cluster.device))
     if purpose == "train":
         yield from _shared_memory(config, machine)
 

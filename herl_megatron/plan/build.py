@@ -13,7 +13,6 @@ from herl_megatron.cluster.placement import Node, place
 from herl_megatron.config import fp8
 from herl_megatron.config.machine import Machine
 from herl_megatron.config.model_rules import read_shape, shape_problems
-from herl_megatron.config.not_built import not_built
 from herl_megatron.config.schema import Config
 from herl_megatron.config.validate import rule_problems
 from herl_megatron.device import Device, memory_bytes
@@ -48,8 +47,8 @@ class Plan:
     """What a run needs, and whether it fits.
 
     ranks: one per pipeline stage; problems: why it cannot run anywhere; warnings: what to look at
-    before the launch; not_built: what this version's trainer refuses; gpu_bytes: what one GPU (CPU:
-    nothing) may be filled to; host: memory of the fullest node by use.
+    before the launch; gpu_bytes: what one GPU (CPU: nothing) may be filled to; host: memory of the
+    fullest node by use.
     """
 
     parameters: int
@@ -63,7 +62,6 @@ class Plan:
     seconds: Mapping[str, float]
     problems: tuple[str, ...]
     warnings: tuple[str, ...]
-    not_built: tuple[str, ...]
     assumed: Assumptions
 
     @property
@@ -181,7 +179,6 @@ def make_plan(
         seconds=_seconds(config, architecture, engine, cluster, micro_batches, assumed),
         problems=problems,
         warnings=tuple(_warnings(config, cluster, host)),
-        not_built=tuple(not_built(config, purpose="train", device="cuda" if cluster else "cpu")),
         assumed=assumed,
     )
 

@@ -97,5 +97,3 @@ def _show_suggestion(console: Console, found: Suggestion | str) -> None:
         f" needs {needed:.2f} GiB of {worst.gpu_bytes / GIB:.2f}",
         highlight=False,
     )
-    for missing in worst.not_built:
-        console.print(f"  [bold yellow]not built:[/] {escape(missing)}", highlight=False)

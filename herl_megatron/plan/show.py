@@ -31,8 +31,6 @@ def show_plan(console: Console, plan: Plan, config: Config, cluster: Cluster | N
         console.print(f"[bold]note:[/] {escape(warning)}", highlight=False)
     for problem in plan.problems:
         console.print(f"[bold red]conflict:[/] {escape(problem)}", highlight=False)
-    for missing in plan.not_built:
-        console.print(f"[bold yellow]not built:[/] {escape(missing)}", highlight=False)
     console.print(_verdict(plan), highlight=False)
 
 
