@@ -35,6 +35,7 @@ BASE = [
     "tokenizers==0.23.3",
     "transformers==5.19.0",
     "typer==0.29.2",
+    "xxhash==4.1.0",
 ]
 # What vLLM 0.32 imports for text generation and for `vllm serve` with answers held to a schema; its
 # CPU build itself is installed with --no-deps.

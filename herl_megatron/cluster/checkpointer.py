@@ -1,10 +1,11 @@
 """The driver's side of checkpoints: when one is due, what belongs in it, how a run goes on.
 
 A save runs beside the next steps: the trainer's ranks copy their state while the engines sample,
-and write the copy in the background, so that a training step waits for the copy at most. The folder
-gets its name when every rank has written its part. One that could not is never published: that is
-logged at once and ends the run, with the reason, after the step under way, since every further step
-would be lost with it.
+and write the copy in the background, so that an optimizer step waits for the copy at most. Each
+hashes what it writes, and the driver puts the hashes together: it reads nothing of that back. The
+folder gets its name when every rank has written its part. One that could not is never published:
+that is logged at once and ends the run, with the reason, after the step under way, since every
+further step would be lost with it.
 """
 
 from __future__ import annotations
@@ -106,8 +107,12 @@ class Checkpointer:
 
     async def _written(self, driver: DriverState) -> None:
         staging = start_checkpoint(run_path(self._config).resolve(), driver.step)
-        await self._trainer.save_checkpoint(staging / "trainer")
+        files = await self._trainer.save_checkpoint(staging / "trainer")
         folder = await asyncio.to_thread(
-            publish_checkpoint, staging, driver, keep=self._config.checkpoint.keep
+            publish_checkpoint,
+            staging,
+            driver,
+            keep=self._config.checkpoint.keep,
+            written={f"trainer/{name}": facts for name, facts in files.items()},
         )
         logger.info("checkpoint %s", folder)

@@ -17,6 +17,7 @@ from herl_megatron.cluster.health import WorkerError, kill, wait_for, wait_for_a
 from herl_megatron.cluster.placement import DeviceKind, Slot, actor_options, trainer_environment
 from herl_megatron.cluster.workers import RankInfo, TrainerRank
 from herl_megatron.config.schema import Config, RolloutConfig
+from herl_megatron.observability.manifest import FileFacts
 from herl_megatron.rollout.engine import Bucket
 from herl_megatron.types import FloatArray, TrainBatch, TrainRow
 
@@ -113,10 +114,11 @@ class TrainerGroup:
         refs = [actor.release_memory.remote() for actor in self._actors]
         await self._all(refs, "release memory", timeout_s=self._config.megatron.timeout_s)
 
-    async def save_checkpoint(self, folder: Path) -> None:
+    async def save_checkpoint(self, folder: Path) -> dict[str, FileFacts]:
         """Have every rank write its part of the training state into `folder`, which exists.
 
-        Training waits for the ranks' copies only; they write in the background.
+        The ranks copy and write in the background; only an optimizer step that comes before the
+        copy has ended waits for it. Returns size and hash of the ranks' files, by name.
 
         Raises:
             WorkerError: a rank could not write, died, or took longer than `checkpoint.timeout_s`.
@@ -146,7 +148,8 @@ class TrainerGroup:
                 await asyncio.sleep(_SAVE_POLL_S)
         async with self._saving:
             refs = [actor.finish_save.remote() for actor in self._actors]
-            await self._all(refs, "finish a checkpoint", timeout_s=timeout_s)
+            by_rank = await self._all(refs, "finish a checkpoint", timeout_s=timeout_s)
+        return {name: facts for files in by_rank for name, facts in files.items()}
 
     async def load_checkpoint(self, folder: Path, *, version: int) -> None:
         """Have every rank read its part of the training state; any layout may have written it.

@@ -127,11 +127,13 @@ class TrainerRank:
         assert self._write is not None, "no save was begun"
         return self._write.done()
 
-    def finish_save(self) -> None:
-        """Complete the checkpoint, together with all ranks, once all are written."""
+    def finish_save(self) -> dict[str, Any]:
+        """Complete the checkpoint, together with all ranks, once all are written; size and hash
+        of this rank's files."""
         assert self._write is not None, "no save was begun"
-        self._write.finish()
+        written: dict[str, Any] = self._write.finish()
         self._write = None
+        return written
 
     def load_checkpoint(self, folder: str) -> None:
         """See `megatron.checkpoint.load_checkpoint`."""

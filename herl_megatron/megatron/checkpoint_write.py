@@ -13,11 +13,13 @@ everything is written before the constructor returns, straight from where it lie
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,11 +30,18 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factor
 from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from torch.distributed.checkpoint import CheckpointException
+from torch.distributed.checkpoint.filesystem import (
+    DEFAULT_SUFFIX,
+    SerializationFormat,
+    _write_item,
+)
+from torch.distributed.checkpoint.storage import WriteResult
 
 from herl_megatron.device import mark_work
 from herl_megatron.megatron.convert_record import without_checksums, write_error
 from herl_megatron.megatron.staging import StagingMemory, exact_storage
 from herl_megatron.megatron.write_gate import Unchanged, WriteGate
+from herl_megatron.observability.manifest import FileFacts, HashedFile
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,9 @@ class CheckpointWrite:
                 async_sharded_save=True,
             )
         self._finalize = request.finalize_fns
-        self._written: dict[int, Any] | None = None
+        self._folder = Path(folder)
+        self._written: dict[int, list[WriteResult]] | None = None
+        self._facts: dict[str, FileFacts] = {}
         self._error: Exception | None = None
         self._thread: threading.Thread | None = None
         if request.preload_fn is None:  # a rank may have nothing of its own to write
@@ -110,8 +121,10 @@ class CheckpointWrite:
         if self._thread is not None:
             self._thread.join()
 
-    def finish(self) -> None:
+    def finish(self) -> dict[str, FileFacts]:
         """Write the index and make the checkpoint complete. Collective; every rank has written.
+
+        Returns size and hash of this rank's files, by name.
 
         Raises:
             OSError: a rank could not write; on every rank, with the reason on that one and rank 0.
@@ -126,6 +139,9 @@ class CheckpointWrite:
                 finalize()
         except CheckpointException as error:  # no Exception: it would end a Ray worker
             raise self._error or OSError(f"a rank could not write: {error}") from error
+        if dist.get_rank() == 0:
+            _flush_index(self._folder)
+        return self._facts
 
     def _work(self, request: Any, background: Background | None) -> None:
         try:
@@ -137,7 +153,7 @@ class CheckpointWrite:
                 finally:
                     background.gate.open()
             with without_checksums():
-                self._written = _write_files(buckets, request.async_fn.args[0])
+                self._written, self._facts = _write_files(buckets, request.async_fn.args[0])
         except Exception as error:  # the thread's border: raised again by `done` or `finish`
             self._error = write_error(error) or error
 
@@ -158,21 +174,31 @@ def _memory(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def _write_files(buckets: list[Any], transforms: list[Any]) -> dict[int, Any]:
-    """Write one file after the other in this thread; what was written, by file number.
+def _write_files(
+    buckets: list[Any], transforms: list[Any]
+) -> tuple[dict[int, list[WriteResult]], dict[str, FileFacts]]:
+    """Write one file after the other in this thread: what was written by file number, as Megatron
+    wants it, and the hashes by file name.
 
     Raises:
         OSError: a file could not be written.
     """
-    written: dict[int, Any] = {}
-    for number, bucket in enumerate(buckets):
-        result: queue.Queue[Any] = queue.Queue()
-        running: queue.Queue[int] = queue.Queue()
-        running.put(number)
-        filesystem_async.FileSystemWriterAsync.write_preloaded_data(
-            transforms, number, bucket, result, running, use_fsync=True
-        )
-        _, written[number] = result.get()
-        if isinstance(written[number], Exception):
-            raise written[number]
-    return written
+    written, facts = {}, {}
+    (transform,) = transforms
+    for number, (path, name, (objects, tensors)) in enumerate(buckets):
+        with HashedFile(Path(path)) as file:
+            written[number] = [
+                _write_item(transform, file, data, item, name, SerializationFormat.TORCH_SAVE)
+                for item, data in (*objects, *tensors)
+            ]
+            file.sync()
+            facts[name] = file.facts()
+    return written, facts
+
+
+def _flush_index(folder: Path) -> None:
+    """To disk what Megatron left to the operating system: the files that only rank 0 writes."""
+    for path in folder.iterdir():
+        if path.suffix != DEFAULT_SUFFIX:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())

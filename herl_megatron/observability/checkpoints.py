@@ -3,7 +3,7 @@
     RUN/checkpoints/step_000020/      published by one rename
         trainer/                      every rank's part (`megatron.checkpoint`)
         driver.json                   step, prompt cursor, position in metrics.jsonl, configuration
-        manifest.json                 size and SHA-256 of every other file, written last
+        manifest.json                 size and hash of every other file, written last
     RUN/checkpoints/latest            link to the newest
 
 A folder that does not match its manifest is damaged and skipped, with a message; one that was
@@ -24,7 +24,7 @@ from typing import Any
 from herl_megatron.config.load import ConfigError
 from herl_megatron.config.paths import checkpoint_folders, folder_problem, run_path
 from herl_megatron.config.schema import Config
-from herl_megatron.observability.manifest import damage, write_manifest
+from herl_megatron.observability.manifest import FileFacts, damage, write_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -76,14 +76,22 @@ def start_checkpoint(run: Path, step: int) -> Path:
     return staging
 
 
-def publish_checkpoint(staging: Path, driver: DriverState, *, keep: int) -> Path:
+def publish_checkpoint(
+    staging: Path, driver: DriverState, *, keep: int, written: Mapping[str, FileFacts]
+) -> Path:
     """Finish the folder, rename it, let `latest` follow, and remove all but the newest `keep`.
+
+    written: size and hash of the ranks' files by path in `staging`, as the ranks hashed them while
+        they wrote, perhaps on other machines; what is not among them is read and hashed here.
 
     It is on disk before an older one goes. Of a later step there are only damaged ones, behind
     which the run went back: they neither stay in place of a good one nor are removed.
+
+    Raises:
+        OSError: the disk is full, or a file of `written` is not here in its size.
     """
     (staging / _DRIVER).write_text(json.dumps(asdict(driver), indent=1) + "\n", encoding="utf-8")
-    write_manifest(staging)
+    write_manifest(staging, known=written)
     _flush(staging)
     folder = staging.with_name(f"step_{driver.step:06d}")
     if folder.exists():  # a damaged one, or the run went back behind it

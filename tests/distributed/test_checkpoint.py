@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from herl_megatron.config.schema import OptimizerConfig
+from herl_megatron.observability.manifest import describe_files
 from tests.distributed import tiny_models
 from tests.distributed.harness import run_ranks
 from tests.distributed.train_case import (
@@ -85,7 +86,9 @@ def steps(
             metrics.append(actor.train_step(shard))
             random.random(), np.random.rand(), torch.rand(1)
     if write is not None:  # the weights have changed since
-        write.finish()
+        written = write.finish()
+        mine = {n: f for n, f in describe_files(Path(folder)).items() if n.startswith(f"__{rank}_")}
+        assert written == mine and mine, "hashed while writing, and read back"
     result |= {
         "metrics": metrics,
         "weights": hf_weights(actor, megatron, groups),

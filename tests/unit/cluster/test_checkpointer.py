@@ -28,12 +28,13 @@ class Trainer:
         self.saves = 0
         self._full_at = full_at
 
-    async def save_checkpoint(self, folder: Path) -> None:
+    async def save_checkpoint(self, folder: Path) -> dict[str, Any]:
         self.saves += 1
         await asyncio.sleep(0.01)
         if self.saves == self._full_at:
             raise OSError(errno.ENOSPC, "No space left on device")
         (folder / "part").write_bytes(b"weights")
+        return {"part": {"bytes": 7, "xxh128": "as the rank said"}}
 
 
 class Source:
@@ -75,6 +76,9 @@ def test_saves_are_published_beside_the_steps(tmp_path: Path) -> None:
     driver = json.loads((saved[1] / "driver.json").read_text())
     assert (driver["step"], driver["metrics_bytes"]) == (4, 400)
     assert driver["prompts"] == {"position": 7}
+    files = json.loads((saved[1] / "manifest.json").read_text())["files"]
+    assert files["trainer/part"] == {"bytes": 7, "xxh128": "as the rank said"}
+    assert files.keys() == {"trainer/part", "driver.json"}
 
 
 def test_a_failed_save_is_told_at_once_and_ends_the_run_one_step_later(

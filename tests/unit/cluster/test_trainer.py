@@ -85,12 +85,14 @@ class Busy:
 
     def remote(self, *folder: str) -> Any:
         self.calls += 1
-        return asyncio.sleep(0.3 if self.calls == 2 else 0.0, result=True)
+        result = {"part": {"bytes": 1}} if self.calls == 3 else True
+        return asyncio.sleep(0.3 if self.calls == 2 else 0.0, result=result)
 
 
 def test_a_training_step_longer_than_the_saves_limit_is_no_failed_save() -> None:
     sections = {"checkpoint": {"timeout_s": 0.1}, "megatron": {"timeout_s": 30.0}}
     rank = Busy()
     config = Config.model_validate({"model": {"path": "unused"}, **sections})
-    asyncio.run(TrainerGroup(config, [rank]).save_checkpoint(Path("unused")))
+    files = asyncio.run(TrainerGroup(config, [rank]).save_checkpoint(Path("unused")))
     assert rank.calls == 3  # begin, written, finish
+    assert files == {"part": {"bytes": 1}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import xxhash
 
 from herl_megatron.config.schema import (
     Config,
@@ -25,7 +27,7 @@ from herl_megatron.observability.checkpoints import (
     publish_checkpoint,
     start_checkpoint,
 )
-from herl_megatron.observability.manifest import write_manifest
+from herl_megatron.observability.manifest import HashedFile, damage, describe_files, write_manifest
 from herl_megatron.observability.run_folder import RunFolder
 
 
@@ -39,7 +41,15 @@ def config(
     )
 
 
-def save(run: Path, step: int, *, keep: int = 2, metrics_bytes: int = 0, **sections: Any) -> Path:
+def save(
+    run: Path,
+    step: int,
+    *,
+    keep: int = 2,
+    metrics_bytes: int = 0,
+    written: dict[str, Any] | None = None,
+    **sections: Any,
+) -> Path:
     """A checkpoint whose trainer part is two small files."""
     staging = start_checkpoint(run, step)
     (staging / "trainer" / "a.distcp").write_bytes(b"weights of step %d" % step)
@@ -51,7 +61,7 @@ def save(run: Path, step: int, *, keep: int = 2, metrics_bytes: int = 0, **secti
         before={"reward": 0.25, "all_satisfied": 0.0},
         config=config(run.parent, **sections).model_dump(mode="json"),
     )
-    return publish_checkpoint(staging, driver, keep=keep)
+    return publish_checkpoint(staging, driver, keep=keep, written=written or {})
 
 
 @pytest.fixture
@@ -152,6 +162,54 @@ def test_damage_is_named_and_the_one_before_used(
     shutil.rmtree(older)
     with pytest.raises(ValueError, match="is damaged.*overwrite=true"):
         find_checkpoint(config(tmp_path))
+
+
+def test_hashes_of_the_ranks_are_taken_and_still_checked(run: Path, tmp_path: Path) -> None:
+    """What the writer hashed is what counts: a file that the disk changed on the way is damaged.
+    A file that does not arrive in its size is no checkpoint at all."""
+    good = {"bytes": 18, "xxh128": xxhash.xxh3_128_hexdigest(b"weights of step 30")}
+    newest = save(run, 30, written={"trainer/a.distcp": good})
+    found = find_checkpoint(config(tmp_path))
+    assert found is not None and found.folder == newest
+    other = {"bytes": 18, "xxh128": xxhash.xxh3_128_hexdigest(b"weights of step 99")}
+    save(run, 31, written={"trainer/a.distcp": other})
+    found = find_checkpoint(config(tmp_path))
+    assert found is not None and found.folder == newest
+    for name, said in (("a", "has 18"), ("b", "is not there")):
+        with pytest.raises(OSError, match=f"{name}.distcp was written with 19 .* {said}; .*shared"):
+            save(run, 32, written={f"trainer/{name}.distcp": {**good, "bytes": 19}})
+    assert not (run / "checkpoints" / "step_000032").exists()
+
+
+def test_a_manifest_of_sha256_is_still_read(run: Path, tmp_path: Path) -> None:
+    newest = run / "checkpoints" / "step_000020"
+    manifest = json.loads((newest / "manifest.json").read_text())
+    for name, facts in manifest["files"].items():
+        del facts["xxh128"]
+        facts["sha256"] = hashlib.sha256((newest / name).read_bytes()).hexdigest()
+    (newest / "manifest.json").write_text(json.dumps(manifest))
+    found = find_checkpoint(config(tmp_path))
+    assert found is not None and found.folder == newest
+    (newest / "trainer" / ".metadata").write_bytes(b"Names")
+    found = find_checkpoint(config(tmp_path))
+    assert found is not None and found.driver.step == 10
+    for facts in manifest["files"].values():
+        facts["md5"] = facts.pop("sha256")
+    (newest / "manifest.json").write_text(json.dumps(manifest))
+    assert damage(newest) == "manifest.json has no hash of driver.json that this version knows"
+
+
+def test_a_file_is_hashed_while_it_is_written(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 20_000
+    with HashedFile(tmp_path / "file") as file:
+        for start in (0, 3, 2_000_000):
+            end = {0: 3, 3: 2_000_000}.get(start, len(content))
+            assert file.write(memoryview(content)[start:end]) == end - start
+            assert file.tell() == end
+        file.sync()
+    assert (tmp_path / "file").read_bytes() == content
+    wanted = {"bytes": len(content), "xxh128": xxhash.xxh3_128_hexdigest(content)}
+    assert file.facts() == wanted == describe_files(tmp_path)["file"]
 
 
 def test_a_checkpoint_of_another_version_is_named(run: Path, tmp_path: Path) -> None:
