@@ -5,7 +5,8 @@
 
 Saved are weights, Adam's moments and fp32 main weights, the number of optimizer steps taken and
 every rank's random generators. Tensors carry global names and offsets, so
-another layout reads the parts that it needs; generators come back only to an equal layout.
+another layout reads the parts that it needs; generators come back only to an equal layout. What
+FP8 adds is `fp8_state`'s to say.
 
 Three of Megatron's ways are avoided. Its writer starts processes (`checkpoint_write`). Its
 distributed optimizer gathers its state on every rank before it writes (`optimizer_shards`). And its
@@ -28,6 +29,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from herl_megatron.device import get_rng_state, set_rng_state
 from herl_megatron.megatron.actor import MegatronActor
 from herl_megatron.megatron.checkpoint_write import Background, CheckpointWrite
+from herl_megatron.megatron.fp8_state import history_recipe, load_module_state, module_state
 from herl_megatron.megatron.groups import Groups
 from herl_megatron.megatron.optimizer import Optimizer
 from herl_megatron.megatron.optimizer_shards import state_shards
@@ -53,7 +55,8 @@ def begin_save(
     the part, as large as its files.
     """
     actor.optimizer.gate.wait()  # of the save before, which may still be copying
-    state = _state(actor, groups, is_loading=False)
+    recipe = history_recipe(actor.chunks[0].config)
+    state = _state(actor, groups, is_loading=False, stored=recipe)
     background = None
     if staging is not None:
         background = Background(staging, actor.optimizer.gate, actor.optimizer.tensors())
@@ -69,13 +72,14 @@ def load_checkpoint(actor: MegatronActor, folder: str | Path, *, groups: Groups)
     actor.optimizer.gate.wait()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        state = _state(actor, groups, is_loading=True)
         common = dist_checkpointing.load_common_state_dict(str(folder))
+        # A record from before FP8's history was kept apart has no such key.
+        state = _state(actor, groups, is_loading=True, stored=common.get("fp8_history"))
         if common["layout"] != state["layout"]:
             del state["rng"]
         loaded = dist_checkpointing.load(state, str(folder))
         for number, chunk in enumerate(actor.chunks):
-            chunk.load_state_dict(loaded[f"model{number}"])
+            load_module_state(chunk, loaded[f"model{number}"])
         for number, inner in enumerate(actor.optimizer.megatron.chained_optimizers):
             # A stage without experts has nothing to load for the experts' optimizer.
             if inner.get_parameters():
@@ -88,11 +92,20 @@ def load_checkpoint(actor: MegatronActor, folder: str | Path, *, groups: Groups)
         tensor_parallel.get_cuda_rng_tracker().set_states(rng["tracker"])
 
 
-def _state(actor: MegatronActor, groups: Groups, *, is_loading: bool) -> dict[str, Any]:
-    """The sharded state; with `is_loading` its values are where to load to."""
+def _state(
+    actor: MegatronActor, groups: Groups, *, is_loading: bool, stored: str | None
+) -> dict[str, Any]:
+    """The sharded state; with `is_loading` its values are where to load to.
+
+    stored: the recipe whose FP8 history the checkpoint has.
+    """
     _make_adam_state(actor.optimizer)
+    recipe = history_recipe(actor.chunks[0].config)
+    history = recipe is not None and recipe == stored
     # Of the modules, not of their data-parallel wrappers, which prefix every name.
-    models = {f"model{n}": chunk.sharded_state_dict() for n, chunk in enumerate(actor.chunks)}
+    models = {
+        f"model{n}": module_state(chunk, history=history) for n, chunk in enumerate(actor.chunks)
+    }
     optimizers = {
         f"optimizer{n}": _optimizer_state(inner, models, is_loading=is_loading)
         for n, inner in enumerate(actor.optimizer.megatron.chained_optimizers)
@@ -106,6 +119,7 @@ def _state(actor: MegatronActor, groups: Groups, *, is_loading: bool) -> dict[st
         **optimizers,
         "steps_done": actor.optimizer.steps_done,
         "layout": _layout(groups),
+        "fp8_history": recipe,
         "rng": ShardedObject("rng", rng, (groups.world_size,), (groups.rank,)),
     }
 

@@ -23,7 +23,8 @@ _NORMS = {
     "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
     "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
 }
-"""The two norms go by the name that they have where they are fused with the linear layer."""
+"""The two norms go by the name that they have where Transformer Engine fuses them with the linear
+layer; with a layer of experts it fuses none."""
 
 
 @dataclass(frozen=True)
@@ -134,15 +135,16 @@ def place(parameter: Parameter, architecture: Architecture, *, tp: int) -> Place
         return Place(parameter.name, (), (), shape)
     prefix = f"decoder.layers.{parameter.layer}."
     name = parameter.name.removeprefix(prefix)
-    name = _NORMS.get(name, name)
-    if architecture.experts is None:  # all layers have the same parts
+    experts = architecture.experts
+    if not (experts and experts.layers[parameter.layer] and name == "pre_mlp_layernorm.weight"):
+        name = _NORMS.get(name, name)
+    if experts is None:  # all layers have the same parts
         return Place(
             f"decoder.layers.{name}", (parameter.layer,), (architecture.num_layers,), shape
         )
     if parameter.expert is not None:
         name = name.replace(f"experts.{parameter.expert}.", "experts.experts.")
-        count = architecture.experts.count
-        return Place(prefix + name, (parameter.expert,), (count,), shape)
+        return Place(prefix + name, (parameter.expert,), (experts.count,), shape)
     return Place(prefix + name, (), (), shape)
 
 

@@ -152,14 +152,10 @@ class MegatronFolder:
         return next(prefix for prefix in _MAIN_WEIGHTS if prefix + key in self._stored)
 
     def _key(self, at: Place) -> str:
-        # Transformer Engine fuses no norm into a layer of experts, so there it keeps its own name.
-        unfused = at.key.replace("mlp.linear_fc1.layer_norm_weight", "pre_mlp_layernorm.weight")
-        for key in (self._prefix + at.key, self._prefix + unfused):
-            if key in self._stored:
-                return key
-        raise ValueError(
-            f"{self.path} has no tensor {self._prefix + at.key}; it is of another model"
-        )
+        key = self._prefix + at.key
+        if key not in self._stored:
+            raise ValueError(f"{self.path} has no tensor {key}; it is of another model")
+        return key
 
     def _region(
         self, parameter: Parameter, offsets: tuple[int, ...], sizes: tuple[int, ...]

@@ -12,8 +12,12 @@ from herl_megatron.megatron.precision import precision_fields
 from herl_megatron.weight_sync.hf_names import Architecture
 
 
-def transformer_config(architecture: Architecture, config: MegatronConfig) -> TransformerConfig:
+def transformer_config(
+    architecture: Architecture, config: MegatronConfig, *, transformer_engine: bool
+) -> TransformerConfig:
     """Megatron-Core's configuration for this architecture and layout.
+
+    transformer_engine: whether the layers will be Transformer Engine's.
 
     Raises:
         ValueError: the architecture cannot be cut as the layout asks.
@@ -39,7 +43,7 @@ def transformer_config(architecture: Architecture, config: MegatronConfig) -> Tr
         window_size=None if a.window is None else (a.window - 1, 0),
     )
     fields |= precision_fields(config) | _parallel_fields(config) | _recompute_fields(config)
-    fields |= _expert_fields(architecture)
+    fields |= _expert_fields(architecture, transformer_engine=transformer_engine)
     # Weights are read from a checkpoint or drawn per name; NaN until then shows a forgotten one.
     # Megatron's own initialisation stays on: it also marks the weights that TP cuts, without
     # which gradient norms are wrong in silence.
@@ -103,7 +107,8 @@ def _parallel_fields(config: MegatronConfig) -> dict[str, Any]:
         "sequence_parallel": config.sequence_parallel,
         # Micro-batches differ in length, so stages tell each other their shapes.
         "variable_seq_lengths": True,
-        # Required by variable_seq_lengths, for dense models too.
+        # The one that variable_seq_lengths allows, for dense models too; and what is meant for
+        # more than a few EP ranks, since each token goes only where its experts are.
         "moe_token_dispatcher_type": "alltoall",
         # The interleaved schedule without overlap gives gradients off by a factor of 1e3.
         "overlap_p2p_comm": interleaved,
@@ -127,7 +132,16 @@ def _recompute_fields(config: MegatronConfig) -> dict[str, Any]:
     }
 
 
-def _expert_fields(architecture: Architecture) -> dict[str, Any]:
+def _expert_fields(architecture: Architecture, *, transformer_engine: bool) -> dict[str, Any]:
+    """Routing as Hugging Face computes it, and the kernels that a rank's experts run in.
+
+    With Transformer Engine all experts of a rank are one grouped matrix product (`TEGroupedMLP`),
+    and tokens are sorted by its fused kernels; without it experts run one after the other
+    (`SequentialMLP`), since Megatron's own grouped layer needs a CUDA extension and stores a
+    rank's experts in one matrix. Checkpoints of the two are the same. Under FP8 the grouped layer
+    pads each expert's tokens itself, after they have come together from all ranks
+    (`moe_router_padding_for_quantization` would pad before, on each rank, for every expert).
+    """
     experts = architecture.experts
     if experts is None:
         return {}
@@ -138,11 +152,16 @@ def _expert_fields(architecture: Architecture) -> dict[str, Any]:
         # HF: softmax over all experts and, if it normalises the top k, divide by their sum; that
         # is a softmax over the top k alone.
         "moe_router_pre_softmax": not experts.normalize_top_k,
+        "moe_grouped_gemm": transformer_engine,
+        "moe_permute_fusion": transformer_engine,
         # No auxiliary loss, as Hugging Face trains by default (`output_router_logits` false): the
-        # gradient is the policy loss's alone. `expert_load` reports what the routers do.
+        # gradient is the policy loss's alone. Balance was learned before; a loss for it here would
+        # move the routers of rows without advantage too, against the reference that the KL term
+        # holds on to. `expert_load` reports what the routers do.
         "moe_router_load_balancing_type": "none",
         # Hugging Face takes the softmax in fp32 too; its scores before that are in the model's
-        # dtype, here they are in fp32.
+        # dtype, here they are in fp32: near ties of many experts would be decided by rounding, and
+        # otherwise than the engine decides them.
         "moe_router_dtype": "fp32",
         "moe_layer_freq": [int(has_experts) for has_experts in experts.layers],
     }

@@ -32,6 +32,7 @@ import torch
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -54,7 +55,7 @@ def build_model(
         ValueError: the architecture cannot be cut as the layout asks.
     """
     use_te = groups.device.kind == "cuda" and has_transformer_engine()
-    megatron_config = transformer_config(architecture, config)
+    megatron_config = transformer_config(architecture, config, transformer_engine=use_te)
     return [
         _build_chunk(
             architecture,
@@ -123,7 +124,8 @@ def _mark_experts(model: GPTModel, groups: Groups) -> None:
 
 
 def _with_own_modules(block: TransformerBlockSubmodules) -> TransformerBlockSubmodules:
-    """Replace what Megatron's local layer spec lacks: norms under SP, attention on packed rows."""
+    """Replace what Megatron's local layer spec lacks: norms under SP, attention on packed rows,
+    and checkpoints of experts that a GPU can read."""
     block.layer_norm = RMSNorm
     for layer in block.layer_specs:
         parts = layer.submodules
@@ -137,4 +139,11 @@ def _with_own_modules(block: TransformerBlockSubmodules) -> TransformerBlockSubm
             if vars(holder)[name] is WrappedTorchNorm:
                 setattr(holder, name, RMSNorm)
         parts.self_attention.submodules.core_attention = CausalAttention
+        if parts.mlp.module is MoELayer:
+            # In checkpoints the local spec has the norm before experts fused with a linear layer,
+            # as before a dense MLP; Transformer Engine fuses none there and gives it its own name.
+            names = parts.sharded_state_dict_keys_map
+            parts.sharded_state_dict_keys_map = {
+                own: stored for own, stored in names.items() if own != "pre_mlp_layernorm."
+            }
     return block
