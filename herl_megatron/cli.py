@@ -1,4 +1,4 @@
-"""`herl train|sft|eval|improve CONFIG [key=value ...]`, `herl score INPUT --out OUT`,
+"""`herl train|sft|dpo|eval|improve CONFIG [key=value ...]`, `herl score INPUT --out OUT`,
 `herl report RUN ...`, `herl doctor [CONFIG]`.
 
 What a command needs is imported by it alone: `herl score` runs without torch and starts at once.
@@ -50,6 +50,14 @@ def sft(config: _ConfigPath, overrides: _Overrides = None) -> None:
     from herl_megatron.sft import sft as run
 
     _run(config, overrides, purpose="sft", job=run)
+
+
+@app.command()
+def dpo(config: _ConfigPath, overrides: _Overrides = None) -> None:
+    """Learn from preference pairs with the same trainer and export the policy."""
+    from herl_megatron.dpo import dpo as run
+
+    _run(config, overrides, purpose="dpo", job=run)
 
 
 @app.command("eval")

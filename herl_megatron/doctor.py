@@ -102,6 +102,8 @@ def purpose_of(config: Config) -> Purpose:
     """The command that a configuration is for, by the data that it names."""
     if config.data.train:
         return "train"
+    if config.dpo.data:
+        return "dpo"
     return "sft" if config.sft.data else "eval" if config.data.eval else "train"
 
 

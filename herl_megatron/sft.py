@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from herl_megatron.cluster.reserve import reserve
 from herl_megatron.cluster.session import ray_session
-from herl_megatron.cluster.trainer import start_trainer
+from herl_megatron.cluster.trainer import TrainerGroup, start_trainer
 from herl_megatron.config.schema import Config
 from herl_megatron.data.chat import ChatTokenizer
 from herl_megatron.data.prompts import SftRow, load_sft_rows
@@ -19,6 +21,7 @@ from herl_megatron.observability.run_folder import RunFolder
 from herl_megatron.types import TrainRow
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 def to_train_row(row: SftRow, tokenizer: ChatTokenizer, *, max_tokens: int) -> TrainRow:
@@ -45,9 +48,7 @@ def to_train_row(row: SftRow, tokenizer: ChatTokenizer, *, max_tokens: int) -> T
     )
 
 
-def batches(
-    rows: Sequence[TrainRow], *, size: int, seed: int, shuffle: bool
-) -> Iterator[tuple[TrainRow, ...]]:
+def batches(rows: Sequence[T], *, size: int, seed: int, shuffle: bool) -> Iterator[tuple[T, ...]]:
     """Endless batches of `size` rows, no row twice in an epoch.
 
     With `shuffle` each epoch has its own seeded order, else the file's.
@@ -62,6 +63,28 @@ def batches(
         yield tuple(rows[index] for index in chosen)
 
 
+@asynccontextmanager
+async def open_trainer(config: Config, *, optimizer_steps: int) -> AsyncIterator[TrainerGroup]:
+    """The trainer without engines, in a Ray session of its own; both end with the block.
+
+    Raises:
+        WorkerError, ValueError: a rank did not start, or the model or layout is not supported.
+    """
+    device = choose_device(config.cluster.device).kind
+    async with AsyncExitStack() as stack:
+        stack.enter_context(ray_session(config.cluster))
+        reservation = reserve(config, device=device, samples=False)
+        stack.callback(reservation.release)
+        trainer = await start_trainer(
+            config,
+            slots=reservation.placement.trainer,
+            device=device,
+            optimizer_steps=optimizer_steps,
+        )
+        stack.callback(trainer.stop)
+        yield trainer
+
+
 async def sft(config: Config) -> Path:
     """Fine-tune on `sft.data` and export; returns the folder of the exported policy.
 
@@ -74,16 +97,8 @@ async def sft(config: Config) -> Path:
     rows = [
         to_train_row(row, tokenizer, max_tokens=limit) for row in load_sft_rows(config.sft.data)
     ]
-    device = choose_device(config.cluster.device).kind
-    with RunFolder.create(config) as folder, ray_session(config.cluster):
-        reservation = reserve(config, device=device, samples=False)
-        trainer = await start_trainer(
-            config,
-            slots=reservation.placement.trainer,
-            device=device,
-            optimizer_steps=config.sft.steps,
-        )
-        try:
+    with RunFolder.create(config) as folder:
+        async with open_trainer(config, optimizer_steps=config.sft.steps) as trainer:
             stream = batches(
                 rows,
                 size=config.sft.rows_per_step,
@@ -94,8 +109,5 @@ async def sft(config: Config) -> Path:
                 metrics = await trainer.sft_step(next(stream))
                 folder.log(step, {f"sft/{name}": value for name, value in metrics.items()})
             await trainer.export(folder.policy)
-        finally:
-            trainer.stop()
-            reservation.release()
     logger.info("policy after SFT: %s", folder.policy)
     return folder.policy

@@ -22,7 +22,7 @@ LAYERS = {
     ),
     2: ("rollout", "megatron", "weight_sync", "rubrics"),
     3: ("cluster",),
-    4: ("train", "sft", "evaluate", "improve", "cli", "report", "score", "doctor", "plan"),
+    4: ("train", "sft", "dpo", "evaluate", "improve", "cli", "report", "score", "doctor", "plan"),
 }  # fmt: skip
 BACKENDS = ("megatron", "transformer_engine", "vllm", "ray")
 # Which files may import a library; a trailing slash means a folder.

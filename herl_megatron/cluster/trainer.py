@@ -103,6 +103,12 @@ class TrainerGroup:
         none: RowValues = [None] * len(rows)
         return combine([await self._step("sft_step", self._shards(rows, old=none, ref=none))])
 
+    async def coefficient_step(self, rows: Sequence[TrainRow]) -> dict[str, float]:
+        """One optimizer step on minus the sum of `advantage` times response log-prob."""
+        none: RowValues = [None] * len(rows)
+        shards = self._shards(rows, old=none, ref=none)
+        return combine([await self._step("coefficient_step", shards)])
+
     async def log_probs(self, rows: Sequence[TrainRow]) -> list[FloatArray]:
         """Response log-probs of these rows under the current weights, `[response]` each, of the
         plain distribution: temperature 1, whatever `rollout.temperature` is."""

@@ -106,6 +106,10 @@ class TrainerRank:
         """See `MegatronActor.sft_step`."""
         return self._actor.sft_step(shard)
 
+    def coefficient_step(self, shard: Shard) -> dict[str, float]:
+        """See `MegatronActor.coefficient_step`."""
+        return self._actor.coefficient_step(shard)
+
     def release_memory(self) -> None:
         """See `device.release_cached_memory`."""
         from herl_megatron.device import release_cached_memory

@@ -81,4 +81,5 @@ def _inputs(config: Config) -> dict[str, str]:
         "data.train": config.data.train,
         "data.eval": config.data.eval,
         "sft.data": config.sft.data,
+        "dpo.data": config.dpo.data,
     }

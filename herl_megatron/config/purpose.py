@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-Purpose = Literal["train", "sft", "eval", "improve"]
-TRAINS: frozenset[Purpose] = frozenset({"train", "sft"})
+Purpose = Literal["train", "sft", "dpo", "eval", "improve"]
+TRAINS: frozenset[Purpose] = frozenset({"train", "sft", "dpo"})
 """Commands that start the trainer."""
 SAMPLES: frozenset[Purpose] = frozenset({"train", "eval", "improve"})
 """Commands that start engines and score."""

@@ -260,6 +260,24 @@ class SFTConfig(Section):
     """Rows per optimizer step over all DP ranks."""
 
 
+class DPOConfig(Section):
+    """Direct preference optimisation with the same trainer (`herl dpo`); the reference is the model
+    as it starts, and only its log-probs are kept."""
+
+    data: str = ""
+    """JSONL rows with `id`, `messages` (the prompt), `chosen` and `rejected` (answers)."""
+    steps: int = Field(default=100, gt=0)
+    """Optimizer steps."""
+    pairs_per_step: int = Field(default=32, gt=0)
+    """Pairs per optimizer step over all DP ranks, two rows each."""
+    loss: Literal["sigmoid", "ipo"] = "sigmoid"
+    """DPO's logistic loss, or IPO's squared distance; `algos.losses_dpo` has both equations."""
+    beta: float = Field(default=0.1, gt=0)
+    """Scale of the implicit reward: the larger, the closer the policy stays to the reference."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """Chance that a preference is the wrong way round (cDPO); `sigmoid` only."""
+
+
 class EvalConfig(Section):
     """Held-out evaluation: the same rollout and scoring path, no training."""
 
@@ -510,7 +528,7 @@ class ClusterConfig(Section):
 
 
 class Config(Section):
-    """A whole run: `herl train`, `sft`, `eval` and `improve` read the same file format."""
+    """A whole run: `herl train`, `sft`, `dpo`, `eval` and `improve` read the same file format."""
 
     run: RunConfig = RunConfig()
     model: ModelConfig
@@ -520,6 +538,7 @@ class Config(Section):
     algorithm: AlgorithmConfig = AlgorithmConfig()
     train: TrainConfig = TrainConfig()
     sft: SFTConfig = SFTConfig()
+    dpo: DPOConfig = DPOConfig()
     eval: EvalConfig = EvalConfig()
     improve: ImproveConfig = ImproveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

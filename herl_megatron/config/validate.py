@@ -75,6 +75,7 @@ def _files(config: Config, purpose: Purpose) -> Iterator[str]:
     needed = {
         "train": {"data.train": config.data.train},
         "sft": {"sft.data": config.sft.data},
+        "dpo": {"dpo.data": config.dpo.data},
         "eval": {"data.eval": config.data.eval},
         "improve": {"data.eval": config.data.eval},
     }[purpose]
@@ -207,6 +208,9 @@ def _batches(config: Config, purpose: Purpose) -> Iterator[str]:
                 f" megatron.data_parallel {dp}; every rank needs a row"
             )
         return
+    if purpose == "dpo":
+        yield from _pairs(config)
+        return
     train, group = config.train, config.rollout.group_size
     if train.prompts_per_step % train.prompts_per_optimizer_step:
         yield (
@@ -224,6 +228,20 @@ def _batches(config: Config, purpose: Purpose) -> Iterator[str]:
         yield (
             f"algorithm.min_valid is {config.algorithm.min_valid}, above rollout.group_size"
             f" {group}; no group would ever train"
+        )
+
+
+def _pairs(config: Config) -> Iterator[str]:
+    dpo, dp = config.dpo, config.megatron.data_parallel
+    if 2 * dpo.pairs_per_step < dp:
+        yield (
+            f"dpo.pairs_per_step is {dpo.pairs_per_step}, two rows each, fewer than"
+            f" megatron.data_parallel {dp}; every rank needs a row"
+        )
+    if dpo.loss == "ipo" and dpo.label_smoothing:
+        yield (
+            f"dpo.label_smoothing is {dpo.label_smoothing} with dpo.loss 'ipo', which has none; set"
+            " it to 0 or use 'sigmoid'"
         )
 
 

@@ -15,6 +15,7 @@ from herl_megatron.types import Aggregation, Criterion, Message, Polarity, Promp
 
 _PROMPT_KEYS = ("id", "messages", "rubric", "source", "reference_answer", "extra")
 _SFT_KEYS = ("id", "messages", "source", "extra")
+_PAIR_KEYS = ("id", "messages", "chosen", "rejected", "source", "extra")
 _CRITERION_KEYS = ("id", "kind", "check", "params", "description", "weight", "polarity")
 
 
@@ -53,6 +54,23 @@ def messages_from_sft_row(row: object) -> tuple[Message, ...]:
             f"are {', '.join(message.role for message in messages)}"
         )
     return messages
+
+
+def pair_from_row(row: object) -> tuple[str, tuple[Message, ...], str, str]:
+    """Id, prompt, chosen and rejected answer of a preference pair; answers are plain text."""
+    fields = _fields(row, allowed=_PAIR_KEYS, where="row")
+    messages = _messages(fields)
+    if messages[-1].role == "assistant":
+        raise ValueError(
+            "messages: the last role is 'assistant'; give the prompt alone, the answers are chosen"
+            " and rejected"
+        )
+    chosen, rejected = (
+        _text(_required(fields, key, where="row"), key) for key in ("chosen", "rejected")
+    )
+    if chosen == rejected:
+        raise ValueError("chosen and rejected are the same text, which prefers nothing; drop it")
+    return _text(_required(fields, "id", where="row"), "id"), messages, chosen, rejected
 
 
 def row_from_prompt(prompt: Prompt) -> dict[str, Any]:

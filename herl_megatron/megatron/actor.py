@@ -1,4 +1,4 @@
-"""The policy on one trainer rank: log-probs, optimizer steps, supervised steps.
+"""The policy on one trainer rank: log-probs, optimizer steps of RL, SFT and DPO.
 
 Every rank of the layout calls the same method with its DP rank's `Shard`; the methods are
 collective. Numbers come back from the last pipeline stage.
@@ -20,6 +20,7 @@ import torch.distributed as dist
 from megatron.core.models.gpt.gpt_model import GPTModel
 
 from herl_megatron.algos.losses import LossInputs, LossOutput, policy_loss, sft_loss
+from herl_megatron.algos.losses_dpo import coefficient_loss
 from herl_megatron.algos.metrics import MAXIMA
 from herl_megatron.algos.reductions import Aggregation, token_weights
 from herl_megatron.batching.pack import MicroBatch
@@ -196,6 +197,20 @@ class MegatronActor:
             batch: MicroBatch, log_probs: torch.Tensor, entropy: torch.Tensor
         ) -> LossOutput:
             return sft_loss(log_probs, _weights(batch, shard, "token_mean"))
+
+        return self._step(shard, loss_of, temperature=1.0, schedule_step=None)
+
+    def coefficient_step(self, shard: Shard) -> dict[str, float]:
+        """One optimizer step on minus the sum of each row's `advantage` times the log-prob of its
+        response, at temperature 1: what the slopes of a loss over whole responses turn into.
+
+        Returns and raises as `train_step`; `loss` means nothing by itself.
+        """
+
+        def loss_of(
+            batch: MicroBatch, log_probs: torch.Tensor, entropy: torch.Tensor
+        ) -> LossOutput:
+            return coefficient_loss(log_probs, batch.advantages)
 
         return self._step(shard, loss_of, temperature=1.0, schedule_step=None)
 

@@ -51,6 +51,8 @@ _SHOWN = {
     "reward/mean": "reward",
     "reward/all_satisfied": "all satisfied",
     "sft/loss": "loss",
+    "dpo/loss": "loss",
+    "dpo/accuracy": "accuracy",
 }
 _LINES_WITHOUT_TERMINAL = 20
 

@@ -31,7 +31,7 @@ def files(tmp_path: Path) -> Path:
     (model / "config.json").write_text(json.dumps(SHAPE))
     (model / "tokenizer.json").write_text("{}")
     (model / "model.safetensors").write_bytes(b"0" * 1000)
-    for name in ("train", "eval", "sft"):
+    for name in ("train", "eval", "sft", "dpo"):
         (tmp_path / f"{name}.jsonl").write_text("{}\n")
     (tmp_path / "run.yaml").write_text(
         f"run: {{dir: {tmp_path}/runs}}\n"
@@ -39,6 +39,7 @@ def files(tmp_path: Path) -> Path:
         f"data: {{train: {tmp_path}/train.jsonl, eval: {tmp_path}/eval.jsonl,"
         " max_prompt_tokens: 128, max_experience_tokens: 256}\n"
         f"sft: {{data: {tmp_path}/sft.jsonl}}\n"
+        f"dpo: {{data: {tmp_path}/dpo.jsonl}}\n"
         "rollout: {max_response_tokens: 128}\n"
         "train: {prompts_per_step: 16, prompts_per_optimizer_step: 8}\n"
         "megatron: {precision: fp32}\n"
@@ -61,7 +62,7 @@ def problems(
     return ()
 
 
-@pytest.mark.parametrize("purpose", ["train", "sft", "eval", "improve"])
+@pytest.mark.parametrize("purpose", ["train", "sft", "dpo", "eval", "improve"])
 def test_a_good_configuration_passes(files: Path, purpose: Purpose) -> None:
     assert problems(files, purpose=purpose) == ()
 
@@ -321,9 +322,23 @@ def test_run_folder_is_not_overwritten_by_accident(files: Path) -> None:
 def test_resume_is_for_runs_that_keep_what_they_have(files: Path) -> None:
     assert problems(files, "run.resume=true") == ()
     assert problems(files, "run.resume=true", purpose="improve") == ()
-    for purpose in ("sft", "eval"):
+    for purpose in ("sft", "dpo", "eval"):
         (problem,) = problems(files, "run.resume=true", purpose=purpose)
         assert f"`herl {purpose}` writes no checkpoints" in problem
+
+
+def test_pairs_that_cannot_be_trained_on_are_refused(files: Path) -> None:
+    def found(*overrides: str) -> tuple[str, ...]:
+        return problems(files, *overrides, purpose="dpo")
+
+    (problem,) = found("dpo.data=''")
+    assert "`herl dpo` needs a file of rows" in problem
+    (problem,) = found("dpo.pairs_per_step=1", "megatron.data_parallel=3")
+    assert "dpo.pairs_per_step is 1, two rows each, fewer than megatron.data_parallel 3" in problem
+    assert found("dpo.pairs_per_step=1", "megatron.data_parallel=2") == ()
+    (problem,) = found("dpo.loss=ipo", "dpo.label_smoothing=0.1")
+    assert "dpo.loss 'ipo', which has none" in problem
+    assert found("dpo.label_smoothing=0.1") == found("dpo.loss=ipo") == ()
 
 
 def test_improving_with_equal_samples_is_refused(files: Path) -> None:
