@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from herl_megatron.cluster.nodes import open_nodes
 from herl_megatron.cluster.reserve import reserve
 from herl_megatron.cluster.session import ray_session
 from herl_megatron.cluster.trainer import TrainerGroup, start_trainer
@@ -75,6 +76,8 @@ async def open_trainer(config: Config, *, optimizer_steps: int) -> AsyncIterator
         stack.enter_context(ray_session(config.cluster))
         reservation = reserve(config, device=device, samples=False)
         stack.callback(reservation.release)
+        nodes = await open_nodes(config, reservation.placement)
+        stack.push_async_callback(nodes.close)
         trainer = await start_trainer(
             config,
             slots=reservation.placement.trainer,

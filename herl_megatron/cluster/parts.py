@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
-import ray
-
 from herl_megatron.cluster.checkpointer import Checkpointer
 from herl_megatron.cluster.engines import start_engines, stop_engines
+from herl_megatron.cluster.nodes import open_nodes
 from herl_megatron.cluster.placement import DeviceKind, Placement
 from herl_megatron.cluster.reserve import reserve
 from herl_megatron.cluster.restart import RestartingEngine, Restarts
-from herl_megatron.cluster.session import check_one_machine, ray_session
+from herl_megatron.cluster.session import ray_session
 from herl_megatron.cluster.trainer import TrainerGroup, start_trainer
 from herl_megatron.cluster.turns import Turns
 from herl_megatron.config.schema import Config
@@ -143,14 +142,20 @@ async def open_parts(config: Config, inputs: Inputs, *, training: bool) -> Async
         if judge is not None:
             stack.push_async_callback(judge.close)
         stack.enter_context(ray_session(config.cluster))
-        if training:
-            check_one_machine(ray.nodes())
         restarts = Restarts(config.rollout.max_engine_restarts)
         device = choose_device(config.cluster.device).kind
         reservation = reserve(config, device=device, trains=training)
         stack.callback(reservation.release)
+        nodes = await open_nodes(config, reservation.placement)
+        stack.push_async_callback(nodes.close)
         engines, pool, trainer = await _start_all(
-            config, inputs, stack, restarts, placement=reservation.placement, device=device
+            config,
+            inputs,
+            stack,
+            restarts,
+            placement=reservation.placement,
+            machines=nodes.machines,
+            device=device,
         )
         scorer = Scorer(pool, judge)
         pipeline, eval_pipeline = _pipelines(config, inputs, engines, scorer)
@@ -165,6 +170,7 @@ async def open_parts(config: Config, inputs: Inputs, *, training: bool) -> Async
             stack.push_async_callback(source.close)
             sync = WeightSync(trainer, engines, config.weight_sync)
             stack.callback(sync.close)
+            await nodes.open_buckets(sync.folder, sync.needed_bytes)
             turns = Turns(trainer, engines, config.rollout)
             gate = open_gate(
                 config,
@@ -245,6 +251,7 @@ async def _start_all(
     restarts: Restarts,
     *,
     placement: Placement,
+    machines: Mapping[str, str],
     device: DeviceKind,
 ) -> tuple[list[RestartingEngine], ScoringPool, TrainerGroup | None]:
     """Start everything at once (imports take most of the time); `stack` ends what has started."""
@@ -258,6 +265,8 @@ async def _start_all(
             slots=placement.trainer,
             device=device,
             optimizer_steps=_optimizer_steps(config),
+            engines=placement.engines,
+            machines=machines,
         )
         if training
         else asyncio.sleep(0),

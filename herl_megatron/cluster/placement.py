@@ -8,7 +8,7 @@ trainer ranks there: they take turns. On the CPU ranks and engines are spread ev
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from herl_megatron.config.schema import Config
 
 DeviceKind = Literal["cpu", "cuda"]
+_NETWORK = ("NCCL_", "GLOO_", "TORCH_NCCL_", "FI_", "UCX_")
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,52 @@ def place(
     return _fill(config, nodes, ranks=ranks, engines=engines)
 
 
+def bucket_writers(
+    senders: Sequence[int], ranks: Sequence[str], engines: Sequence[str]
+) -> tuple[tuple[int, ...], ...]:
+    """Which ranks write each pipeline stage's weight buckets: the sender first, and one more on
+    every other machine that has engines; its ranks take turns by stage.
+
+    senders: per stage the rank that gathers; ranks, engines: the machine of each rank and engine.
+    """
+    others = {
+        machine: [rank for rank, home in enumerate(ranks) if home == machine]
+        for machine in dict.fromkeys(engines)
+    }
+    return tuple(
+        (
+            sender,
+            *(
+                local[stage % len(local)]
+                for machine, local in others.items()
+                if machine != ranks[sender]
+            ),
+        )
+        for stage, sender in enumerate(senders)
+    )
+
+
+def ranks_beside_engines(placement: Placement) -> tuple[int, ...] | None:
+    """The trainer ranks on the engines' GPUs; None if some GPU of an engine has no rank."""
+    rank_of = {
+        (slot.node_id, gpu): rank
+        for rank, slot in enumerate(placement.trainer)
+        for gpu in slot.gpus
+    }
+    gpus = [(slot.node_id, gpu) for slot in placement.engines for gpu in slot.gpus]
+    if not gpus or not rank_of.keys() >= set(gpus):
+        return None
+    return tuple(sorted(rank_of[gpu] for gpu in gpus))
+
+
+def device_bucket_writers(
+    senders: Sequence[int], beside: Sequence[int]
+) -> tuple[tuple[int, ...], ...]:
+    """Which ranks need each pipeline stage's buckets in the memory of their GPU: the rank that
+    gathers first, then those of `ranks_beside_engines`."""
+    return tuple((sender, *(rank for rank in beside if rank != sender)) for sender in senders)
+
+
 def actor_options(slot: Slot, *, device: DeviceKind, env: dict[str, str]) -> dict[str, Any]:
     """Ray options of a trainer rank or an engine at `slot`.
 
@@ -105,6 +152,12 @@ def trainer_environment(threads: int) -> dict[str, str]:
         "CUDA_DEVICE_MAX_CONNECTIONS": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
+
+
+def network_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """What of the driver's environment tells collectives which network to use: Ray started by
+    somebody else on another node does not have it."""
+    return {name: value for name, value in environ.items() if name.startswith(_NETWORK)}
 
 
 def _spread(config: Config, nodes: Sequence[Node], *, ranks: int, engines: int) -> Placement:

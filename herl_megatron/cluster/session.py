@@ -9,10 +9,9 @@ import shlex
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import ray
 
@@ -73,23 +72,6 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
         stack.callback(ray.shutdown)
         _cancel_on_sigterm()
         yield
-
-
-def check_one_machine(nodes: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse to train on a cluster of several machines.
-
-    nodes: as `ray.nodes()` gives them.
-
-    Raises:
-        ValueError: with the machines' names.
-    """
-    hosts = sorted({node["NodeManagerHostname"] for node in nodes if node["Alive"]})
-    if len(hosts) > 1:
-        raise ValueError(
-            f"the Ray cluster has {len(hosts)} machines ({', '.join(hosts)}), but weights reach the"
-            " engines through one machine's shared memory; several are not built yet: join a"
-            " cluster of one machine, or leave cluster.address empty"
-        )
 
 
 def _join(address: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -14,7 +15,14 @@ import ray
 from herl_megatron.algos.metrics import combine
 from herl_megatron.batching.schedule import Shard, gather_rows, make_shards
 from herl_megatron.cluster.health import WorkerError, kill, wait_for, wait_for_all
-from herl_megatron.cluster.placement import DeviceKind, Slot, actor_options, trainer_environment
+from herl_megatron.cluster.placement import (
+    DeviceKind,
+    Slot,
+    actor_options,
+    bucket_writers,
+    network_environment,
+    trainer_environment,
+)
 from herl_megatron.cluster.workers import RankInfo, TrainerRank
 from herl_megatron.config.schema import Config, RolloutConfig
 from herl_megatron.observability.manifest import FileFacts
@@ -30,12 +38,22 @@ RowValues = list[FloatArray | None]
 class TrainerGroup:
     """All trainer ranks of a run. Build with `start_trainer`; end with `stop`."""
 
-    def __init__(self, config: Config, actors: Sequence[Any]) -> None:
+    def __init__(
+        self, config: Config, actors: Sequence[Any], slots: Sequence[Slot] | None = None
+    ) -> None:
+        """`slots` of the actors, where there are several nodes to tell apart."""
         self._config = config
         self._actors = list(actors)
         self._names = [f"trainer rank {rank}" for rank in range(len(actors))]
+        nodes = {slot.node_id for slot in slots or ()}
+        self._several_nodes = len(nodes) > 1
+        if slots and self._several_nodes:
+            self._names = [
+                f"{name} on {slot.node_ip}" for name, slot in zip(self._names, slots, strict=True)
+            ]
         self._infos: list[RankInfo] = []
         self._plan: tuple[Any, ...] = ()
+        self._writers: tuple[tuple[int, ...], ...] = ()
         # A save runs beside the rollouts; what comes next must not count its time as its own.
         self._saving = asyncio.Lock()
         self._changing = asyncio.Lock()  # held while the weights are between two versions
@@ -50,13 +68,40 @@ class TrainerGroup:
             timeout_s=_START_TIMEOUT_S,
         )
         refs = [
-            actor.setup.remote(
-                self._config, rank=rank, address=address, optimizer_steps=optimizer_steps
+            actor.join.remote(
+                self._config, rank=rank, address=address, several_nodes=self._several_nodes
             )
+            for rank, actor in enumerate(self._actors)
+        ]
+        doing = f"join the process group at {address[0]}:{address[1]}"
+        try:
+            await self._all(refs, doing, timeout_s=_START_TIMEOUT_S)
+        except WorkerError as error:
+            if not self._several_nodes:
+                raise
+            raise WorkerError(
+                f"{error}; where nodes have several networks, name the one they share in"
+                " GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
+            ) from error
+        refs = [
+            actor.setup.remote(self._config, rank=rank, optimizer_steps=optimizer_steps)
             for rank, actor in enumerate(self._actors)
         ]
         self._infos = await self._all(refs, "build the model", timeout_s=_START_TIMEOUT_S)
         self._plan = await self._one(0, self._actors[0].bucket_plan.remote(), "plan buckets")
+
+    async def connect_writers(self, ranks: Sequence[str], engines: Sequence[str]) -> None:
+        """Agree on who writes the weight buckets on which machine (`placement.bucket_writers`).
+
+        ranks, engines: the machine of each.
+        """
+        senders = {info.pp_rank: info.rank for info in self._infos if info.gathers}
+        self._writers = bucket_writers(
+            [senders[stage] for stage in sorted(senders)], ranks, engines
+        )
+        refs = [actor.connect_writers.remote(self._writers) for actor in self._actors]
+        timeout_s = self._config.megatron.timeout_s
+        await self._all(refs, "connect the nodes for weights", timeout_s=timeout_s)
 
     async def train_step(self, batch: TrainBatch, *, step: int) -> dict[str, float]:
         """All optimizer steps of loop step `step`; returns their `step_metrics`.
@@ -172,12 +217,11 @@ class TrainerGroup:
         return self._plan
 
     async def write_bucket(self, index: int, path: str) -> Bucket:
-        """Have the owning stage gather bucket `index` and write it to shared memory at `path`."""
-        owners = [
-            info.rank
-            for info in self._infos
-            if info.sends_weights and info.pp_rank == self._plan[index].pp_stage
-        ]
+        """Have the owning stage gather bucket `index`, and write it to shared memory at `path` of
+        every machine that has engines."""
+        stage = self._plan[index].pp_stage
+        gathering = [i.rank for i in self._infos if i.sends_weights and i.pp_rank == stage]
+        owners = sorted({*gathering, *self._writers[stage]})
         refs = [self._actors[rank].write_bucket.remote(index, path) for rank in owners]
         written = await wait_for_all(
             refs,
@@ -278,22 +322,35 @@ def step_metrics(
 
 
 async def start_trainer(
-    config: Config, *, slots: Sequence[Slot], device: DeviceKind, optimizer_steps: int
+    config: Config,
+    *,
+    slots: Sequence[Slot],
+    device: DeviceKind,
+    optimizer_steps: int,
+    engines: Sequence[Slot] = (),
+    machines: Mapping[str, str] | None = None,
 ) -> TrainerGroup:
     """Start one rank per slot and build the model.
+
+    engines: where the weights go; machines: see `Nodes.machines`, none on one node.
 
     Raises:
         WorkerError: a rank did not start; the others are ended first.
         ValueError: the model or the layout is not supported.
     """
-    env = trainer_environment(config.cluster.threads_per_rank)
+    env = trainer_environment(config.cluster.threads_per_rank) | network_environment(os.environ)
     remote = ray.remote(TrainerRank)
     actors = [
         remote.options(**actor_options(slot, device=device, env=env)).remote() for slot in slots
     ]
-    group = TrainerGroup(config, actors)
+    group = TrainerGroup(config, actors, slots)
+    homes = machines or {}
     try:
         await group.setup(optimizer_steps=optimizer_steps)
+        await group.connect_writers(
+            [homes.get(slot.node_id, "") for slot in slots],
+            [homes.get(slot.node_id, "") for slot in engines],
+        )
     except (WorkerError, ValueError, asyncio.CancelledError):
         group.stop()
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ class RankInfo:
     """Last pipeline stage, TP and CP rank 0: this rank's results stand for its DP rank."""
     sends_weights: bool
     """In the first model replica: this rank takes part in gathering its stage's buckets."""
+    gathers: bool
+    """They are gathered on this rank."""
 
 
 class TrainerRank:
@@ -39,18 +42,20 @@ class TrainerRank:
             probe.bind(("", 0))
             return host, probe.getsockname()[1]
 
-    def setup(
-        self, config: Config, *, rank: int, address: tuple[str, int], optimizer_steps: int
-    ) -> RankInfo:
-        """Join the process group and build the model; `optimizer_steps` in the whole run."""
+    def join(
+        self, config: Config, *, rank: int, address: tuple[str, int], several_nodes: bool
+    ) -> None:
+        """Join the trainer's process group, which meets at rank 0's address."""
         # Imported here: the driver imports this module and must stay free of Megatron.
+        from herl_megatron.cluster.nodes import interface_of
         from herl_megatron.device import choose_device
-        from herl_megatron.megatron.actor import MegatronActor
         from herl_megatron.megatron.parallel import init_parallel
-        from herl_megatron.megatron.staging import StagingMemory
-        from herl_megatron.weight_sync.source import WeightSource
 
-        self._config = config
+        name = interface_of(ray.util.get_node_ip_address()) if several_nodes else None
+        if name is not None:
+            # Left alone, gloo listens where the host name points, in many /etc/hosts to 127.0.1.1.
+            for library in ("GLOO", "NCCL"):
+                os.environ.setdefault(f"{library}_SOCKET_IFNAME", name)
         self._groups = init_parallel(
             config.megatron,
             rank=rank,
@@ -59,6 +64,14 @@ class TrainerRank:
             device=choose_device(config.cluster.device),
             seed=config.run.seed,
         )
+
+    def setup(self, config: Config, *, rank: int, optimizer_steps: int) -> RankInfo:
+        """Build the model; `optimizer_steps` in the whole run."""
+        from herl_megatron.megatron.actor import MegatronActor
+        from herl_megatron.megatron.staging import StagingMemory
+        from herl_megatron.weight_sync.source import WeightSource
+
+        self._config = config
         self._actor = MegatronActor(
             model=config.model,
             megatron=config.megatron,
@@ -86,7 +99,22 @@ class TrainerRank:
             pp_rank=groups.pp.rank,
             reports=groups.tp.is_first and groups.cp.is_first and groups.pp.is_last,
             sends_weights=self._source.takes_part,
+            gathers=groups.dp_cp.is_first and groups.tp.is_first,
         )
+
+    def connect_writers(self, writers: Sequence[Sequence[int]], *, transport: Transport) -> None:
+        """See `BucketWriters` and `DeviceBuckets`; every rank calls this."""
+        from herl_megatron.weight_sync.spread import BucketWriters
+        from herl_megatron.weight_sync.transport_ipc import CudaMemory, DeviceBuckets
+
+        plan, device = self._source.plan(), self._groups.device.torch
+        timeout_s = self._config.megatron.timeout_s
+        self._writers: BucketWriters | DeviceBuckets
+        if transport == "cuda_ipc":
+            memory = CudaMemory(device)
+            self._writers = DeviceBuckets(plan, writers, memory=memory, timeout_s=timeout_s)
+        else:
+            self._writers = BucketWriters(plan, writers, device=device, timeout_s=timeout_s)
 
     def compute_log_probs(
         self, shard: Shard, temperature: float | None = None
@@ -150,11 +178,8 @@ class TrainerRank:
         return self._source.plan()
 
     def write_bucket(self, index: int, path: str) -> Bucket | None:
-        """Gather one bucket and, on the sending rank, write it to shared memory."""
-        from herl_megatron.weight_sync.transport import write_bucket
-
-        tensors = self._source.gather(index)
-        return None if tensors is None else write_bucket(path, tensors)
+        """Take part in gathering one bucket and in bringing it to where the engines read it."""
+        return self._writers.write(index, self._source.gather(index), path)
 
     def export_shard(self, folder: str) -> Any:
         """Write this stage's weights as safetensors shards; returns what was written."""

@@ -1,5 +1,6 @@
 """The folder in shared memory that a run's weight buckets lie in, and its end.
 
+It has the same path on every node of a run, so that one bucket's layout holds for all of them.
 Free of torch, so that the process that tidies up after a killed driver starts at once.
 """
 
@@ -8,12 +9,24 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import socket
 import tempfile
 from pathlib import Path
 
 SHARED_MEMORY = Path("/dev/shm")
 _PREFIX = "herl-weights-"
 _LOCK = "owner.lock"
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+
+def memory_id(folder: Path = SHARED_MEMORY) -> str:
+    """Which shared memory `folder` is: equal for processes that see each other's files there.
+
+    Two Ray nodes may be one machine, and two containers of one machine may share nothing: it is
+    the running kernel and the mounted file system that count.
+    """
+    boot = _BOOT.read_text().strip() if _BOOT.exists() else socket.gethostname()
+    return f"{boot}:{os.stat(folder).st_dev}"
 
 
 def check_shared_memory(needed_bytes: int, *, folder: Path = SHARED_MEMORY) -> None:
@@ -35,14 +48,18 @@ class BucketFolder:
     drops with the process.
     """
 
-    def __init__(self, run_name: str, *, parent: Path = SHARED_MEMORY) -> None:
+    def __init__(
+        self, run_name: str = "", *, path: Path | None = None, parent: Path = SHARED_MEMORY
+    ) -> None:
+        """A new folder in `parent` named after the run; or `path`, that of another node's."""
+        parent = parent if path is None else path.parent
         remove_orphans(parent)
         safe_name = "".join(c if c.isalnum() else "_" for c in run_name)
         # Hidden until it is locked: nobody may take it for an orphan in between.
         hidden = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}{safe_name}-", dir=parent))
         self._lock = os.open(hidden / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
-        self.folder = hidden.rename(parent / hidden.name.removeprefix("."))
+        self.folder = hidden.rename(path or parent / hidden.name.removeprefix("."))
         self.paths = (str(self.folder / "bucket_0"), str(self.folder / "bucket_1"))
 
     def close(self) -> None:

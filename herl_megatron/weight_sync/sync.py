@@ -1,8 +1,8 @@
 """One weight sync: pause the engines, stream the trainer's buckets through shared memory, resume.
 
 Two files are used in turn, so the trainer gathers the next bucket while the engines load the last.
-Engines must be on the trainer's machine; nothing but layouts passes through the driver. An engine
-that is lost on the way does not keep the others from their weights.
+They have the same paths on every machine that has engines (`spread`); nothing but layouts passes
+through the driver. An engine that is lost on the way does not keep the others from their weights.
 """
 
 from __future__ import annotations
@@ -80,9 +80,13 @@ class EnginesLost(EngineLost):
 
 
 class WeightSync:
-    """Syncs a trainer's weights to its engines; owns the shared-memory files until `close`.
+    """Syncs a trainer's weights to its engines; owns this machine's files until `close`.
 
     Raises `ValueError` when shared memory is too small for two buckets, before anything is sent.
+
+    Attributes:
+        folder: the files' folder, which other machines of the run need too.
+        needed_bytes: what the files will take there.
     """
 
     def __init__(
@@ -97,9 +101,10 @@ class WeightSync:
         self._engines = engines
         self._timeout_s = config.timeout_s
         self._folder = BucketFolder(run_name)
-        largest = max((bucket.num_bytes for bucket in trainer.bucket_plan()), default=0)
+        self.folder = self._folder.folder
+        self.needed_bytes = 2 * max((b.num_bytes for b in trainer.bucket_plan()), default=0)
         try:
-            check_shared_memory(2 * largest, folder=self._folder.folder)
+            check_shared_memory(self.needed_bytes, folder=self.folder)
         except ValueError:
             self.close()
             raise

@@ -1,6 +1,6 @@
 """Weight buckets in shared memory: one file of raw tensor bytes, its layout travelling apart.
 
-The trainer writes a bucket, engines on the same machine map it without a copy. Files lie in a
+A trainer rank writes a bucket, engines on the same machine map it without a copy. Files lie in a
 private folder under /dev/shm that belongs to one run (`bucket_folder`).
 """
 
@@ -37,23 +37,48 @@ def write_bucket(path: str, tensors: Iterable[tuple[str, torch.Tensor]]) -> Buck
             cannot be sent.
     """
     items = list(tensors)
+    bucket = lay_out(
+        path,
+        [(name, str(t.dtype).removeprefix("torch."), tuple(t.shape)) for name, t in items],
+    )
+    write_tensors(bucket, (tensor for _, tensor in items))
+    return bucket
+
+
+def lay_out(path: str, tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> Bucket:
+    """The layout of a bucket of these (name, dtype name, shape) in the file at `path`.
+
+    Raises:
+        ValueError: a dtype cannot be sent.
+    """
     layout, end = [], 0
-    for name, tensor in items:
-        layout.append(BucketTensor(name, _dtype_name(name, tensor), tuple(tensor.shape), end))
-        end += _aligned(tensor.numel() * tensor.element_size())
+    for name, dtype, shape in tensors:
+        if dtype not in _DTYPES:
+            raise ValueError(f"tensor {name!r} has dtype {dtype}; sent can be {', '.join(_DTYPES)}")
+        layout.append(BucketTensor(name, dtype, shape, end))
+        end += _aligned(math.prod(shape) * _DTYPES[dtype].itemsize)
+    return Bucket(path=path, num_bytes=end, tensors=tuple(layout))
+
+
+def write_tensors(bucket: Bucket, tensors: Iterable[torch.Tensor]) -> None:
+    """Write the bucket's tensors, which may come one by one and as plain bytes, to its file.
+
+    Raises:
+        ValueError: the file system is full (bytes needed and free).
+    """
     try:
         _write(
-            path, [(entry.offset, tensor) for entry, (_, tensor) in zip(layout, items, strict=True)]
+            bucket.path,
+            ((entry.offset, tensor) for entry, tensor in zip(bucket.tensors, tensors, strict=True)),
         )
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
         raise ValueError(
-            f"no room for a weight bucket of {end} bytes in {path}: "
-            f"{free_bytes(Path(path).parent)} bytes are free; lower weight_sync.bucket_bytes or "
-            "enlarge the shared memory"
+            f"no room for a weight bucket of {bucket.num_bytes} bytes in {bucket.path}: "
+            f"{free_bytes(Path(bucket.path).parent)} bytes are free; lower weight_sync.bucket_bytes"
+            " or enlarge the shared memory"
         ) from error
-    return Bucket(path=path, num_bytes=end, tensors=tuple(layout))
 
 
 def read_bucket(bucket: Bucket) -> Iterator[tuple[str, torch.Tensor]]:
@@ -76,7 +101,7 @@ def read_bucket(bucket: Bucket) -> Iterator[tuple[str, torch.Tensor]]:
             bucket.path, shared=False, size=bucket.num_bytes, dtype=torch.uint8
         )
     for entry in bucket.tensors:
-        yield entry.name, _view(buffer, entry)
+        yield entry.name, tensor_view(buffer, entry)
 
 
 def _write(path: str, tensors: Iterable[tuple[int, torch.Tensor]]) -> None:
@@ -99,17 +124,11 @@ def _write(path: str, tensors: Iterable[tuple[int, torch.Tensor]]) -> None:
         os.close(handle)
 
 
-def _view(buffer: torch.Tensor, entry: BucketTensor) -> torch.Tensor:
+def tensor_view(buffer: torch.Tensor, entry: BucketTensor) -> torch.Tensor:
+    """The tensor inside a bucket's bytes, without a copy."""
     dtype = _DTYPES[entry.dtype]
     size = math.prod(entry.shape) * dtype.itemsize
     return buffer[entry.offset : entry.offset + size].view(dtype).view(entry.shape)
-
-
-def _dtype_name(name: str, tensor: torch.Tensor) -> str:
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    if dtype not in _DTYPES:
-        raise ValueError(f"tensor {name!r} has dtype {dtype}; sent can be {', '.join(_DTYPES)}")
-    return dtype
 
 
 def _aligned(size: int) -> int:

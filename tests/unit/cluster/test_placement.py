@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from herl_megatron.cluster.placement import Node, Slot, actor_options, in_order, place
+from herl_megatron.cluster.placement import (
+    Node,
+    Slot,
+    actor_options,
+    bucket_writers,
+    in_order,
+    network_environment,
+    place,
+)
 from herl_megatron.config.load import load_config
 from herl_megatron.config.schema import Config
 
@@ -136,3 +144,17 @@ def test_a_process_sees_its_own_gpus_and_asks_ray_for_none() -> None:
     assert options["scheduling_strategy"].node_id == node_id
     on_cpu = actor_options(Slot(node_id, "10.0.0.1"), device="cpu", env={})
     assert "CUDA_VISIBLE_DEVICES" not in on_cpu["runtime_env"]["env_vars"]
+
+
+def test_one_rank_per_machine_writes_a_bucket_the_sender_first() -> None:
+    """Four ranks on two machines and two stages: rank 0 gathers stage 0, rank 2 stage 1."""
+    assert bucket_writers([0, 2], ["a", "a", "b", "b"], ["a", "b"]) == ((0, 2), (2, 1))
+    # Stage 1 is sent to the second rank of machine a: ranks share the work by stage.
+    assert bucket_writers([0, 2], ["a"] * 4, ["a"]) == ((0,), (2,))
+    assert bucket_writers([0], ["a", "b", "c"], ["c", "c"]) == ((0, 2),)
+    assert bucket_writers([0, 1], ["a", "b"], []) == ((0,), (1,))
+
+
+def test_network_settings_of_the_driver_are_passed_on() -> None:
+    given = {"NCCL_IB_HCA": "mlx5", "GLOO_SOCKET_IFNAME": "ib0", "HF_TOKEN": "secret", "PATH": "p"}
+    assert network_environment(given) == {"NCCL_IB_HCA": "mlx5", "GLOO_SOCKET_IFNAME": "ib0"}
