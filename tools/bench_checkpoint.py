@@ -1,15 +1,23 @@
 """How long a background save holds up training, against the blocking save of the same state.
 
-    python tools/bench_checkpoint.py --folder /big/disk                # 2.1 GB on one rank, 6 pairs
+    python tools/bench_checkpoint.py --folder /big/disk                # 2.1 GB on one rank, 6 turns
     python tools/bench_checkpoint.py --folder /big/disk --ranks 2 --out bench.json
 
 One process per rank holds a bf16 model with fp32 main weights and Adam's moments under the
 distributed optimizer (14 bytes per parameter). In turns: the save that returns when everything is
-written and flushed (fsync), straight from where it lies; and the background save, of which only the
-copy holds training up. While it is written the rank goes on with matrix products, whose slowdown is
-shown too. Memory is what a save adds to RssAnon and RssShmem, sampled every 5 ms; the copy's
-memory is kept between saves, so the first background save, which has to get it from the kernel, is
-shown by itself and left out of the ratio. Both kinds of save are loaded back and compared.
+written and flushed (fsync), straight from where it lies; and the background save, followed by
+
+- a whole training step at once (of very few tokens, so that little time passes before the update);
+- such a step after a while of other work, as after the rollouts;
+- nothing but the update: the wait for the whole copy.
+
+The stall is the time that starting the save takes plus the time that the optimizer step waits for
+the copy. Shown too: by how much the training step that begins at once is longer than an undisturbed
+one just before (waiting, and sharing memory bandwidth and cores with the copy and the writer), and
+the slowdown of matrix products while the copy is written. Memory is what a save adds to RssAnon and
+RssShmem, sampled every 5 ms; the copy's memory is kept between saves, so the first background save,
+which has to get it from the kernel, is shown by itself and left out of the ratios. What was saved
+in the background while training changed it is loaded back and compared with what it was.
 """
 
 from __future__ import annotations
@@ -25,16 +33,19 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import numpy as np
 import torch
 
 from tools._bench import Row, interval_text, machine, paired_ratio, report
 
 STALL_GOAL, MEMORY_GOAL = 0.10, 1.1
 HIDDEN, FFN, VOCAB = 1024, 2816, 8192
+STEP_TOKENS, ROLLOUT_S = 64, 1.0
 
 
 def write_config(folder: Path, layers: int) -> None:
@@ -113,68 +124,154 @@ def build(rank: int, args: argparse.Namespace, store: str) -> tuple[Any, Any]:
     return actor, groups
 
 
-def work(rank: int, args: argparse.Namespace, store: str, answers: Any) -> None:
-    """One rank: all saves in turns."""
-    import torch.distributed as dist
+def few_rows(args: argparse.Namespace) -> list[Any]:
+    """One short row per rank, as shards."""
+    from herl_megatron.batching.schedule import make_shards
+    from herl_megatron.config.schema import MegatronConfig
+    from herl_megatron.types import TrainRow
 
-    from herl_megatron.megatron.checkpoint import begin_save, load_checkpoint, save_checkpoint
-    from herl_megatron.megatron.staging import StagingMemory
+    tokens = np.arange(STEP_TOKENS, dtype=np.int32)
+    half = STEP_TOKENS // 2
+    rows = [
+        TrainRow(f"row {n}", tokens[:half], tokens[half:], np.zeros(half, np.float32), 0.0, 1.0)
+        for n in range(args.ranks)
+    ]
+    none = [None] * len(rows)
+    megatron = MegatronConfig(data_parallel=args.ranks, precision="bf16")
+    return list(make_shards(rows, megatron=megatron, old_log_probs=none, ref_log_probs=none))
 
-    torch.set_num_threads(1)
-    actor, groups = build(rank, args, store)
-    staging = StagingMemory()
-    found: dict[str, Any] = {"blocking_s": [], "stall_s": [], "write_s": [], "slowdown": []}
-    found |= {"blocking_memory": 0, "background_memory": 0}
-    folder = Path(store) / "save"
 
-    def fresh() -> None:
+class Saves:
+    """The kinds of save, each one turn; `found` has their seconds and bytes."""
+
+    def __init__(self, rank: int, args: argparse.Namespace, store: str) -> None:
+        from herl_megatron.megatron.staging import StagingMemory
+
+        self._rank = rank
+        self._actor, self._groups = build(rank, args, store)
+        self._shard = few_rows(args)[rank]
+        self._staging = StagingMemory()
+        self._folder = Path(store) / "save"
+        self.found: dict[str, Any] = {
+            kind: []
+            for kind in (
+                "blocking_s",
+                "at_once_s",
+                "rollouts_s",
+                "bare_s",
+                "quiet_s",
+                "extra_s",
+                "slowdown",
+            )
+        }
+        self.found |= {"write_s": [], "blocking_memory": 0, "background_memory": 0}
+
+    def fresh(self) -> None:
+        """An empty folder, nothing left to be flushed."""
+        import torch.distributed as dist
+
         dist.barrier()
-        if rank == 0:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
+        if self._rank == 0:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.mkdir()
             os.sync()
         dist.barrier()
 
-    def blocking() -> None:
-        fresh()
+    def blocking(self) -> None:
+        """The save that writes before it returns."""
+        from herl_megatron.megatron.checkpoint import save_checkpoint
+
+        self.fresh()
         with PeakMemory() as memory:
             start = time.perf_counter()
-            save_checkpoint(actor, folder, groups=groups)
-            found["blocking_s"].append(time.perf_counter() - start)
-        found["blocking_memory"] = max(found["blocking_memory"], memory.growth)
+            save_checkpoint(self._actor, self._folder, groups=self._groups)
+            self.found["blocking_s"].append(time.perf_counter() - start)
+        self.found["blocking_memory"] = max(self.found["blocking_memory"], memory.growth)
+        files = self._folder.glob(f"__{self._rank}_*.distcp")
+        self.found["part_bytes"] = sum(file.stat().st_size for file in files)
 
-    def background() -> None:
-        fresh()
+    def bare(self) -> None:
+        """The update comes at once; its memory, and what the writer takes from others."""
+        self.fresh()
         quiet = products(0.3)
         with PeakMemory() as memory:
             start = time.perf_counter()
-            write = begin_save(actor, folder, groups=groups, staging=staging)
-            found["stall_s"].append(time.perf_counter() - start)
+            write = self._begin()
+            self._actor.optimizer.gate.wait()
+            self.found["bare_s"].append(time.perf_counter() - start)
             busy = products(0.3)
             write.wait()
-            found["write_s"].append(time.perf_counter() - start)
+            self.found["write_s"].append(time.perf_counter() - start)
             write.finish()
-        found["slowdown"].append(quiet / busy)
-        found["background_memory"] = max(found["background_memory"], memory.growth)
+        self.found["slowdown"].append(quiet / busy)
+        self.found["background_memory"] = max(self.found["background_memory"], memory.growth)
 
-    blocking()
-    found["part_bytes"] = sum(f.stat().st_size for f in folder.glob(f"__{rank}_*.distcp"))
-    background()
-    first_stall_s = found["stall_s"].pop()
-    found["blocking_s"].pop()  # the first turn of either warms up
-    found["blocking_memory"] = 0  # Adam's moments were made in it
+    def at_once(self) -> None:
+        """A training step right behind the save."""
+        self.fresh()
+        quiet_s = self._step()
+        self.found["quiet_s"].append(quiet_s)
+        self._with_step(self.found["at_once_s"], quiet_s)
+
+    def rollouts(self) -> None:
+        """Other work first."""
+        self.fresh()
+        self._with_step(self.found["rollouts_s"], None)
+
+    def same(self) -> bool:
+        """Whether a save that a training step follows holds what was before it."""
+        from herl_megatron.megatron.checkpoint import load_checkpoint
+
+        self.fresh()
+        weights = [p for chunk in self._actor.chunks for p in chunk.parameters()]
+        held = [tensor.detach().clone() for tensor in weights]
+        write = self._begin()
+        self._step()
+        write.finish()
+        moved = any(not torch.equal(a, b) for a, b in zip(held, weights, strict=True))
+        load_checkpoint(self._actor, self._folder, groups=self._groups)
+        return moved and all(torch.equal(a, b) for a, b in zip(held, weights, strict=True))
+
+    def _begin(self) -> Any:
+        from herl_megatron.megatron.checkpoint import begin_save
+
+        return begin_save(self._actor, self._folder, groups=self._groups, staging=self._staging)
+
+    def _step(self) -> float:
+        start = time.perf_counter()
+        self._actor.sft_step(self._shard)
+        return time.perf_counter() - start
+
+    def _with_step(self, stalls: list[float], quiet_s: float | None) -> None:
+        gate = self._actor.optimizer.gate
+        waited_s = gate.waited_s
+        start = time.perf_counter()
+        write = self._begin()
+        begun_s = time.perf_counter() - start
+        if quiet_s is None:
+            products(ROLLOUT_S)
+        step_s = self._step()
+        stalls.append(begun_s + gate.waited_s - waited_s)
+        if quiet_s is not None:
+            self.found["extra_s"].append(begun_s + step_s - quiet_s)
+        write.wait()
+        write.finish()
+
+
+def work(rank: int, args: argparse.Namespace, store: str, answers: Any) -> None:
+    """One rank: all saves in turns."""
+    torch.set_num_threads(1)
+    saves = Saves(rank, args, store)
+    kinds = (saves.blocking, saves.at_once, saves.rollouts, saves.bare)
+    for turn in (saves.blocking, saves.bare, saves.at_once, saves.rollouts):
+        turn()  # the first turn of each warms up, and Adam's moments are made in it
+    first_s = saves.found["bare_s"][0]
+    saves.found |= {name: [] for name, value in saves.found.items() if isinstance(value, list)}
+    saves.found["blocking_memory"] = 0
     for _ in range(args.pairs):
-        blocking()
-        background()
-    held = [tensor.clone() for chunk in actor.chunks for tensor in chunk.parameters()]
-    with torch.no_grad():
-        for chunk in actor.chunks:
-            for tensor in chunk.parameters():
-                tensor.zero_()
-    load_checkpoint(actor, folder, groups=groups)
-    now = [tensor for chunk in actor.chunks for tensor in chunk.parameters()]
-    found["same"] = all(torch.equal(a, b) for a, b in zip(held, now, strict=True))
-    answers.put((rank, found | {"first_stall_s": first_stall_s}))
+        for turn in kinds:
+            turn()
+    answers.put((rank, saves.found | {"first_stall_s": first_s, "same": saves.same()}))
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -213,25 +310,36 @@ def main() -> int:
         raise SystemExit(f"{args.folder} has {free:,} bytes free, {16 * parameters:,} are needed")
     ranks = run(args)
     size = max(rank["part_bytes"] for rank in ranks)
-    blocking = [max(s) for s in zip(*(rank["blocking_s"] for rank in ranks), strict=True)]
-    stall = [max(s) for s in zip(*(rank["stall_s"] for rank in ranks), strict=True)]
-    ratio = paired_ratio(stall, blocking)
+    slowest = {
+        kind: [max(times) for times in zip(*(rank[kind] for rank in ranks), strict=True)]
+        for kind in ("blocking_s", "at_once_s", "rollouts_s", "bare_s", "quiet_s", "extra_s")
+    }
+    blocking = slowest["blocking_s"]
+    at_once, rollouts, bare = (
+        paired_ratio(slowest[kind], blocking) for kind in ("at_once_s", "rollouts_s", "bare_s")
+    )
     memory = max(rank["background_memory"] / rank["part_bytes"] for rank in ranks)
     direct = max(rank["blocking_memory"] / rank["part_bytes"] for rank in ranks)
-    slowdown = sorted(x for rank in ranks for x in rank["slowdown"])
+    slowdown = [x for rank in ranks for x in rank["slowdown"]]
     same = all(rank["same"] for rank in ranks)
     first = max(rank["first_stall_s"] for rank in ranks)
     rows = [
-        Row("stall / blocking save", interval_text(ratio), f"<= {STALL_GOAL}",
-            ratio[0] <= STALL_GOAL),
+        Row("stall / blocking save, training step at once", interval_text(at_once),
+            f"<= {STALL_GOAL}", at_once[0] <= STALL_GOAL),
+        Row("stall / blocking save, after the rollouts", interval_text(rollouts),
+            f"<= {STALL_GOAL}", rollouts[0] <= STALL_GOAL),
+        Row("the same with an update and nothing before it", interval_text(bare)),
+        Row("an undisturbed training step, median", f"{median(slowest['quiet_s']):.2f} s"),
+        Row("training step at once: longer by, median", f"{median(slowest['extra_s']):.2f} s"),
+        Row("blocking save, median", f"{median(blocking):.2f} s"),
+        Row("the whole copy, median", f"{median(slowest['bare_s']):.3f} s"),
+        Row("the whole copy, first save", f"{first:.3f} s"),
+        Row("compute while writing: slowdown, median", f"{median(slowdown):.2f}x"),
         Row("memory of the background save / part", f"{memory:.2f}", f"<= {MEMORY_GOAL}",
             memory <= MEMORY_GOAL),
         Row("memory of the blocking save / part", f"{direct:.2f}"),
-        Row("blocking save, median", f"{sorted(blocking)[len(blocking) // 2]:.2f} s"),
-        Row("stall, median", f"{sorted(stall)[len(stall) // 2]:.3f} s"),
-        Row("stall of the first background save", f"{first:.3f} s"),
-        Row("compute while writing: slowdown, median", f"{slowdown[len(slowdown) // 2]:.2f}x"),
-        Row("loaded back", "equal" if same else "differs", "equal", same),
+        Row("saved beside a training step, loaded back", "equal" if same else "differs", "equal",
+            same),
     ]  # fmt: skip
     title = f"Checkpoint of {size / 1e9:.2f} GB per rank, {args.ranks} rank(s), fsync on"
     report(title, rows, raw={"ranks": ranks}, started_on=started_on, out=args.out)
