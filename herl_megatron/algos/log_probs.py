@@ -4,8 +4,12 @@
     d log p(t) / d z_v = 1[v = t] - p_v         dH / d z_v = -p_v (log p_v + H)
 
 with logits z = (hidden weight^T) / temperature over the real vocabulary only. Logits exist for one
-chunk of tokens at a time, in the compute dtype; the backward pass computes them again. Inside a
-chunk they are read in place, a few tokens at a time in float32.
+chunk of tokens at a time, in one buffer of the compute dtype. The last chunk's stay there for the
+backward pass, which begins with them and computes those of the other chunks again: a fourth product
+with the output matrix beside the three of any gradient. Inside a chunk logits are read in place, a
+few tokens at a time in float32.
+
+Each TP rank's sums are relative to the log-normalizer of its own part of the vocabulary.
 """
 
 from __future__ import annotations
@@ -55,7 +59,7 @@ def token_log_probs(
         tp_group: ranks that share the vocabulary, in row order; None when one rank has it all.
         temperature: divides the logits.
         with_entropy: False skips the entropy and returns None for it.
-        chunk_tokens: logits exist for this many tokens at a time. Up to so many tokens, nothing is
+        chunk_tokens: logits exist for this many tokens at a time; all but the last so many are
             computed again in the backward pass.
 
     Returns:
@@ -95,20 +99,18 @@ class _LogProbs(torch.autograd.Function):
         owned = (local >= 0) & (local < real)
         local = local.clamp(0, max(real - 1, 0))
         tokens, dtype = len(hidden), torch.promote_types(hidden.dtype, torch.float32)
-        highest = hidden.new_full((tokens,), float("-inf"), dtype=dtype)
+        # A shard without real rows has sums of 0 and no normalizer.
+        own_normalizer = hidden.new_full((tokens,), float("-inf"), dtype=dtype)
         sums = hidden.new_zeros((3, tokens), dtype=dtype)
-        kept: torch.Tensor | None = None
-        for chunk in _slices(tokens, settings.chunk_tokens if real else 0):
-            logits = hidden[chunk] @ weight[:real].t()
-            _local_sums(logits, local[chunk], settings, highest[chunk], sums[:, chunk])
-            kept = logits if tokens <= settings.chunk_tokens else None
-            del logits  # before the next chunk's are there
-        top = highest.clone()
+        buffer = hidden.new_empty((min(tokens, settings.chunk_tokens) if real else 0, real))
+        for chunk in _slices(tokens, len(buffer)):
+            logits = _multiply(hidden[chunk], weight[:real], buffer)
+            _local_sums(logits, local[chunk], settings, own_normalizer[chunk], sums[:, chunk])
+        top = own_normalizer.clone()
         if settings.group is not None:
             dist.all_reduce(top, op=dist.ReduceOp.MAX, group=settings.group)
-        # Move the sums from this shard's maximum to the common one; a shard without real rows has
-        # sums of 0 and no maximum.
-        down = torch.where(highest.isinf(), 0.0, highest - top)
+        # Move the sums from this shard's normalizer to the largest one.
+        down = torch.where(own_normalizer.isinf(), 0.0, own_normalizer - top)
         sum_exp, sum_exp_z, target_z = sums
         sum_exp_z.add_(down * sum_exp).mul_(down.exp())
         sum_exp.mul_(down.exp())
@@ -117,7 +119,7 @@ class _LogProbs(torch.autograd.Function):
             dist.all_reduce(sums, group=settings.group)  # the three sums over the vocabulary
         log_sum = sum_exp.log()
         entropy = log_sum - sum_exp_z / sum_exp
-        ctx.save_for_backward(hidden, weight, kept, local, owned, top + log_sum, entropy)
+        ctx.save_for_backward(hidden, weight, buffer, local, owned, top + log_sum, entropy)
         ctx.settings = settings
         return target_z - log_sum, entropy
 
@@ -126,22 +128,27 @@ class _LogProbs(torch.autograd.Function):
     def backward(
         ctx: Any, grad_log_probs: torch.Tensor, grad_entropy: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None, None, None]:
-        hidden, weight, kept, local, owned, log_normalizer, entropy = ctx.saved_tensors
+        hidden, weight, buffer, local, owned, log_normalizer, entropy = ctx.saved_tensors
         settings: _Settings = ctx.settings
         _, real = _rows(weight, settings)
         grad_hidden = torch.zeros_like(hidden)
+        chunks = list(_slices(len(hidden), len(buffer)))
         grad_weight = (
-            _WeightGradient(weight, real, several=kept is None) if ctx.needs_input_grad[1] else None
+            _WeightGradient(weight, real, several=len(chunks) > 1)
+            if ctx.needs_input_grad[1]
+            else None
         )
-        for chunk in _slices(len(hidden), settings.chunk_tokens if real else 0):
-            logits = hidden[chunk] @ weight[:real].t() if kept is None else kept
+        for chunk in reversed(chunks):
+            if chunk is chunks[-1]:
+                logits = buffer[: len(hidden[chunk])]  # as the forward pass left them
+            else:
+                logits = _multiply(hidden[chunk], weight[:real], buffer)
             slopes = grad_log_probs[chunk], grad_entropy[chunk]
             normalizers = log_normalizer[chunk], entropy[chunk]
             _to_gradient(logits, local[chunk], owned[chunk], settings, slopes, normalizers)
-            grad_hidden[chunk] = logits @ weight[:real]
+            torch.mm(logits, weight[:real], out=grad_hidden[chunk])
             if grad_weight is not None:
                 grad_weight.add(logits, hidden[chunk])
-            del logits
         return grad_hidden, None if grad_weight is None else grad_weight.total(), None, None
 
 
@@ -185,35 +192,39 @@ def _cached(logits: torch.Tensor) -> Iterator[slice]:
     return _slices(len(logits), max(1, scratch_bytes(logits.device) // row_bytes))
 
 
-def _scaled(logits: torch.Tensor, settings: _Settings) -> torch.Tensor:
-    """A copy in the computing dtype, divided by the temperature."""
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    return logits.to(dtype, copy=True).mul_(settings.inverse_temperature)
+def _multiply(hidden: torch.Tensor, weight: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
+    """Logits `[tokens, real]`, in the first rows of `buffer`."""
+    return torch.mm(hidden, weight.t(), out=buffer[: len(hidden)])
+
+
+def _widened(logits: torch.Tensor) -> torch.Tensor:
+    """In the computing dtype: a copy, or where they have it already the logits themselves."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _local_sums(
     logits: torch.Tensor,
     local: torch.Tensor,
     settings: _Settings,
-    highest: torch.Tensor,
+    own_normalizer: torch.Tensor,
     sums: torch.Tensor,
 ) -> None:
-    """Fill this shard's maximum of z, `[tokens]`, and its sums relative to that, `[3, tokens]`.
+    """Fill this shard's log sum exp z, `[tokens]`, and its sums relative to that, `[3, tokens]`.
 
-    The sums are sum exp z, sum z exp z, and z_t, the last one meaningless where the shard does not
-    own the target.
+    The sums are sum exp z (so 1), sum z exp z, and z_t, the last one meaningless where the shard
+    does not own the target.
     """
+    sums[0] = 1
     for rows in _cached(logits):
-        z = _scaled(logits[rows], settings)
-        highest[rows] = z.amax(-1)
-        z.sub_(highest[rows, None])
-        sums[2, rows] = z.gather(1, local[rows, None])[:, 0]
+        z = _widened(logits[rows])
+        if settings.inverse_temperature != 1:
+            z = z * settings.inverse_temperature
+        log_p, at = z.log_softmax(-1), local[rows, None]
+        log_p_target = log_p.gather(1, at)
+        own_normalizer[rows] = (z.gather(1, at) - log_p_target)[:, 0]
+        sums[2, rows] = log_p_target[:, 0]
         if settings.with_entropy:
-            exp = z.exp()
-            sums[0, rows] = exp.sum(-1)
-            sums[1, rows] = z.mul_(exp).sum(-1)
-        else:
-            sums[0, rows] = z.exp_().sum(-1)
+            sums[1, rows] = log_p.exp().mul_(log_p).sum(-1)
 
 
 def _to_gradient(
@@ -228,15 +239,19 @@ def _to_gradient(
 
     slopes: gradients of both outputs, `[tokens]`; normalizers: log sum_v exp z_v and the entropy.
     """
-    grad_log_probs, grad_entropy = slopes
+    # The derivative of z in the logits is in both slopes.
+    grad_log_probs, grad_entropy = (slope * settings.inverse_temperature for slope in slopes)
     log_normalizer, entropy = normalizers
     for rows in _cached(logits):
-        log_p = _scaled(logits[rows], settings).sub_(log_normalizer[rows, None])
-        p = log_p.exp()
-        slope: torch.Tensor = grad_log_probs[rows, None]
+        z = _widened(logits[rows])
+        z.mul_(settings.inverse_temperature).sub_(log_normalizer[rows, None])  # log p
         if settings.with_entropy:
-            slope = log_p.add_(entropy[rows, None]).mul_(grad_entropy[rows, None]).add_(slope)
-        p.mul_(slope).neg_()
+            p = z.exp()
+            z.add_(entropy[rows, None]).mul_(-grad_entropy[rows, None])
+            z.sub_(grad_log_probs[rows, None]).mul_(p)
+        else:
+            z.exp_().mul_(-grad_log_probs[rows, None])
         at_target = (grad_log_probs[rows] * owned[rows])[:, None]
-        p.scatter_add_(1, local[rows, None], at_target)
-        logits[rows] = p.mul_(settings.inverse_temperature)
+        z.scatter_add_(1, local[rows, None], at_target)
+        if z.dtype != logits.dtype:
+            logits[rows] = z

@@ -103,19 +103,19 @@ class ActivationModel:
         hidden, each = self.architecture.hidden_size, self.element_bytes
         norm = shape.tokens * hidden * (self._norm + each) / self._split
         picked = shape.response_tokens * (hidden * each + _LOSS_BYTES_PER_TOKEN)
-        logits = 0
-        if shape.response_tokens <= self.megatron.log_prob_chunk_tokens:
-            logits = shape.response_tokens * self._vocab_shard * each
+        chunk = min(shape.response_tokens, self.megatron.log_prob_chunk_tokens)
+        logits = chunk * self._vocab_shard * each  # the last chunk's
         return int(norm + picked + logits)
 
     def head_working_bytes(self, *, backward: bool, scratch_bytes: int) -> int:
-        """Logits of one chunk of tokens, their float32 pieces and the output matrix's gradient."""
+        """Float32 pieces of one chunk's logits with, forward, the logits themselves; backward, those
+        lie where they were kept, but the output matrix's gradient comes to be."""
         each = self.element_bytes
-        chunk = self.megatron.log_prob_chunk_tokens * self._vocab_shard * each + 3 * scratch_bytes
         if not backward:
-            return chunk
+            logits = self.megatron.log_prob_chunk_tokens * self._vocab_shard * each
+            return logits + 3 * scratch_bytes
         matrix = self._vocab_shard * self.architecture.hidden_size
-        return chunk + matrix * (4 + each)
+        return matrix * (4 + each) + 3 * scratch_bytes
 
     @property
     def _vocab_shard(self) -> int:
