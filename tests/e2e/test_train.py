@@ -18,15 +18,15 @@ def lines(path: Path) -> list[dict]:
 
 
 def test_train_eval_and_export_agree(herl, toy: Path, small: list[str]) -> None:
-    """Two HeRL steps on TP 2 with two engines; the exported policy evaluates to the same numbers.
+    """Two HeRL steps, trainer and engine on TP 2; the exported policy evaluates to the same.
 
-    `herl eval` loads the exported folder into a fresh engine; equal rewards and lengths under equal
-    seeds mean that the synced engines held exactly the exported weights.
+    `herl eval` loads the exported folder into a fresh engine of one process; equal rewards and
+    lengths under equal seeds mean that the synced engine held exactly the exported weights.
     """
     run = herl(
         "train", "quickstart_cpu.yaml", *small,
-        "megatron.tensor_parallel=2", "rollout.replicas=2", "rollout.dtype=fp32", "parity.every=1",
-        "rollout.temperature=0.8",
+        "megatron.tensor_parallel=2", "rollout.tensor_parallel=2", "rollout.dtype=fp32",
+        "parity.every=1", "rollout.temperature=0.8",
     )  # fmt: skip
     code, output = run.wait()
     assert code == 0, output
@@ -39,8 +39,8 @@ def test_train_eval_and_export_agree(herl, toy: Path, small: list[str]) -> None:
     steps = [row for row in lines(run.folder / "metrics.jsonl") if "reward/mean" in row]
     assert [row["step"] for row in steps] == [0, 1]
     assert all(math.isfinite(row["train/grad_norm"]) for row in steps)
-    # Both engines compute what the trainer does; so do the rollouts that it trained on, both at
-    # the temperature they were drawn at.
+    # The engine computes what the trainer does; so do the rollouts that it trained on, at the
+    # temperature they were drawn at.
     assert all(0 < row["parity/mean"] < 5e-6 and row["parity/max"] < 1e-4 for row in steps)
     assert all(row["train/mismatch_max"] == pytest.approx(1, abs=1e-4) for row in steps)
     assert all(row["train/mismatch_mean"] == pytest.approx(1, abs=5e-6) for row in steps)
@@ -108,12 +108,12 @@ def experts(toy: Path, tmp_path: Path) -> Path:
 
 
 def test_experts_over_ranks(herl, experts: Path, small: list[str]) -> None:
-    """Two HeRL steps of a mixture of experts on EP 2: engine and trainer compute the same after
-    every sync, which a missing, stale or exchanged expert would break."""
+    """Two HeRL steps of a mixture of experts on EP 2: both engines and the trainer compute the same
+    after every sync, which a missing, stale or exchanged expert would break."""
     run = herl(
         "train", "quickstart_cpu.yaml", *small, f"model.path={experts}",
         "megatron.tensor_parallel=1", "megatron.data_parallel=2", "megatron.expert_parallel=2",
-        "rollout.replicas=1", "rollout.dtype=fp32", "parity.every=1", "data.eval=''",
+        "rollout.replicas=2", "rollout.dtype=fp32", "parity.every=1", "data.eval=''",
         "train.eval_every=0", "train.prompts_per_step=8", "optimizer.lr=1e-2",
         "optimizer.warmup_steps=0",
     )  # fmt: skip
