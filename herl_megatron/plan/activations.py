@@ -108,7 +108,7 @@ class ActivationModel:
         return int(norm + picked + logits)
 
     def head_working_bytes(self, *, backward: bool, scratch_bytes: int) -> int:
-        """Float32 pieces of one chunk's logits with, forward, the logits themselves; backward, those
+        """Float32 pieces of one chunk's logits and, forward, the logits themselves; backward those
         lie where they were kept, but the output matrix's gradient comes to be."""
         each = self.element_bytes
         if not backward:
