@@ -97,10 +97,11 @@ def hf_to_megatron(
     )
     needed = writer.num_bytes + writer.num_pieces * _RECORD_BYTES
     with _staging(out, needed) as staging:
-        writer.write(staging, threads=threads, done=_counted(progress, writer.num_bytes))
+        facts = writer.write(staging, threads=threads, done=_counted(progress, writer.num_bytes))
         (staging / HF_PART).mkdir()
         copy_other_files(hf, staging / HF_PART)
-        write_manifest(staging, {"architecture": asdict(architecture), "layout": asdict(layout)})
+        described = {"architecture": asdict(architecture), "layout": asdict(layout)}
+        write_manifest(staging, described, known=facts)
     return Conversion(out, writer.num_bytes, time.monotonic() - started)
 
 
@@ -139,9 +140,10 @@ def megatron_to_hf(
         shard_bytes=shard_bytes or max(64 << 20, min(1 << 30, source.num_bytes // 16)),
     )
     with _staging(out, writer.num_bytes) as staging:
-        written = writer.write(staging, threads=threads, done=_counted(progress, writer.num_bytes))
-        complete_export(staging, stages=[written], source=hf)
-        write_manifest(staging)
+        counted = _counted(progress, writer.num_bytes)
+        shards, facts = writer.write(staging, threads=threads, done=counted)
+        complete_export(staging, stages=[shards], source=hf)
+        write_manifest(staging, known=facts)
     return Conversion(out, writer.num_bytes, time.monotonic() - started)
 
 

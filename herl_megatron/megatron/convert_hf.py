@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from herl_megatron.megatron.convert_write import Source
+from herl_megatron.observability.manifest import FileFacts, HashedFile
 from herl_megatron.weight_sync.hf_folder import WrittenShards, shard_name
 from herl_megatron.weight_sync.hf_names import Architecture, Layout, Parameter, parameters
 
@@ -62,8 +63,12 @@ class HFWriter:
         """Shards to be written."""
         return len(self._shards)
 
-    def write(self, folder: Path, *, threads: int, done: Callable[[int], object]) -> WrittenShards:
+    def write(
+        self, folder: Path, *, threads: int, done: Callable[[int], object]
+    ) -> tuple[WrittenShards, dict[str, FileFacts]]:
         """Write all shards into `folder`, which exists; `done` is told of bytes.
+
+        Returns what was written, and size and hash of each shard by name.
 
         Raises:
             OSError: a file could not be written.
@@ -71,31 +76,31 @@ class HFWriter:
         """
         total = len(self._shards)
 
-        def write_shard(number: int) -> str:
+        def write_shard(number: int) -> tuple[str, FileFacts]:
             name = shard_name(number, total)
-            with (folder / name).open("wb", buffering=0) as file:
-                _write_all(file.write, self._header(self._shards[number]))
+            with HashedFile(folder / name) as file:
+                file.write(self._header(self._shards[number]))
                 for parameter in self._shards[number]:
                     for values in self._blocks(parameter):
-                        _write_all(file.write, _bytes(values.to(self._dtypes[parameter.name])))
+                        file.write(_bytes(values.to(self._dtypes[parameter.name])))
                     done(self._num_bytes(parameter))
-            return name
+            return name, file.facts()
 
         with ThreadPoolExecutor(threads) as pool:
             jobs = [pool.submit(write_shard, number) for number in range(total)]
             try:
-                names = tuple(job.result() for job in jobs)
+                facts = dict(job.result() for job in jobs)
             except BaseException:
                 pool.shutdown(cancel_futures=True)  # a full disk will not get better
                 raise
         first = self._dtypes[next(iter(self._dtypes))]  # the embedding's
-        return WrittenShards(names, total, str(first).removeprefix("torch."))
+        return WrittenShards(tuple(facts), total, str(first).removeprefix("torch.")), facts
 
     def _num_bytes(self, parameter: Parameter) -> int:
         values = sum(math.prod(shape) for shape in parameter.hf_shapes)
         return values * self._dtypes[parameter.name].itemsize
 
-    def _header(self, shard: list[Parameter]) -> memoryview:
+    def _header(self, shard: list[Parameter]) -> bytes:
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
         end = 0
         for parameter in shard:
@@ -109,7 +114,7 @@ class HFWriter:
                 }
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
-        return memoryview(len(text).to_bytes(8, "little") + text)
+        return len(text).to_bytes(8, "little") + text
 
     def _blocks(self, parameter: Parameter) -> Iterator[torch.Tensor]:
         """The parameter's HF tensors one after the other, in blocks of rows."""
@@ -125,9 +130,3 @@ class HFWriter:
 
 def _bytes(values: torch.Tensor) -> memoryview:
     return values.contiguous().flatten().view(torch.uint8).numpy().data
-
-
-def _write_all(write: Callable[[memoryview], int], data: memoryview) -> None:
-    """An unbuffered file may take less than it was given."""
-    while data:
-        data = data[write(data) :]

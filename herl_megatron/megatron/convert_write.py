@@ -8,9 +8,12 @@ work. Megatron's own loader reads the result at any layout.
 
 from __future__ import annotations
 
+import io
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -23,6 +26,7 @@ from torch.distributed.checkpoint import (
     SavePlan,
 )
 from torch.distributed.checkpoint.default_planner import create_default_global_save_plan
+from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     MetadataIndex,
@@ -33,6 +37,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 
 from herl_megatron.megatron.convert_layout import Block, Place, TrainerLayout, blocks, place
 from herl_megatron.megatron.convert_record import without_checksums, write_error
+from herl_megatron.observability.manifest import FileFacts, HashedFile
 from herl_megatron.weight_sync.hf_names import Architecture, Layout, Parameter, parameters, shard
 
 
@@ -121,8 +126,12 @@ class MegatronWriter:
         """Records to be written."""
         return sum(len(plan) for plan in self._plans)
 
-    def write(self, folder: Path, *, threads: int, done: Callable[[int], object]) -> None:
+    def write(
+        self, folder: Path, *, threads: int, done: Callable[[int], object]
+    ) -> dict[str, FileFacts]:
         """Write everything into `folder`, which exists and is empty; `done` is told of bytes.
+
+        Returns size and hash of the files with weights, by name.
 
         Raises:
             OSError: a file could not be written.
@@ -133,6 +142,7 @@ class MegatronWriter:
         plans = [SavePlan([piece.item for piece in plan]) for plan in self._plans]
         plans, metadata = create_default_global_save_plan(plans)
         writer = FileSystemWriter(folder, sync_files=False)
+        writer.fs = files = _HashedFiles()
         plans = writer.prepare_global_plan(plans)
 
         def write_file(number: int) -> list[WriteResult]:
@@ -151,7 +161,9 @@ class MegatronWriter:
             except BaseException:
                 pool.shutdown(cancel_futures=True)  # a full disk will not get better
                 raise
+        facts = dict(files.facts)
         _finish(folder, writer, metadata, results, self._layout)
+        return facts
 
     def _pieces_by_rank(self, dtype: torch.dtype | None) -> Iterator[list[_Piece]]:
         """What each rank of the layout holds that no earlier one has, stage by stage."""
@@ -190,6 +202,21 @@ class MegatronWriter:
         tp = self._layout.cut(parameter)
         for block in blocks(parameter, self._architecture, rank=rank, tp=tp):
             yield _Piece(parameter, block, rank, at, kind)
+
+
+class _HashedFiles(FileSystem):
+    """The disk, hashing what is written to it."""
+
+    def __init__(self) -> None:
+        self.facts: dict[str, FileFacts] = {}
+
+    @contextmanager
+    def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[io.IOBase]:
+        """A new file; `facts` has it when it is closed."""
+        assert mode == "wb", f"files are written, not opened with {mode!r}"
+        with HashedFile(Path(path)) as file:
+            yield file
+        self.facts[Path(path).name] = file.facts()
 
 
 class _Planner(DefaultSavePlanner):

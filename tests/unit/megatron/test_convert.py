@@ -221,7 +221,7 @@ def test_write_that_fails_and_conversion_that_is_killed(hf: Path, tmp_path: Path
     waiting = (
         f"import sys, time; sys.path.insert(0, {str(ROOT)!r});"
         "from herl_megatron.megatron import convert;"
-        "convert.write_manifest = lambda *a: time.sleep(60);"
+        "convert.write_manifest = lambda *a, **k: time.sleep(60);"
         "from tools import convert_hf_to_megatron as tool; tool.main()"
     )
     process = tool("-c", waiting, "--hf", hf, "--out", out)
