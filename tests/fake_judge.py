@@ -138,6 +138,11 @@ class FakeJudge:
             said = {"error": {"message": f"status {name}; you sent {key}", "code": None}}
             send(handler, int(name), json.dumps(said), headers)
             return
+        if name == "lacks":  # "lacks:seed,top_k" refuses these fields, one at a time
+            if unknown := [field for field in argument.split(",") if field in request]:
+                said = {"error": {"message": f"Unrecognized request argument: {unknown[0]}"}}
+                send(handler, 400, json.dumps(said), {})
+                return
         if name == "reset":
             linger = struct.pack("ii", 1, 0)
             handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
@@ -183,8 +188,8 @@ class FakeJudge:
 
 
 def schema_of(request: dict[str, Any]) -> dict[str, Any]:
-    """The schema that the request carries."""
-    return request["response_format"]["json_schema"]["schema"]
+    """The schema that the request carries; empty where it has none."""
+    return request.get("response_format", {}).get("json_schema", {}).get("schema", {})
 
 
 def completion(text: str, *, finish: str = "stop") -> str:

@@ -67,6 +67,8 @@ class _Work:
     verdicts: dict[int, bool] = field(default_factory=dict)
     grade: int | None = None
     calls: int = 0
+    useless: int = 0
+    """Answers that left something missing: the judge was there, so no pause gives them back."""
     spent_s: float = 0.0
 
     @property
@@ -223,7 +225,8 @@ class JudgeClient:
     async def _settle(self, work: _Work) -> str:
         """Ask until nothing is missing; the reason if that cannot be reached, else empty.
 
-        Attempts on the way into a pause do not count: after it the unit starts anew.
+        Attempts on the way into a pause do not count, unless they were answered: after it the unit
+        starts anew.
         """
         for start in range(_FRESH_STARTS + 1):
             trips, work.spent_s = self._breaker.trips, 0.0
@@ -232,7 +235,8 @@ class JudgeClient:
                     with attempt:
                         await self._ask(work)
             except CallFailed as failure:
-                if self._breaker.trips == trips or start == _FRESH_STARTS:
+                paused = self._breaker.trips > trips
+                if not paused or start == _FRESH_STARTS or self._given_up(work):
                     return f"{failure.kind}: {failure}"
             else:
                 return ""
@@ -244,7 +248,8 @@ class JudgeClient:
         enough = stop_after_attempt(config.retries + 1)
 
         def stop(state: RetryCallState) -> bool:
-            return enough(state) or work.spent_s + state.idle_for >= config.deadline_s
+            late = work.spent_s + state.idle_for >= config.deadline_s
+            return late or enough(state) or self._given_up(work)
 
         return AsyncRetrying(
             retry=retry_if_exception(lambda e: isinstance(e, CallFailed) and e.kind in RETRIED),
@@ -252,6 +257,10 @@ class JudgeClient:
             wait=wait_random_exponential(config.retry_wait_s, max=_LONGEST_BACKOFF_S),
             reraise=True,
         )
+
+    def _given_up(self, work: _Work) -> bool:
+        """Whether the judge has answered so often in vain that it is not asked again."""
+        return work.useless > self._config.retries
 
     async def _ask(self, work: _Work) -> None:
         """One call for what is missing; raises CallFailed unless nothing is missing after it."""
@@ -265,6 +274,9 @@ class JudgeClient:
         try:
             left_s = self._config.deadline_s - work.spent_s
             answer = await self._call(question, attempt=work.calls - 1, left_s=left_s)
+        except CallFailed as failure:
+            work.useless += any(failure.tokens)  # the model did answer, but cut or empty
+            raise
         finally:
             work.spent_s += monotonic() - start
         work.verdicts.update(answer.verdicts)
@@ -272,6 +284,7 @@ class JudgeClient:
         self._stats.add("unquoted", answer.unquoted)
         self._breaker.record(failed=answer.fault == "invalid", reason=answer.problem)
         if answer.fault:
+            work.useless += 1
             self._stats.add(f"failures_{answer.fault}")
             raise CallFailed(answer.fault, answer.problem)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ from herl_megatron.config.judge_rules import split_urls
 from herl_megatron.config.schema import JudgeConfig
 from herl_megatron.rubrics.judge.questions import Question
 
+_log = logging.getLogger(__name__)
+
 FailureKind = Literal[
     "transport", "timeout", "rate_limit", "server", "invalid", "canary", "evidence", "refused"
 ]
@@ -27,6 +30,8 @@ RETRIED: frozenset[FailureKind] = frozenset(
 )
 _NO_KEY = "none"  # the library wants one, and would otherwise take OPENAI_API_KEY
 _COOL_DOWN_S = 30.0
+_INSTEAD = {"max_completion_tokens": "max_tokens", "seed": ""}
+"""Fields that a server may not know, and what older ones call them: a request goes without."""
 _SHOWN = 300
 
 
@@ -96,6 +101,7 @@ class Endpoints:
             )
             for url in self.urls
         ]
+        self._unknown: list[set[str]] = [set() for _ in self.urls]
         self._turn = 0
         self._bad_until = [0.0] * len(self.urls)
 
@@ -118,9 +124,7 @@ class Endpoints:
         try:
             # The library's own limit is per read: a server that drips would never reach it.
             async with asyncio.timeout(timeout_s):
-                create = self._clients[index].chat.completions.with_raw_response.create
-                response: Any = await create(**self._request(question, attempt))
-                body = response.http_response.content
+                body = await self._send(index, self._request(question, attempt))
         except (openai.APITimeoutError, TimeoutError) as error:
             self._bad_until[index] = monotonic() + _COOL_DOWN_S
             raise CallFailed("timeout", f"no answer within {timeout_s:.3g} s") from error
@@ -136,6 +140,26 @@ class Endpoints:
             raise CallFailed("invalid", f"unreadable answer ({shown})") from None
         self._bad_until[index] = 0.0
         return _read(body)
+
+    async def _send(self, index: int, request: dict[str, Any]) -> bytes:
+        """The answer's body; a field that the server refuses by name is left out from then on."""
+        while True:
+            create = self._clients[index].chat.completions.with_raw_response.create
+            known = _without(request, self._unknown[index])
+            try:
+                response: Any = await create(**known)
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                said = _said(error)
+                refused = [n for n in _INSTEAD if n in known and re.search(rf"\b{n}\b", said)]
+                if not refused:
+                    raise
+                self._unknown[index].update(refused)
+                _log.warning(
+                    "%s does not take %s: %s; asking without",
+                    self.urls[index], " and ".join(refused), self._redact(said),
+                )  # fmt: skip
+            else:
+                return bytes(response.http_response.content)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -231,6 +255,12 @@ def _read(body: bytes) -> Reply:
         reason = choice.finish_reason
         raise CallFailed("invalid", f"an empty answer (finish_reason {reason})", tokens=tokens)
     return Reply(choice.message.content, tokens)
+
+
+def _without(request: dict[str, Any], unknown: set[str]) -> dict[str, Any]:
+    """The request with what `_INSTEAD` has for the fields that the server does not know."""
+    names = {name: _INSTEAD[name] if name in unknown else name for name in request}
+    return {names[name]: value for name, value in request.items() if names[name]}
 
 
 def _said(error: openai.APIStatusError) -> str:

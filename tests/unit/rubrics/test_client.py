@@ -377,6 +377,20 @@ def test_a_poisonous_response_does_not_pause_forever() -> None:
     assert stats["pauses"] <= 12  # 4 starts of 6 attempts, two failures to a pause
 
 
+@pytest.mark.parametrize("fault", ["wrong_json", "cut"])
+def test_answers_in_vain_are_not_asked_for_again_after_each_pause(fault: str) -> None:
+    """Every answer is unreadable, the probe's excepted: pauses begin and end, but each response
+    costs the calls that `retries` allow and no more."""
+    with fake_judge(lambda r, call: "ok" if r == "Blue." else fault) as server:
+        config = settings(server, failure_window=4, retries=2, max_pause_s=60)
+        results, stats = judge_all(config, TEXTS[:8])
+        asked = {text: count for text, count in server.calls.items() if text != "Blue."}
+    assert stats["pauses"] >= 1
+    assert asked == dict.fromkeys(TEXTS[:8], 3)
+    assert {r.verdict for result in results for r in result} == {V.UNVERIFIABLE}
+    assert all("invalid: " in r.reason for result in results for r in result)
+
+
 def test_several_addresses_take_turns_and_a_dead_one_is_passed_by() -> None:
     with fake_judge() as one, fake_judge() as other, fake_judge() as gone:
         both = settings(one, base_url=f"{one.url}, {other.url}", concurrency=1)
