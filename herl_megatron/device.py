@@ -22,6 +22,8 @@ import torch
 from herl_megatron.config import fp8 as fp8_rules
 
 RequestedDevice = Literal["auto", "cpu", "cuda"]
+DeviceKind = Literal["cpu", "cuda"]
+Transport = Literal["shared_memory", "cuda_ipc"]
 
 _BF16_CAPABILITY = (8, 0)
 
@@ -30,7 +32,7 @@ _BF16_CAPABILITY = (8, 0)
 class Device:
     """A process's compute device; `index` is the CUDA device number, 0 on CPU."""
 
-    kind: Literal["cpu", "cuda"]
+    kind: DeviceKind
     index: int = 0
 
     @property
@@ -105,16 +107,28 @@ def _major_minor(version: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+def choose_kind(requested: RequestedDevice) -> DeviceKind:
+    """What a run computes on. For the driver, which computes nothing: unlike `choose_device` it
+    takes no memory of a GPU (its context would take hundreds of MB).
+
+    Raises:
+        ValueError: `cuda` was asked for and there is none.
+    """
+    if requested == "cpu" or (requested == "auto" and not has_cuda()):
+        return "cpu"
+    if not has_cuda():
+        raise ValueError("cluster.device is 'cuda' but torch sees no CUDA device; use 'cpu'")
+    return "cuda"
+
+
 def choose_device(requested: RequestedDevice, *, local_rank: int = 0) -> Device:
     """The device of a process and, on CUDA, make it torch's current one.
 
     Raises:
         ValueError: `cuda` was asked for and there is none, or fewer than `local_rank` needs.
     """
-    if requested == "cpu" or (requested == "auto" and not has_cuda()):
+    if choose_kind(requested) == "cpu":
         return Device("cpu")
-    if not has_cuda():
-        raise ValueError("cluster.device is 'cuda' but torch sees no CUDA device; use 'cpu'")
     if local_rank >= torch.cuda.device_count():
         raise ValueError(
             f"local rank {local_rank} needs CUDA device {local_rank} but this machine has"
@@ -122,6 +136,35 @@ def choose_device(requested: RequestedDevice, *, local_rank: int = 0) -> Device:
         )
     torch.cuda.set_device(local_rank)
     return Device("cuda", local_rank)
+
+
+def choose_transport(
+    requested: Literal["auto", "shared_memory", "cuda_ipc"],
+    *,
+    device: DeviceKind,
+    shares_gpus: bool,
+) -> Transport:
+    """How weights reach the engines (`weight_sync.transport`).
+
+    shares_gpus: whether every GPU of an engine has a trainer rank.
+
+    Raises:
+        ValueError: `cuda_ipc` without GPUs, or where an engine's GPU has no trainer rank.
+    """
+    if requested == "cuda_ipc" and device == "cpu":
+        raise ValueError(
+            "weight_sync.transport is 'cuda_ipc', which passes GPU memory from process to process,"
+            " but the run is on the CPU; use 'auto' or 'shared_memory'"
+        )
+    if requested == "cuda_ipc" and not shares_gpus:
+        raise ValueError(
+            "weight_sync.transport is 'cuda_ipc', which needs a trainer rank on every GPU of the"
+            " engines, but some have none: use 'auto' or 'shared_memory', or make"
+            " rollout.replicas * rollout.tensor_parallel at most the trainer's GPUs"
+        )
+    if requested == "auto":
+        return "cuda_ipc" if device == "cuda" and shares_gpus else "shared_memory"
+    return requested
 
 
 def check_precision(device: Device, *, precision: str, fp8: str | None) -> None:
@@ -175,6 +218,17 @@ def release_cached_memory() -> None:
     """
     if has_cuda():
         torch.cuda.empty_cache()
+
+
+def gpu_uuid(device: torch.device) -> str:
+    """The GPU's identity, the same in every process, whatever number it has there."""
+    return str(torch.cuda.get_device_properties(device).uuid)
+
+
+def finish_work(device: torch.device) -> None:
+    """Wait until what was started on the device, on any stream, is done; at once on CPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def copy_to_host(tensor: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from herl_megatron.cluster.checkpointer import Checkpointer
 from herl_megatron.cluster.engines import start_engines, stop_engines
 from herl_megatron.cluster.nodes import open_nodes
-from herl_megatron.cluster.placement import DeviceKind, Placement
+from herl_megatron.cluster.placement import DeviceKind, Placement, ranks_beside_engines
 from herl_megatron.cluster.reserve import reserve
 from herl_megatron.cluster.restart import RestartingEngine, Restarts
 from herl_megatron.cluster.session import ray_session
@@ -27,8 +27,9 @@ from herl_megatron.data.prompts import (
     check_prompt_lengths,
     load_prompts,
 )
-from herl_megatron.device import choose_device
+from herl_megatron.device import Transport, choose_kind, choose_transport
 from herl_megatron.hindsight.prompts import check_prompts
+from herl_megatron.hindsight.replay import check_replayable
 from herl_megatron.rollout.engine import EngineConfig, RolloutEngine
 from herl_megatron.rollout.pipeline import RolloutPipeline
 from herl_megatron.rollout.schedule import GroupSource, open_source, prompts_in_flight
@@ -67,7 +68,10 @@ def load_inputs(config: Config, *, training: bool) -> Inputs:
     for prompts in (train, held_out):
         check_prompt_lengths(prompts, tokenizer, config.data.max_prompt_tokens)
     if training and config.hindsight.enabled:
-        check_prompts(train, config.hindsight.prompt_style)
+        if config.hindsight.method == "replay":
+            check_replayable(train)
+        else:
+            check_prompts(train, config.hindsight.prompt_style)
     check_no_leakage(train, held_out)
     require_judge(config.judge, (*train, *held_out))
     if training and prompts_in_flight(config) > len(train):
@@ -143,9 +147,16 @@ async def open_parts(config: Config, inputs: Inputs, *, training: bool) -> Async
             stack.push_async_callback(judge.close)
         stack.enter_context(ray_session(config.cluster))
         restarts = Restarts(config.rollout.max_engine_restarts)
-        device = choose_device(config.cluster.device).kind
+        device = choose_kind(config.cluster.device)
         reservation = reserve(config, device=device, trains=training)
         stack.callback(reservation.release)
+        transport: Transport = "shared_memory"
+        if training:
+            transport = choose_transport(
+                config.weight_sync.transport,
+                device=device,
+                shares_gpus=ranks_beside_engines(reservation.placement) is not None,
+            )
         nodes = await open_nodes(config, reservation.placement)
         stack.push_async_callback(nodes.close)
         engines, pool, trainer = await _start_all(
@@ -156,6 +167,7 @@ async def open_parts(config: Config, inputs: Inputs, *, training: bool) -> Async
             placement=reservation.placement,
             machines=nodes.machines,
             device=device,
+            transport=transport,
         )
         scorer = Scorer(pool, judge)
         pipeline, eval_pipeline = _pipelines(config, inputs, engines, scorer)
@@ -168,9 +180,10 @@ async def open_parts(config: Config, inputs: Inputs, *, training: bool) -> Async
                 )
             source = open_source(config, pipeline, inputs.train)
             stack.push_async_callback(source.close)
-            sync = WeightSync(trainer, engines, config.weight_sync)
+            sync = WeightSync(trainer, engines, config.weight_sync, transport=transport)
             stack.callback(sync.close)
-            await nodes.open_buckets(sync.folder, sync.needed_bytes)
+            if sync.folder is not None:
+                await nodes.open_buckets(sync.folder, sync.needed_bytes)
             turns = Turns(trainer, engines, config.rollout)
             gate = open_gate(
                 config,
@@ -253,6 +266,7 @@ async def _start_all(
     placement: Placement,
     machines: Mapping[str, str],
     device: DeviceKind,
+    transport: Transport,
 ) -> tuple[list[RestartingEngine], ScoringPool, TrainerGroup | None]:
     """Start everything at once (imports take most of the time); `stack` ends what has started."""
     training = bool(placement.trainer)
@@ -267,6 +281,7 @@ async def _start_all(
             optimizer_steps=_optimizer_steps(config),
             engines=placement.engines,
             machines=machines,
+            transport=transport,
         )
         if training
         else asyncio.sleep(0),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,18 @@ from herl_megatron.batching.schedule import Shard, gather_rows, make_shards
 from herl_megatron.cluster.health import WorkerError, kill, wait_for, wait_for_all
 from herl_megatron.cluster.placement import (
     DeviceKind,
+    Placement,
     Slot,
     actor_options,
     bucket_writers,
+    device_bucket_writers,
     network_environment,
+    ranks_beside_engines,
     trainer_environment,
 )
 from herl_megatron.cluster.workers import RankInfo, TrainerRank
 from herl_megatron.config.schema import Config, RolloutConfig
+from herl_megatron.device import Transport
 from herl_megatron.observability.manifest import FileFacts
 from herl_megatron.rollout.engine import Bucket
 from herl_megatron.types import FloatArray, TrainBatch, TrainRow
@@ -33,6 +38,7 @@ _START_TIMEOUT_S = 600.0
 _SAVE_POLL_S = 0.1
 _NO_VERSION = -1  # while a checkpoint is read, and for good where that failed
 RowValues = list[FloatArray | None]
+Writers = tuple[tuple[int, ...], ...]
 
 
 class TrainerGroup:
@@ -53,7 +59,7 @@ class TrainerGroup:
             ]
         self._infos: list[RankInfo] = []
         self._plan: tuple[Any, ...] = ()
-        self._writers: tuple[tuple[int, ...], ...] = ()
+        self._writers: Writers = ()
         # A save runs beside the rollouts; what comes next must not count its time as its own.
         self._saving = asyncio.Lock()
         self._changing = asyncio.Lock()  # held while the weights are between two versions
@@ -90,16 +96,20 @@ class TrainerGroup:
         self._infos = await self._all(refs, "build the model", timeout_s=_START_TIMEOUT_S)
         self._plan = await self._one(0, self._actors[0].bucket_plan.remote(), "plan buckets")
 
-    async def connect_writers(self, ranks: Sequence[str], engines: Sequence[str]) -> None:
-        """Agree on who writes the weight buckets on which machine (`placement.bucket_writers`).
+    async def connect_writers(
+        self, writers_of: Callable[[Sequence[int]], Writers], *, transport: Transport
+    ) -> None:
+        """Agree on who brings the weight buckets to where the engines read them.
 
-        ranks, engines: the machine of each.
+        writers_of: from each stage's gathering rank (`placement.bucket_writers`,
+            `placement.device_bucket_writers`).
         """
         senders = {info.pp_rank: info.rank for info in self._infos if info.gathers}
-        self._writers = bucket_writers(
-            [senders[stage] for stage in sorted(senders)], ranks, engines
-        )
-        refs = [actor.connect_writers.remote(self._writers) for actor in self._actors]
+        self._writers = writers_of([senders[stage] for stage in sorted(senders)])
+        refs = [
+            actor.connect_writers.remote(self._writers, transport=transport)
+            for actor in self._actors
+        ]
         timeout_s = self._config.megatron.timeout_s
         await self._all(refs, "connect the nodes for weights", timeout_s=timeout_s)
 
@@ -218,7 +228,7 @@ class TrainerGroup:
 
     async def write_bucket(self, index: int, path: str) -> Bucket:
         """Have the owning stage gather bucket `index`, and write it to shared memory at `path` of
-        every machine that has engines."""
+        every machine that has engines (or to the buffer `path` of their GPUs)."""
         stage = self._plan[index].pp_stage
         gathering = [i.rank for i in self._infos if i.sends_weights and i.pp_rank == stage]
         owners = sorted({*gathering, *self._writers[stage]})
@@ -329,10 +339,11 @@ async def start_trainer(
     optimizer_steps: int,
     engines: Sequence[Slot] = (),
     machines: Mapping[str, str] | None = None,
+    transport: Transport = "shared_memory",
 ) -> TrainerGroup:
     """Start one rank per slot and build the model.
 
-    engines: where the weights go; machines: see `Nodes.machines`, none on one node.
+    engines: where the weights go; machines: see `Nodes.machines`, none on one node; transport: how.
 
     Raises:
         WorkerError: a rank did not start; the others are ended first.
@@ -345,12 +356,18 @@ async def start_trainer(
     ]
     group = TrainerGroup(config, actors, slots)
     homes = machines or {}
+    writers_of = partial(
+        bucket_writers,
+        ranks=[homes.get(slot.node_id, "") for slot in slots],
+        engines=[homes.get(slot.node_id, "") for slot in engines],
+    )
+    if transport == "cuda_ipc":
+        beside = ranks_beside_engines(Placement(tuple(slots), tuple(engines)))
+        assert beside is not None, "cuda_ipc was chosen for engines on GPUs without a rank"
+        writers_of = partial(device_bucket_writers, beside=beside)
     try:
         await group.setup(optimizer_steps=optimizer_steps)
-        await group.connect_writers(
-            [homes.get(slot.node_id, "") for slot in slots],
-            [homes.get(slot.node_id, "") for slot in engines],
-        )
+        await group.connect_writers(writers_of, transport=transport)
     except (WorkerError, ValueError, asyncio.CancelledError):
         group.stop()
         raise

@@ -13,6 +13,7 @@ import ray
 
 from herl_megatron.batching.schedule import Shard
 from herl_megatron.config.schema import Config
+from herl_megatron.device import Transport
 from herl_megatron.rollout.engine import Bucket, EngineConfig
 from herl_megatron.types import Completion, FloatArray, GenerateRequest
 
@@ -102,16 +103,19 @@ class TrainerRank:
             gathers=groups.dp_cp.is_first and groups.tp.is_first,
         )
 
-    def connect_writers(self, writers: Sequence[Sequence[int]]) -> None:
-        """See `BucketWriters`; every rank calls this."""
+    def connect_writers(self, writers: Sequence[Sequence[int]], *, transport: Transport) -> None:
+        """See `BucketWriters` and `DeviceBuckets`; every rank calls this."""
         from herl_megatron.weight_sync.spread import BucketWriters
+        from herl_megatron.weight_sync.transport_ipc import CudaMemory, DeviceBuckets
 
-        self._writers = BucketWriters(
-            self._source.plan(),
-            writers,
-            device=self._groups.device.torch,
-            timeout_s=self._config.megatron.timeout_s,
-        )
+        plan, device = self._source.plan(), self._groups.device.torch
+        timeout_s = self._config.megatron.timeout_s
+        self._writers: BucketWriters | DeviceBuckets
+        if transport == "cuda_ipc":
+            memory = CudaMemory(device)
+            self._writers = DeviceBuckets(plan, writers, memory=memory, timeout_s=timeout_s)
+        else:
+            self._writers = BucketWriters(plan, writers, device=device, timeout_s=timeout_s)
 
     def compute_log_probs(
         self, shard: Shard, temperature: float | None = None

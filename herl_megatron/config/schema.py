@@ -194,6 +194,18 @@ class HindsightConfig(Section):
     step's first weights in the training context, or 1."""
     gamma: float = Field(default=0.1, gt=0)
     """Shaping constant of f(rho) = rho / (rho + gamma)."""
+    off_policy_loss: Literal["shaped", "clip"] = "shaped"
+    """Loss of revisions and replays: -A f(rho) as HeRL has it, or PPO's clip of rho as HiR has."""
+    method: Literal["revise", "replay"] = "revise"
+    """`replay` samples no revisions: a failed response joins its group once more, as a success of
+    the instruction reduced to the criteria that it meets (HiR, arXiv 2512.23457; `replay.py`)."""
+    replays_per_group: int = Field(default=2, gt=0)
+    """`replay`: at most this many replays join a group, beside its `rollout.group_size` rows."""
+    replay_integrity: float = Field(default=2.0, ge=0)
+    """`replay`: weight of the share of met criteria against a response's diversity in the choice of
+    failures, at step 0."""
+    replay_integrity_growth: float = Field(default=1.05, ge=1, le=1.5)
+    """`replay`: factor of that weight per step."""
 
 
 class AlgorithmConfig(Section):
@@ -413,6 +425,10 @@ class CheckpointConfig(Section):
 class WeightSyncConfig(Section):
     """Trainer to engine transfer."""
 
+    transport: Literal["auto", "shared_memory", "cuda_ipc"] = "auto"
+    """How a bucket gets from trainer to engine: `shared_memory` by way of the host, `cuda_ipc` in
+    memory of the GPU that both are on (needs a trainer rank on every GPU of the engines; takes two
+    buckets of each). `auto` is `cuda_ipc` where it can be, always `shared_memory` on CPU."""
     bucket_bytes: int = Field(default=256 << 20, gt=0)
     """Bytes sent at a time; a larger single tensor travels alone."""
     timeout_s: float = Field(default=600, gt=0)

@@ -308,6 +308,9 @@ def _hindsight(config: Config) -> Iterator[str]:
             f"hindsight.replace_top_n is {hindsight.replace_top_n}, above rollout.group_size"
             f" {config.rollout.group_size}; lower it or use hindsight.replace=append"
         )
+    if hindsight.method == "replay":
+        yield from _replay(config)
+        return
     if hindsight.temperature == 0 and not hindsight.reference_compat:
         if hindsight.behavior == "sampler":
             yield (
@@ -319,6 +322,20 @@ def _hindsight(config: Config) -> Iterator[str]:
                 "hindsight.temperature is 0 with hindsight.revisions_per_experience"
                 f" {hindsight.revisions_per_experience}: they would be equal; use 1"
             )
+
+
+def _replay(config: Config) -> Iterator[str]:
+    hindsight = config.hindsight
+    if hindsight.reference_compat:
+        yield (
+            "hindsight.method is 'replay' with hindsight.reference_compat true, which is HeRL's"
+            " released code and samples revisions; turn one of them off"
+        )
+    if hindsight.behavior == "sampler" and config.rollout.temperature == 0:
+        yield (
+            "hindsight.method is 'replay' with rollout.temperature 0: a greedy sampler has no token"
+            " probabilities; raise it"
+        )
 
 
 def _improve(config: Config) -> Iterator[str]:
@@ -338,6 +355,13 @@ def _improve(config: Config) -> Iterator[str]:
 
 def _shared_memory(config: Config, machine: Machine) -> Iterator[str]:
     """Two buckets are in flight at once; a bucket is never larger than the model in float32."""
+    if config.weight_sync.transport == "cuda_ipc":
+        if config.cluster.device == "cpu":
+            yield (
+                "weight_sync.transport is 'cuda_ipc' but cluster.device is 'cpu': it passes GPU"
+                " memory from process to process; use 'auto' or 'shared_memory'"
+            )
+        return
     stored = weights_bytes(config.model.path)
     if machine.shared_memory_bytes is None or not stored:
         return  # `weight_sync.sync` knows the exact sizes and checks again

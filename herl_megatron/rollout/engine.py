@@ -6,9 +6,9 @@ the same methods, in a process started with `engine_environment`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -51,6 +51,8 @@ def engine_environment(device: str, threads: int) -> dict[str, str]:
         "OMP_NUM_THREADS": str(threads),
         # The engine is stepped by our own thread; no EngineCore child process.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        # Workers of an engine over several GPUs are started by that thread: no place to fork.
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         # Seconds before workers of a lost engine are ended by force; they have nothing to save.
         "VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS": "1",
         "VLLM_LOGGING_LEVEL": "ERROR",
@@ -84,11 +86,15 @@ class BucketTensor:
 
 @dataclass(frozen=True)
 class Bucket:
-    """A slice of the weight stream lying in a shared-memory file at `path`."""
+    """A slice of the weight stream lying in a shared-memory file at `path`, or in GPU memory.
+
+    handles: of GPU memory (`weight_sync.transport_ipc`), by the GPU's UUID.
+    """
 
     path: str
     num_bytes: int
     tensors: tuple[BucketTensor, ...]
+    handles: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
 
 def aborted(request_id: str, *, weight_version: int) -> Completion:

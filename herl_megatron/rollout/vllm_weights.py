@@ -1,10 +1,13 @@
-"""The receiving half of the weight sync: a vLLM weight-transfer engine that reads shared memory.
+"""The receiving half of the weight sync: a vLLM weight-transfer engine.
+
+Buckets lie in shared memory or in memory of its own GPU (`weight_sync.transport_ipc`) and are read
+in place.
 
 vLLM drives it through its own calls (start_weight_update, update_weights once per bucket,
 finish_weight_update). Its layer-wise reload rebuilds what was packed for the CPU's kernels, but is
 silently wrong in cases that are mended here: a tied output layer and MoE experts keep their old
 packed weights, a layer that came in part is filled with garbage, and tensors of a layer that is not
-complete yet are kept as views of a file that the next bucket overwrites.
+complete yet are kept as views of memory that the next bucket overwrites.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from vllm.model_executor.model_loader.reload.meta import SKIP_TENSORS
 
 from herl_megatron.rollout.engine import Bucket
 from herl_megatron.rollout.vllm_workers import end_with_engine, unlink_collectives
+from herl_megatron.weight_sync import transport_ipc
 from herl_megatron.weight_sync.transport import read_bucket
 
 BACKEND = "herl_shared_memory"
@@ -69,6 +73,7 @@ class SharedMemoryWeights(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpd
     model: Any  # a vLLM model offers more than torch's Module says
     init_info_cls = SharedMemoryInit
     update_info_cls = SharedMemoryUpdate
+    _buffers: transport_ipc.MappedBuckets | None = None
 
     def init_transfer_engine(self, init_info: SharedMemoryInit) -> None:
         """Nothing to do."""
@@ -94,7 +99,10 @@ class SharedMemoryWeights(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpd
                 why = "came twice" if entry.name in self._known else "is not in the model"
                 raise ValueError(f"weight update: tensor {entry.name!r} {why}")
             del self._missing[entry.name]
-        self.model.load_weights(read_bucket(update_info.bucket))
+        bucket = update_info.bucket
+        in_gpu_memory = bucket.path in transport_ipc.PATHS
+        read = self._mapped().read if in_gpu_memory else read_bucket
+        self.model.load_weights(read(bucket))
         self._own_waiting_tensors()
 
     def finish_weight_update(self) -> None:
@@ -114,7 +122,14 @@ class SharedMemoryWeights(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpd
         _repack_tied_output_layer(self.model)
 
     def shutdown(self) -> None:
-        """Nothing is held between updates."""
+        """Let go of the trainer's buffers."""
+        self._buffers = None
+
+    def _mapped(self) -> transport_ipc.MappedBuckets:
+        """Those of this worker's GPU, kept from update to update."""
+        if self._buffers is None:
+            self._buffers = transport_ipc.MappedBuckets(transport_ipc.CudaMemory(self.device))
+        return self._buffers
 
     def _own_waiting_tensors(self) -> None:
         """Copy what vLLM keeps until a layer is complete: the bucket's file is about to change."""

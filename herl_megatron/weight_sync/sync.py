@@ -11,10 +11,13 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 from herl_megatron.config.schema import WeightSyncConfig
+from herl_megatron.device import Transport
 from herl_megatron.rollout.engine import Bucket, EngineLost, RolloutEngine
+from herl_megatron.weight_sync import transport_ipc
 from herl_megatron.weight_sync.bucket_folder import BucketFolder, check_shared_memory
 
 T = TypeVar("T")
@@ -85,7 +88,8 @@ class WeightSync:
     Raises `ValueError` when shared memory is too small for two buckets, before anything is sent.
 
     Attributes:
-        folder: the files' folder, which other machines of the run need too.
+        folder: the files' folder, which other machines of the run need too; None when buckets stay
+            in the memory of GPUs.
         needed_bytes: what the files will take there.
     """
 
@@ -96,13 +100,19 @@ class WeightSync:
         config: WeightSyncConfig,
         *,
         run_name: str = "run",
+        transport: Transport = "shared_memory",
     ) -> None:
         self._trainer = trainer
         self._engines = engines
         self._timeout_s = config.timeout_s
-        self._folder = BucketFolder(run_name)
-        self.folder = self._folder.folder
+        self.folder: Path | None = None
+        self._paths = transport_ipc.PATHS
         self.needed_bytes = 2 * max((b.num_bytes for b in trainer.bucket_plan()), default=0)
+        self._folder: BucketFolder | None = None
+        if transport == "cuda_ipc":
+            return
+        self._folder = BucketFolder(run_name)
+        self.folder, self._paths = self._folder.folder, self._folder.paths
         try:
             check_shared_memory(self.needed_bytes, folder=self.folder)
         except ValueError:
@@ -120,13 +130,14 @@ class WeightSync:
             self._trainer,
             self._engines if engines is None else engines,
             version,
-            paths=self._folder.paths,
+            paths=self._paths,
             timeout_s=self._timeout_s,
         )
 
     def close(self) -> None:
         """Remove the shared-memory files; may be called twice."""
-        self._folder.close()
+        if self._folder is not None:
+            self._folder.close()
 
 
 async def sync_weights(

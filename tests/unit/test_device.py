@@ -101,3 +101,15 @@ def test_seeds_repeat_numpy_and_torch() -> None:
         device.seed_everything(11)
         drawn.append((np.random.rand(), torch.rand(1).item()))
     assert drawn[0] == drawn[1]
+
+
+def test_weights_stay_on_gpus_where_they_can() -> None:
+    choose = device.choose_transport
+    assert choose("auto", device="cuda", shares_gpus=True) == "cuda_ipc"
+    assert choose("auto", device="cuda", shares_gpus=False) == "shared_memory"
+    assert choose("auto", device="cpu", shares_gpus=True) == "shared_memory"
+    assert choose("shared_memory", device="cuda", shares_gpus=True) == "shared_memory"
+    with pytest.raises(ValueError, match="run is on the CPU; use 'auto'"):
+        choose("cuda_ipc", device="cpu", shares_gpus=True)
+    with pytest.raises(ValueError, match="needs a trainer rank on every GPU"):
+        choose("cuda_ipc", device="cuda", shares_gpus=False)

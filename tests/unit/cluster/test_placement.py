@@ -12,9 +12,11 @@ from herl_megatron.cluster.placement import (
     Slot,
     actor_options,
     bucket_writers,
+    device_bucket_writers,
     in_order,
     network_environment,
     place,
+    ranks_beside_engines,
 )
 from herl_megatron.config.load import load_config
 from herl_megatron.config.schema import Config
@@ -153,6 +155,25 @@ def test_one_rank_per_machine_writes_a_bucket_the_sender_first() -> None:
     assert bucket_writers([0, 2], ["a"] * 4, ["a"]) == ((0,), (2,))
     assert bucket_writers([0], ["a", "b", "c"], ["c", "c"]) == ((0, 2),)
     assert bucket_writers([0, 1], ["a", "b"], []) == ((0,), (1,))
+
+
+def test_buckets_go_to_the_gpus_of_engines_only() -> None:
+    """8 ranks on 2 nodes of 4 GPUs, an engine of 2 GPUs on each: GPUs 0 and 1 of both nodes."""
+    layout = config(replicas=2, engine_tp=2, data_parallel=4, pipeline_parallel=2)
+    placed = place(layout, nodes(2, gpus=4), device="cuda")
+    assert ranks_beside_engines(placed) == (0, 1, 4, 5)
+    layout = config(replicas=3, engine_tp=2, data_parallel=4, pipeline_parallel=2)
+    placed = place(layout, nodes(2, gpus=4), device="cuda")
+    assert ranks_beside_engines(placed) == (0, 1, 2, 3, 4, 5)
+    # Stage 1 is gathered on rank 4, which is beside an engine itself; it comes first, and once.
+    assert device_bucket_writers((0, 4), (0, 1, 2, 3, 4, 5)) == (
+        (0, 1, 2, 3, 4, 5),
+        (4, 0, 1, 2, 3, 5),
+    )
+    alone = place(config(replicas=4, data_parallel=2), nodes(1, gpus=4), device="cuda")
+    assert ranks_beside_engines(alone) is None  # engines 2 and 3 have GPUs without a rank
+    on_cpu = place(config(replicas=1, data_parallel=2), nodes(1, gpus=0), device="cpu")
+    assert ranks_beside_engines(on_cpu) is None
 
 
 def test_network_settings_of_the_driver_are_passed_on() -> None:

@@ -248,6 +248,13 @@ def test_precision_problem_is_the_devices_own(files: Path) -> None:
     assert look_at_machine(load(files, "cluster.device=cpu")).precision_problem is None
 
 
+def test_gpu_memory_is_not_passed_on_the_cpu(files: Path) -> None:
+    ipc = "weight_sync.transport=cuda_ipc"
+    (problem,) = problems(files, ipc, "cluster.device=cpu")
+    assert "'cuda_ipc' but cluster.device is 'cpu'" in problem
+    assert problems(files, ipc, "cluster.device=auto", machine=Machine(shared_memory_bytes=1)) == ()
+
+
 def test_shared_memory_holds_two_buckets_or_the_model_twice(files: Path) -> None:
     """1000 bytes stored are at most 2000 in float32, so two buckets need at most 4000."""
     assert problems(files, machine=Machine(shared_memory_bytes=4000)) == ()
@@ -325,6 +332,14 @@ def test_resume_is_for_runs_that_keep_what_they_have(files: Path) -> None:
     for purpose in ("sft", "dpo", "eval"):
         (problem,) = problems(files, "run.resume=true", purpose=purpose)
         assert f"`herl {purpose}` writes no checkpoints" in problem
+
+
+def test_replay_and_the_released_code_exclude_each_other(files: Path) -> None:
+    assert problems(files, "hindsight.method=replay") == ()
+    (problem,) = problems(files, "hindsight.method=replay", "hindsight.reference_compat=true")
+    assert "hindsight.method is 'replay' with hindsight.reference_compat true" in problem
+    # What is for revisions alone does not matter.
+    assert problems(files, "hindsight.method=replay", "hindsight.temperature=0") == ()
 
 
 def test_pairs_that_cannot_be_trained_on_are_refused(files: Path) -> None:
