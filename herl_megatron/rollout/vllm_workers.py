@@ -17,6 +17,7 @@ from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _SHARED_MEMORY = Path("/dev/shm")
+_WORKER = "(Worker"  # begins a worker's lines
 
 
 def end_with_engine(engine_pid: int) -> None:
@@ -54,6 +55,12 @@ def lost_workers(engine: LLMEngine) -> RuntimeError | None:
 
 
 def start_failure(error: Exception) -> RuntimeError:
-    """What to say if workers did not start: vLLM leaves the reason in this process's log."""
-    log = os.readlink("/proc/self/fd/2")
-    return RuntimeError(f"{error} That is written to the engine's log, {log}")
+    """What to say if workers did not start: vLLM writes the reason to this process's output only.
+
+    A Ray actor's output is a file.
+    """
+    log = Path(os.readlink("/proc/self/fd/1"))
+    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+    reasons = [line.partition("] ")[2] for line in lines if _WORKER in line and "Error: " in line]
+    why = reasons[-1] if reasons else error
+    return RuntimeError(f"a worker process of the vLLM engine did not start: {why} (log: {log})")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 
 from herl_megatron.config.schema import ParityConfig
 from herl_megatron.rollout.vllm_engine import VLLMEngine
+from herl_megatron.rollout.vllm_workers import start_failure
 from herl_megatron.types import Completion
 from herl_megatron.weight_sync.bucket_folder import BucketFolder
 from herl_megatron.weight_sync.parity import ParityError, ParityGate, limits_for, make_probes
@@ -142,3 +144,22 @@ def test_heads_that_cannot_be_split_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"attention heads \(2\) must be divisible .*\(4\)"):
         with running_engine(tmp_path / "model", tensor_parallel=4):
             pass
+
+
+def test_the_reason_of_a_worker_that_did_not_start_is_found_in_the_log(tmp_path: Path) -> None:
+    lines = [
+        "(Worker_TP1 pid=7) ERROR 11-21 08:36:53 [multiproc_executor.py:953] Traceback (most ...",
+        "(Worker_TP1 pid=7) ERROR 11-21 08:36:53 [multiproc_executor.py:953] MemoryError: 3 GiB",
+        "(EngineCore pid=6) ERROR 11-21 08:36:54 [core.py:1] Exception: worker failed. Error: none",
+    ]
+    log = tmp_path / "worker.out"
+    log.write_text("\n".join(lines))
+    kept = os.dup(1)
+    try:
+        with log.open("a") as file:
+            os.dup2(file.fileno(), 1)
+        error = start_failure(Exception("see the stack trace"))
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+    assert f"did not start: MemoryError: 3 GiB (log: {log})" in str(error)
