@@ -14,7 +14,8 @@ from herl_megatron.config.paths import LOCK_FILE
 
 logger = logging.getLogger(__name__)
 
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # some cluster file systems
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What a file lock fails with on some cluster file systems."""
 
 
 class RunLock:
@@ -42,7 +43,7 @@ class RunLock:
                 " or choose another run.name"
             ) from error
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
+            if error.errno not in NO_LOCKS:
                 os.close(handle)
                 raise
             logger.warning("%s has no file locks: start no second run there", folder)

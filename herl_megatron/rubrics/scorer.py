@@ -10,7 +10,7 @@ from typing import Protocol
 from herl_megatron.config.schema import JudgeConfig
 from herl_megatron.rubrics.client import JudgeClient, check_judge
 from herl_megatron.rubrics.rubric import asks_judge, score_response
-from herl_megatron.types import CriterionResult, Prompt, Rubric, Score, Unscored
+from herl_megatron.types import CriterionResult, Prompt, Rubric, Score, Unscored, Verdict
 
 
 class RulePool(Protocol):
@@ -93,6 +93,18 @@ class Scorer:
         asked = [c for c in prompt.rubric.criteria if c.kind == "judge"]
         return await self._judge.judge(prompt, text, asked)
 
+    async def _judgement(
+        self, prompt: Prompt, text: str, begun: asyncio.Task[list[CriterionResult]] | None
+    ) -> list[CriterionResult]:
+        """What was begun early; where that had failed before now, maybe in an outage that is over,
+        it is asked once more."""
+        if begun is None:
+            return await self._judged(prompt, text)
+        early = begun.done()
+        results = await begun
+        failed = any(r.verdict is Verdict.UNVERIFIABLE for r in results)
+        return await self._judged(prompt, text) if early and failed else results
+
     async def score_group(self, prompt: Prompt, texts: Sequence[str]) -> list[Score]:
         """One score per text, in order.
 
@@ -102,7 +114,7 @@ class Scorer:
         if not asks_judge(prompt.rubric):
             return await self._pool.score_group(prompt, texts)
         begun = {text: self._begun.pop((prompt.id, text), None) for text in dict.fromkeys(texts)}
-        judging = (begun[text] or self._judged(prompt, text) for text in texts)
+        judging = (self._judgement(prompt, text, begun[text]) for text in texts)
         rules, judged = await asyncio.gather(self._rules(prompt, texts), asyncio.gather(*judging))
         return [
             ruled if isinstance(ruled, Unscored) else score_response(prompt.rubric, ruled + results)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from herl_megatron.data.responses import ResponseRow
+from herl_megatron.observability.run_lock import NO_LOCKS
 from herl_megatron.score.records import is_complete, row_record, scores_of
 from herl_megatron.types import Score
 
@@ -20,7 +22,11 @@ class ScoreFile:
     Every line says what it was made from: a hash of the row and of `settings` (whatever else the
     scores depend on). A torn last line and lines with an unscored response are made again.
 
-    Raises ValueError if the file holds something else than scores of these rows.
+    One process at a time has the file, from here to `close`: a second one would score, and ask the
+    judge, once more for everything.
+
+    Raises ValueError if the file holds something else than scores of these rows, or if another
+    process has it.
     """
 
     def __init__(self, path: Path, rows: Sequence[ResponseRow], *, settings: str) -> None:
@@ -28,11 +34,15 @@ class ScoreFile:
         self._rows = {row.prompt.id: row for row in rows}
         self._settings = settings
         self._lines: dict[str, bytes] = {}
-        whole = self._read()
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not whole:
-            write_whole(path, b"".join(self._lines.values()))
-        self._file = path.open("ab")
+        self._lock = _locked(path.with_name(f"{path.name}.lock"), path)
+        try:
+            if not self._read():
+                write_whole(path, b"".join(self._lines.values()))
+            self._file = path.open("ab")
+        except BaseException:
+            self._lock.close()
+            raise
 
     def missing(self) -> list[ResponseRow]:
         """The rows without a line, in input order."""
@@ -46,13 +56,16 @@ class ScoreFile:
         self._file.flush()
 
     def close(self) -> None:
-        """End appending; what is there is kept."""
+        """End appending and let others in; what is there is kept. May be called twice."""
         self._file.close()
+        if not self._lock.closed:
+            Path(self._lock.name).unlink(missing_ok=True)
+            self._lock.close()
 
     def finish(self) -> None:
-        """Put the lines of all rows in input order, by rename."""
+        """Put the lines of all rows in input order, by rename; call `close` after it."""
         assert not self.missing(), "finished with rows that have no scores"
-        self.close()
+        self._file.close()
         write_whole(self._path, b"".join(self._lines[name] for name in self._rows))
 
     def scores(self) -> Iterator[tuple[ResponseRow, Score]]:
@@ -95,6 +108,35 @@ class ScoreFile:
 
     def _made_from(self, row: ResponseRow) -> str:
         return hashlib.sha256(f"{row.digest} {self._settings}".encode()).hexdigest()[:16]
+
+
+def _locked(lock: Path, path: Path) -> IO[str]:
+    """The lock of the output `path`, which the kernel drops with this process.
+
+    Raises:
+        ValueError: another process has it.
+    """
+    while True:
+        file = lock.open("a")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.close()
+            raise ValueError(
+                f"--out {path}: another `herl score` is writing it; wait for its end, or name"
+                " another file"
+            ) from error
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                file.close()
+                raise
+            return file  # a file system without locks
+        try:
+            if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                return file
+        except FileNotFoundError:
+            pass
+        file.close()  # its owner removed it in between
 
 
 def write_whole(path: Path, content: bytes) -> None:

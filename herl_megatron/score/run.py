@@ -101,16 +101,18 @@ def run_score(job: ScoreJob, console: Console) -> dict[str, Any]:
 
         require_judge(job.judge, [row.prompt for row in rows])
     file = ScoreFile(job.out, rows, settings=_settings(job))
-    missing = file.missing()
-    if missing:
-        job.summary.unlink(missing_ok=True)  # it would be about fewer rows
     try:
-        asyncio.run(_score_missing(job, missing, file.add, console, done=len(rows) - len(missing)))
+        missing = file.missing()
+        if missing:
+            job.summary.unlink(missing_ok=True)  # it would be about fewer rows
+        done = len(rows) - len(missing)
+        asyncio.run(_score_missing(job, missing, file.add, console, done=done))
+        file.finish()
+        totals = summarize(file, job.mode)
+        shown = json.dumps(totals, indent=2, ensure_ascii=False) + "\n"
+        write_whole(job.summary, shown.encode())
     finally:
         file.close()
-    file.finish()
-    totals = summarize(file, job.mode)
-    write_whole(job.summary, (json.dumps(totals, indent=2, ensure_ascii=False) + "\n").encode())
     return totals
 
 

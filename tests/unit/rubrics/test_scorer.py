@@ -101,6 +101,41 @@ def test_failure_of_either_side_unscores_that_response_and_says_why() -> None:
     assert first["scoring/worker_crashes"] == 1
 
 
+def test_a_judgement_that_failed_early_is_asked_again_when_its_group_is_complete() -> None:
+    """Its two attempts (`retries: 1`) fell into an outage; one that succeeded stays as it is."""
+
+    def script(response: str, call: int) -> str:
+        return "500" if response == "A river." and call < 2 else "ok"
+
+    async def work(scorer: Scorer, pool: LocalPool) -> list[Score]:
+        texts = ["A river.", "A lake."]
+        for text in texts:
+            scorer.start_judging(MIXED, text)
+        while scorer.metrics()["judge/unjudged"] == 0:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)  # the other one's answer
+        return await scorer.score_group(MIXED, texts)
+
+    with fake_judge(script) as server:
+        river, lake = use(server, work)
+        assert server.calls == {"A river.": 3, "A lake.": 1}
+    assert isinstance(river, Scored) and river.reward == 1.0
+    assert isinstance(lake, Scored)
+
+
+def test_a_judgement_that_keeps_failing_is_asked_again_once() -> None:
+    async def work(scorer: Scorer, pool: LocalPool) -> list[Score]:
+        scorer.start_judging(MIXED, "A river.")
+        while scorer.metrics()["judge/unjudged"] == 0:
+            await asyncio.sleep(0.01)
+        return await scorer.score_group(MIXED, ["A river."])
+
+    with fake_judge(lambda response, call: "500") as server:
+        (score,) = use(server, work)
+        assert server.calls == {"A river.": 4}
+    assert isinstance(score, Unscored)
+
+
 def test_rubric_of_rules_alone_asks_no_judge() -> None:
     async def work(scorer: Scorer, pool: LocalPool) -> list[Score]:
         return await scorer.score_group(RULES, ["a", "a, b"])

@@ -14,6 +14,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from herl_megatron.cli import app
+from herl_megatron.data.responses import load_responses
+from herl_megatron.score.output import ScoreFile
 from tests.fake_judge import fake_judge
 from tests.unit.rubrics.check_cases import reference_rows
 
@@ -259,6 +261,33 @@ def test_scores_by_another_judge_prompt_are_not_taken_over(tmp_path: Path) -> No
         template.write_text("{response}\n{statements}\nBe strict.")
         result = score(source, out, *options)
     assert result.exit_code == 2 and "other settings than" in result.output
+
+
+def test_a_file_that_another_process_writes_is_left_alone(tmp_path: Path) -> None:
+    """Nothing is scored twice, and the judge is not asked twice."""
+    source = write(tmp_path / "rows.jsonl", [row("a1", [says("river")], response="A river.")])
+    out = tmp_path / "scores.jsonl"
+    with fake_judge() as server:
+        judge = ("--judge", server.url, "--judge-model", "m", "--judge-set", "cache=")
+        other = ScoreFile(out, load_responses(str(source)), settings="")
+        refused = score(source, out, *judge)
+        assert refused.exit_code == 2
+        assert "another `herl score` is writing it" in " ".join(
+            refused.output.replace("│", " ").split()
+        )
+        assert server.calls.total() == 0
+        other.close()
+        other.close()
+        scored(source, out, *judge)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "rows.jsonl", "scores.jsonl", "scores.jsonl.summary.json",
+    ]  # fmt: skip
+
+
+def test_a_lock_that_a_killed_process_left_is_no_hindrance(tmp_path: Path) -> None:
+    source, out = write(tmp_path / "rows.jsonl", ROWS), tmp_path / "scores.jsonl"
+    out.with_name("scores.jsonl.lock").touch()
+    scored(source, out)
 
 
 def test_a_place_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
