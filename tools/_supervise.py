@@ -3,7 +3,8 @@
     python tools/_supervise.py COMMAND [ARGUMENT ...]
 
 Ray starts daemons and workers that leave the command's process group, so they are found by
-descent: on Linux this process adopts what its descendants leave behind. Exit code: the command's,
+descent: on Linux this process adopts what its descendants leave behind, and collects it when it
+ends. Exit code: the command's,
 128 + signal if one ended it, or 70 if the command succeeded but left processes that had to be
 killed.
 """
@@ -11,6 +12,7 @@ killed.
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import subprocess
 import sys
@@ -20,6 +22,7 @@ import psutil
 
 _SUBREAPER, _PARENT_DEATH_SIGNAL = 36, 1  # prctl(2)
 _GRACE_S = 15.0
+_KILL_S = 5.0
 _ORPHANS_LEFT = 70
 
 
@@ -32,8 +35,10 @@ def main() -> int:
     prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM, 0, 0, 0)  # the shell that started us was killed
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the command by itself
     command = subprocess.Popen(sys.argv[1:], preexec_fn=_default_sigint)
-    signal.signal(signal.SIGTERM, lambda *_: command.terminate())
-    code = command.wait()
+    # Popen.terminate would collect the command, which _wait_for does.
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(command.pid, signal.SIGTERM))
+    code = command.returncode = _wait_for(command.pid)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it has ended; the rest is about to
     code = 128 - code if code < 0 else code
     left = _end_rest()
     if left:
@@ -43,6 +48,23 @@ def main() -> int:
 
 def _default_sigint() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # an ignored signal would stay ignored
+
+
+def _wait_for(pid: int) -> int:
+    """Collect adopted processes as they end, until the command does; its exit code."""
+    while True:
+        ended, status = os.wait()
+        if ended == pid:
+            return os.waitstatus_to_exitcode(status)
+
+
+def _collect() -> None:
+    """Take the exit codes of all children that have ended, so that none stays a zombie."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
 
 
 def _end_rest() -> list[str]:
@@ -57,21 +79,23 @@ def _end_rest() -> list[str]:
             process.kill()
         except psutil.NoSuchProcess:
             continue
-    psutil.wait_procs(rest, timeout=5)
+    end = time.monotonic() + _KILL_S
+    while _descendants() and time.monotonic() < end:
+        time.sleep(0.02)
     return lines
 
 
 def _descendants() -> list[psutil.Process]:
-    """Live descendants; those that already ended are collected on the way."""
+    """Live descendants; a zombie is its parent's to collect, and ours once that has ended."""
+    _collect()
     alive = []
     for process in psutil.Process().children(recursive=True):
         try:
             if process.status() != psutil.STATUS_ZOMBIE:
                 alive.append(process)
-            elif process.ppid() == psutil.Process().pid:
-                process.wait(timeout=0)
-        except (psutil.NoSuchProcess, psutil.TimeoutExpired):
+        except psutil.NoSuchProcess:
             continue
+    _collect()  # what the zombies' parents left to us meanwhile
     return alive
 
 

@@ -22,16 +22,19 @@ PARENT = (
 )
 
 
-def start(code: str, *, grace_s: float = 15) -> subprocess.Popen[str]:
+def start_words(code: str, *, grace_s: float) -> list[str]:
     """The supervisor around `python -c code`, with a shorter wait for what is left."""
     launcher = (
         f"import runpy, sys; sys.argv = sys.argv[1:]; m = runpy.run_path({str(SUPERVISE)!r});"
         f"m['main'].__globals__['_GRACE_S'] = {grace_s}; sys.exit(m['main']())"
     )
-    return subprocess.Popen(
-        [sys.executable, "-c", launcher, "supervise", sys.executable, "-c", code],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    return [sys.executable, "-c", launcher, "supervise", sys.executable, "-c", code]
+
+
+def start(code: str, *, grace_s: float = 15) -> subprocess.Popen[str]:
+    """The supervisor, started."""
+    words = start_words(code, grace_s=grace_s)
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def gone(pid: int, within_s: float = 10) -> bool:
@@ -77,6 +80,51 @@ def test_a_daemon_left_behind_is_killed_and_fails_the_run() -> None:
     assert gone(int(output), within_s=0)
     assert "processes left behind" in errors
     assert output.strip() in errors
+
+
+def zombies_of(pid: int) -> list[int]:
+    """Its direct children that wait to be collected."""
+    return [
+        child.pid
+        for child in psutil.Process(pid).children()
+        if child.status() == psutil.STATUS_ZOMBIE
+    ]
+
+
+def test_adopted_processes_are_collected_while_the_command_runs() -> None:
+    """A child that ends leaves a daemon, which then ends too: nobody else would collect it."""
+    short_lived = DAEMON.replace("time.sleep(300)", "time.sleep(0.3)")
+    child = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {short_lived!r}])"
+    process = start(
+        f"import subprocess, sys, time\nsubprocess.run([sys.executable, '-c', {child!r}])\n"
+        "time.sleep(300)"
+    )
+    assert process.stdout is not None
+    daemon = int(process.stdout.readline())
+    end = time.monotonic() + 10
+    while psutil.pid_exists(daemon) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not psutil.pid_exists(daemon)
+    assert zombies_of(process.pid) == []
+    process.terminate()
+    assert process.wait(timeout=30) == 128 + signal.SIGTERM
+
+
+def test_killed_processes_and_what_they_had_not_collected_are_collected() -> None:
+    """The daemon has a zombie of its own when it is killed; the supervisor ends by itself, so its
+    children are looked at through its parent, who would adopt what it leaves."""
+    forks = "import os, time; os.fork() or os._exit(0); " + DAEMON
+    adopter = subprocess.run(
+        [sys.executable, "-c",
+         "import ctypes, subprocess, sys, psutil\n"
+         "ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)\n"
+         "code = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL,"
+         " stderr=subprocess.DEVNULL).returncode\n"
+         "print(code, [c.pid for c in psutil.Process().children(recursive=True)])",
+         *start_words(PARENT.replace(repr(DAEMON), repr(forks)).format(stay_s=0.5), grace_s=0.5)],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert adopter.stdout.strip() == "70 []", adopter.stderr
 
 
 def test_sigterm_ends_the_command_and_its_daemon() -> None:
