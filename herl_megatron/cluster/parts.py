@@ -18,6 +18,7 @@ from herl_megatron.cluster.placement import DeviceKind, Placement, ranks_beside_
 from herl_megatron.cluster.reserve import reserve
 from herl_megatron.cluster.restart import RestartingEngine, Restarts
 from herl_megatron.cluster.session import ray_session
+from herl_megatron.cluster.stop import stop_request
 from herl_megatron.cluster.trainer import TrainerGroup, start_trainer
 from herl_megatron.cluster.turns import Turns
 from herl_megatron.config.schema import Config
@@ -146,6 +147,7 @@ async def open_parts(config: Config, inputs: Inputs, *, training: bool) -> Async
         if judge is not None:
             stack.push_async_callback(judge.close)
         stack.enter_context(ray_session(config.cluster))
+        stop = stack.enter_context(stop_request()) if training else None
         restarts = Restarts(config.rollout.max_engine_restarts)
         device = choose_kind(config.cluster.device)
         reservation = reserve(config, device=device, trains=training)
@@ -169,7 +171,7 @@ async def open_parts(config: Config, inputs: Inputs, *, training: bool) -> Async
             device=device,
             transport=transport,
         )
-        scorer = Scorer(pool, judge)
+        scorer = Scorer(pool, judge, answer_after=config.scoring.answer_after)
         pipeline, eval_pipeline = _pipelines(config, inputs, engines, scorer)
         source = sync = turns = gate = checkpoints = None
         if trainer is not None:
@@ -194,7 +196,7 @@ async def open_parts(config: Config, inputs: Inputs, *, training: bool) -> Async
                 max_model_tokens=_max_model_tokens(config),
             )
             restarts.refresh = _refresher(trainer, sync, gate)
-            checkpoints = Checkpointer(config, trainer, source)
+            checkpoints = Checkpointer(config, trainer, source, stop)
             stack.push_async_callback(checkpoints.close)
         yield Parts(
             inputs=inputs,
@@ -223,6 +225,7 @@ def _pipelines(
         config.rollout,
         config.hindsight if config.hindsight.enabled else None,
         max_experience_tokens=config.data.max_experience_tokens,
+        answer_after=config.scoring.answer_after,
         seed=config.run.seed,
         scoring_paused_s=scorer.paused_s,
         start_judging=scorer.start_judging,
@@ -268,13 +271,24 @@ async def _start_all(
     device: DeviceKind,
     transport: Transport,
 ) -> tuple[list[RestartingEngine], ScoringPool, TrainerGroup | None]:
-    """Start everything at once (imports take most of the time); `stack` ends what has started."""
+    """Start everything at once (imports take most of the time), but on GPUs the trainer after the
+    engines; `stack` ends what has started."""
     training = bool(placement.trainer)
     engine_config = _engine_config(config, inputs, device=device, training=training)
-    engines, pool, trainer = await asyncio.gather(
-        start_engines(config, engine_config, slots=placement.engines, restarts=restarts),
-        asyncio.to_thread(ScoringPool, config.scoring),
-        start_trainer(
+    starting = asyncio.create_task(
+        start_engines(config, engine_config, slots=placement.engines, restarts=restarts)
+    )
+
+    async def trainer_in_turn() -> TrainerGroup | None:
+        if not training:
+            return None
+        if device == "cuda":
+            # vLLM measures what is left for its KV cache: of a GPU on which the trainer allocates
+            # meanwhile it would get too little, or fail.
+            await asyncio.wait([starting])
+            if starting.exception() is not None:
+                return None
+        return await start_trainer(
             config,
             slots=placement.trainer,
             device=device,
@@ -283,8 +297,11 @@ async def _start_all(
             machines=machines,
             transport=transport,
         )
-        if training
-        else asyncio.sleep(0),
+
+    engines, pool, trainer = await asyncio.gather(
+        starting,
+        asyncio.to_thread(ScoringPool, config.scoring),
+        trainer_in_turn(),
         return_exceptions=True,
     )
     # Register what did start before anything is raised.
