@@ -30,6 +30,7 @@ from herl_megatron.megatron.convert_hf import HFWriter
 from herl_megatron.megatron.convert_layout import TrainerLayout
 from herl_megatron.megatron.convert_read import MegatronFolder, weights_folder
 from herl_megatron.megatron.convert_write import MegatronWriter
+from herl_megatron.megatron.scratch import Scratch
 from herl_megatron.observability.manifest import MANIFEST, damage, write_manifest
 from herl_megatron.weight_sync.hf_config import read_architecture
 from herl_megatron.weight_sync.hf_folder import complete_export, copy_other_files, start_export
@@ -52,6 +53,7 @@ class Conversion:
     folder: Path
     weight_bytes: int
     seconds: float
+    """From the configuration, whose reading imports transformers, to the published folder."""
 
 
 def hf_to_megatron(
@@ -80,8 +82,8 @@ def hf_to_megatron(
             layout does not fit, or the disk has too little room. Nothing was written.
         OSError: writing failed; what had been written was removed.
     """
-    started = time.monotonic()
     architecture = read_architecture(str(hf))
+    started = time.monotonic()
     layout.check(architecture)
     source: HFFolder | MegatronFolder
     if weights is None:
@@ -129,9 +131,9 @@ def megatron_to_hf(
     Raises:
         ValueError, OSError: as `hf_to_megatron`.
     """
-    started = time.monotonic()
     hf = hf or model_folder(megatron)
     architecture = read_architecture(str(hf))
+    started = time.monotonic()
     source = _open_megatron(megatron, architecture, dtype, check_hashes=check_hashes)
     writer = HFWriter(
         source,
@@ -197,11 +199,12 @@ def _open_hf(folder: Path, architecture: Architecture, *, check_hashes: bool) ->
 def _open_megatron(
     path: Path, architecture: Architecture, dtype: torch.dtype | None, *, check_hashes: bool
 ) -> MegatronFolder:
-    folder = MegatronFolder(path, architecture)
+    # The writers ask a thread for one tensor at a time.
+    folder = MegatronFolder(path, architecture, scratch=Scratch())
     if check_hashes:
         check_hashes_of(folder.path)
     if dtype is torch.float32 and folder.has_main_weights:
-        folder = MegatronFolder(path, architecture, main_weights=True)
+        folder = MegatronFolder(path, architecture, main_weights=True, scratch=Scratch())
     folder.check()
     return folder
 

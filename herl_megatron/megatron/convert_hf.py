@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from herl_megatron.megatron.convert_write import Source
+from herl_megatron.megatron.scratch import Scratch
 from herl_megatron.observability.manifest import FileFacts, HashedFile
 from herl_megatron.weight_sync.hf_folder import WrittenShards, shard_name
 from herl_megatron.weight_sync.hf_names import Architecture, Layout, Parameter, parameters
@@ -75,6 +76,7 @@ class HFWriter:
             ValueError: the source is damaged.
         """
         total = len(self._shards)
+        scratch = Scratch()
 
         def write_shard(number: int) -> tuple[str, FileFacts]:
             name = shard_name(number, total)
@@ -82,7 +84,8 @@ class HFWriter:
                 file.write(self._header(self._shards[number]))
                 for parameter in self._shards[number]:
                     for values in self._blocks(parameter):
-                        file.write(_bytes(values.to(self._dtypes[parameter.name])))
+                        values = scratch.dense(values, self._dtypes[parameter.name])
+                        file.write(values.flatten().view(torch.uint8).numpy())
                     done(self._num_bytes(parameter))
             return name, file.facts()
 
@@ -126,7 +129,3 @@ class HFWriter:
             step = max(1, _BLOCK_BYTES // row_bytes)
             for start in range(0, shape[0], step):
                 yield self._source.rows(parameter, index, start, min(start + step, shape[0]))
-
-
-def _bytes(values: torch.Tensor) -> memoryview:
-    return values.contiguous().flatten().view(torch.uint8).numpy().data

@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMe
 
 from herl_megatron.megatron.convert_layout import Place, blocks, place, whole_shape
 from herl_megatron.megatron.convert_record import MappedFiles
+from herl_megatron.megatron.scratch import Scratch
 from herl_megatron.weight_sync.hf_names import Architecture, Layout, Parameter, parameters, unfuse
 
 _MAIN_WEIGHTS = ("optimizer.state.param.", "optimizer.state.fp32_param.")
@@ -47,12 +48,19 @@ class MegatronFolder:
     """The weights of a `torch_dist` checkpoint, which any layout may have written."""
 
     def __init__(
-        self, path: str | Path, architecture: Architecture, *, main_weights: bool = False
+        self,
+        path: str | Path,
+        architecture: Architecture,
+        *,
+        main_weights: bool = False,
+        scratch: Scratch | None = None,
     ) -> None:
         """Read the index; no tensor yet.
 
         path: a folder that `convert_hf_to_megatron` wrote, `step_N` of a run, or its `trainer/`.
         main_weights: take the optimizer's fp32 weights instead of those that the model computes in.
+        scratch: for what is put together, so that a thread's last tensor ends with its next one;
+            none takes fresh memory.
 
         Raises:
             ValueError: no such checkpoint there, its index cannot be read, or there are no fp32
@@ -63,6 +71,7 @@ class MegatronFolder:
         self._metadata = _read_metadata(self.path)
         self._prefix = self._main_prefix() if main_weights else ""
         self._files = MappedFiles()
+        self._scratch = scratch
         # Looked up once per tensor and, for records, once per rank that shares a chunk.
         self._chunks, self._mapped = cache(self._find_chunks), cache(self._map)
 
@@ -140,6 +149,11 @@ class MegatronFolder:
             if not parameter.tied_copy
         )
 
+    def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        if self._scratch is None:
+            return torch.empty(shape, dtype=dtype)
+        return self._scratch.empty(shape, dtype)
+
     @cached_property
     def _stored(self) -> dict[str, TensorStorageMetadata]:
         found = self._metadata.state_dict_metadata.items()
@@ -174,7 +188,7 @@ class MegatronFolder:
             if part.numel() == torch.Size(sizes).numel():
                 return part.reshape(sizes)
             if whole is None:
-                whole = torch.empty(shape, dtype=part.dtype)
+                whole = self._empty(shape, part.dtype)
             whole[tuple(slice(a - o, b - o) for a, b, o in box[1])] = part
             found += part.numel()
         if whole is None or found != whole.numel():

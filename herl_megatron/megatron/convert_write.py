@@ -37,6 +37,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 
 from herl_megatron.megatron.convert_layout import Block, Place, TrainerLayout, blocks, place
 from herl_megatron.megatron.convert_record import without_checksums, write_error
+from herl_megatron.megatron.scratch import Scratch
 from herl_megatron.observability.manifest import FileFacts, HashedFile
 from herl_megatron.weight_sync.hf_names import Architecture, Layout, Parameter, parameters, shard
 
@@ -230,12 +231,13 @@ class _Planner(DefaultSavePlanner):
         pieces: dict[MetadataIndex, _Piece],
     ) -> None:
         super().__init__(flatten_state_dict=False)
+        self._scratch = Scratch()
         self._source, self._architecture, self._tp, self._pieces = source, architecture, tp, pieces
 
     def resolve_data(self, write_item: WriteItem) -> torch.Tensor:
         """The item's values in a storage of exactly their size."""
         piece = self._pieces[write_item.index]
-        values = self._read(piece).to(piece.dtype).contiguous().view(piece.shape)
+        values = self._scratch.dense(self._read(piece), piece.dtype).view(piece.shape)
         if values.untyped_storage().nbytes() == values.nbytes:
             return values
         # The same memory again, as a storage that ends where the values end: what is written is
