@@ -255,23 +255,40 @@ class Revision:
 
 
 @dataclass(frozen=True, eq=False)
-class ScoredGroup:
-    """A group with one score per rollout and, when hindsight ran, its revisions.
+class Replay:
+    """A failed rollout as a success of the instruction reduced to what it meets (HiR).
 
-    `experiences_too_long` counts experiences that did not fit the prompt limit and were skipped.
+    `prompt_token_ids` is `[context]`: the reduced prompt, which the rollout was not sampled from.
+    """
+
+    rollout_index: int
+    prompt_text: str
+    prompt_token_ids: IntArray
+    satisfied: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredGroup:
+    """A group with one score per rollout and, when hindsight ran, its revisions or its replays.
+
+    `experiences_too_long` counts experiences that did not fit the prompt limit and were skipped,
+    `replays_impossible` failed rollouts whose instruction cannot be reduced.
     """
 
     group: RolloutGroup
     scores: tuple[Score, ...]
     revisions: tuple[Revision, ...] = ()
     experiences_too_long: int = 0
+    replays: tuple[Replay, ...] = ()
+    replays_impossible: int = 0
 
 
 @dataclass(frozen=True)
 class RowOrigin:
     """Where a row of the joined group comes from (filled by `hindsight.join`).
 
-    rollout_index: the rollout itself, the draft behind a revision, or the rollout that was copied.
+    rollout_index: the rollout itself, the draft behind a revision, or the rollout that was copied
+        or is replayed.
     revision_index: position in `ScoredGroup.revisions` for a revision's row, else None.
     replaces: the rollout whose place the row takes; None for a rollout in its own place and for
         an appended revision.
@@ -280,6 +297,13 @@ class RowOrigin:
     rollout_index: int
     revision_index: int | None = None
     replaces: int | None = None
+    replay_index: int | None = None
+    """Position in `ScoredGroup.replays` for a replay's row, else None."""
+
+    @property
+    def off_policy(self) -> bool:
+        """Whether the row's response was not sampled from its prompt x."""
+        return self.revision_index is not None or self.replay_index is not None
 
 
 @dataclass(frozen=True, eq=False)
@@ -290,7 +314,7 @@ class TrainRow:
     response_token_ids: `[response]`.
     rollout_log_probs: `[response]`, as the engine reported them (the behaviour policy's).
     advantage: group-relative, the same for every token of the row.
-    is_revision: whether the row's tokens carry the hindsight mask.
+    is_revision: whether the row's tokens carry the hindsight mask: a revision's, or a replay's.
     weight: 0 for rows that are masked from the loss (no valid reward, no spread), else 1.
     """
 

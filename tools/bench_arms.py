@@ -44,6 +44,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     "herl": (),
     "herl_ctx_experience": ("hindsight.train_context=experience",),
     "herl_behavior_old": ("hindsight.behavior=old",),
+    "hir": ("hindsight.method=replay", "hindsight.off_policy_loss=clip", "rollout.group_size=6"),
     "reference_compat": ("hindsight.reference_compat=true",),
 }
 _COMPAT_UNSETS = ("behavior", "train_context", "chat_template", "replace", "no_qualified",

@@ -164,9 +164,7 @@ def policy_loss(
             sampled.old_log_probs, sampled.rollout_log_probs, cap=algorithm.mismatch_cap
         )
     behavior = behavior_log_probs(revised, hindsight.behavior)
-    off_policy = hindsight_loss(
-        revised.log_probs, behavior, revised.advantages, gamma=hindsight.gamma
-    )
+    off_policy = _off_policy_loss(revised, behavior, algorithm=algorithm, hindsight=hindsight)
     terms = {
         "loss_policy": weighted_sum(on_policy, sampled.weights),
         "loss_hindsight": weighted_sum(off_policy, revised.weights),
@@ -188,6 +186,32 @@ def policy_loss(
         **_revision_sums(revised, behavior),
     }
     return LossOutput(loss, parts, sums, maxima)
+
+
+def _off_policy_loss(
+    revised: LossInputs,
+    behavior: torch.Tensor,
+    *,
+    algorithm: AlgorithmConfig,
+    hindsight: HindsightConfig,
+) -> torch.Tensor:
+    """`hindsight.off_policy_loss` of revisions' and replays' tokens, `[tokens]`.
+
+    `clip` is PPO's loss with rho = pi / mu: HiR's (arXiv 2512.23457), where mu is the policy that
+    sampled the response, in the prompt that it was sampled from.
+    """
+    if hindsight.off_policy_loss == "shaped":
+        return hindsight_loss(
+            revised.log_probs, behavior, revised.advantages, gamma=hindsight.gamma
+        )
+    clipped, _ = ppo_clip_loss(
+        importance_ratio(revised.log_probs, behavior),
+        revised.advantages,
+        clip_low=algorithm.clip_low,
+        clip_high=algorithm.clip_high,
+        dual_clip=algorithm.dual_clip,
+    )
+    return clipped
 
 
 def _select(inputs: LossInputs, mask: torch.Tensor) -> LossInputs:

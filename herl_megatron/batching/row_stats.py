@@ -38,6 +38,10 @@ class GroupStats:
     gain_sum: float
     """Revision reward minus draft reward, over scored revisions."""
     bonus_sum: float
+    replays: int
+    """Rows that replay a failed rollout."""
+    replays_impossible: int
+    """Failed rollouts whose instruction cannot be reduced."""
     outcome: Outcome
 
 
@@ -71,6 +75,8 @@ def group_stats(
         copied=sum(o.replaces is not None and o.revision_index is None for o in origins),
         gain_sum=sum(gains),
         bonus_sum=sum(bonuses),
+        replays=len(group.replays),
+        replays_impossible=group.replays_impossible,
         outcome=outcome,
     )
 
@@ -89,6 +95,8 @@ def step_metrics(groups: Sequence[GroupStats]) -> dict[str, float]:
         "hindsight/accepted": sum(group.accepted for group in groups),
         "hindsight/copied": sum(group.copied for group in groups),
         "hindsight/bonus_sum": sum(group.bonus_sum for group in groups),
+        "hindsight/replays": sum(group.replays for group in groups),
+        "hindsight/replays_impossible": sum(group.replays_impossible for group in groups),
         "train/groups_zero_spread": sum(group.outcome == "zero_spread" for group in groups),
         "train/groups_too_few": sum(group.outcome == "too_few" for group in groups),
     }

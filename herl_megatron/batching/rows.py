@@ -17,6 +17,7 @@ from herl_megatron.config.schema import AlgorithmConfig, HindsightConfig
 from herl_megatron.hindsight.bonus import bonus_rewards
 from herl_megatron.hindsight.compat import effective
 from herl_megatron.hindsight.join import join_revisions
+from herl_megatron.hindsight.replay import REPLAY_REWARD
 from herl_megatron.types import (
     RowOrigin,
     Scored,
@@ -47,15 +48,19 @@ class StepRows:
 def build_rows(
     group: ScoredGroup, hindsight: HindsightConfig, algorithm: AlgorithmConfig, seed: int
 ) -> GroupRows:
-    """Bonus, join and advantage of one group; `seed` draws random slots.
+    """Bonus, join, replays and advantage of one group; `seed` draws random slots.
 
     A row without a reward has weight 0 and the reward NaN: no number stands in for it.
     """
     hindsight = effective(hindsight)
     bonuses = bonus_rewards(group, hindsight)
     origins = join_revisions(group, bonuses, hindsight, seed)
+    origins += tuple(
+        RowOrigin(replay.rollout_index, replay_index=number)
+        for number, replay in enumerate(group.replays)
+    )
     rewards = [_reward(group, origin, bonuses) for origin in origins]
-    on_policy = [origin.revision_index is None for origin in origins]
+    on_policy = [not origin.off_policy for origin in origins]
     result = group_advantages(rewards, on_policy, algorithm)
     rows = tuple(
         _row(group, origin, hindsight, reward=reward, advantage=advantage, weight=weight)
@@ -110,6 +115,8 @@ def build_train_batch(
 
 def _reward(group: ScoredGroup, origin: RowOrigin, bonuses: Sequence[float]) -> float | None:
     """The reward that a row trains on: rubric reward, plus the bonus of a rollout."""
+    if origin.replay_index is not None:
+        return REPLAY_REWARD
     if origin.revision_index is not None:
         score = group.revisions[origin.revision_index].score
         return score.reward if isinstance(score, Scored) else None
@@ -134,6 +141,8 @@ def _row(
         completion = revision.rollout.completion
         if hindsight.train_context == "experience":
             context = revision.experience.prompt_token_ids
+    if origin.replay_index is not None:
+        context = group.replays[origin.replay_index].prompt_token_ids
     assert len(completion.token_ids) == len(completion.log_probs), (
         f"prompt {group.group.prompt.id!r}: {len(completion.token_ids)} tokens but "
         f"{len(completion.log_probs)} log-probs"
@@ -145,6 +154,6 @@ def _row(
         rollout_log_probs=completion.log_probs,
         reward=math.nan if reward is None else reward,
         advantage=advantage,
-        is_revision=origin.revision_index is not None,
+        is_revision=origin.off_policy,
         weight=weight,
     )

@@ -46,6 +46,12 @@ def group_record(
         "revisions": [_revision(revision) for revision in group.revisions],
         "experiences_too_long": group.experiences_too_long,
     }
+    if group.replays or group.replays_impossible:
+        record["replays"] = [
+            {"of": r.rollout_index, "prompt": r.prompt_text, "satisfied": list(r.satisfied)}
+            for r in group.replays
+        ]
+        record["replays_impossible"] = group.replays_impossible
     if origins:
         _add_rows(record, rows, origins)
     return record
@@ -61,7 +67,9 @@ def _add_rows(
         revision |= {"accepted": False, "replaces": None, "row": None}
     record["copies"] = []
     for row, origin in zip(rows, origins, strict=True):
-        if origin.revision_index is not None:
+        if origin.replay_index is not None:
+            record["replays"][origin.replay_index]["row"] = _row(row)
+        elif origin.revision_index is not None:
             revision = record["revisions"][origin.revision_index]
             revision |= {"accepted": True, "replaces": origin.replaces, "row": _row(row)}
         elif origin.replaces is not None:

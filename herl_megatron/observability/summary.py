@@ -85,6 +85,9 @@ def print_summary(summary: Mapping[str, Any], *, folder: Path, console: Console)
     parts: list[RenderableType] = [_headline(summary)]
     if hindsight["experiences"]:
         parts.append(_hindsight_table(hindsight))
+    if hindsight["replays"]:
+        replays = f"{hindsight['replays']:.0f}"
+        parts.append(f"\nfailed responses replayed as successes, whole run: {replays}")
     if any(summary["scoring"].values()):
         parts.append(_scoring_table(summary["scoring"]))
     if summary["engine_restarts"]:
@@ -121,6 +124,8 @@ def _hindsight(steps: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
     totals: dict[str, float | None] = {
         name: sum(step[f"hindsight/{name}"] for step in steps) for name in names
     }
+    # A run that was begun by an earlier version has steps without this one.
+    totals["replays"] = sum(step.get("hindsight/replays", 0.0) for step in steps)
     gained = scored = 0.0
     for step in steps:
         if "hindsight/gain" in step:  # left out by a step without a scored revision

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Coroutine, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from herl_megatron.algos.seeds import RequestKind, request_seed, selection_seed
@@ -18,6 +19,7 @@ from herl_megatron.config.schema import HindsightConfig, RolloutConfig
 from herl_megatron.hindsight.compat import effective, revision_sampling
 from herl_megatron.hindsight.experience import build_experiences
 from herl_megatron.hindsight.prompts import revision_messages
+from herl_megatron.hindsight.replay import build_replays
 from herl_megatron.rollout.carry import Progress
 from herl_megatron.rollout.engine import RolloutEngine
 from herl_megatron.rollout.pipeline_run import (
@@ -57,11 +59,11 @@ class RolloutPipeline:
 
     Training passes its `hindsight`; evaluation passes None with its own `sampling`, `group_size`
     and `seed` (both default to `rollout`). `max_experience_tokens` is the longest revision prompt;
-    a longer one is skipped and counted in the group. `scoring_paused_s` tells how long scoring has
-    been paused so far, which does not count against `rollout.timeout_s`. `start_judging` hears of
-    each response that needs a judge as soon as it is complete: a group waits for its longest
-    response, and the judge would have to catch up on all others then. `stats` describes the last
-    finished run.
+    a longer one is skipped and counted in the group. Drafts in it begin after `answer_after`.
+    `scoring_paused_s` tells how long scoring has been paused so far, which does not count against
+    `rollout.timeout_s`. `start_judging` hears of each response that needs a judge as soon as it is
+    complete: a group waits for its longest response, and the judge would have to catch up on all
+    others then. `stats` describes the last finished run.
 
     Raises ValueError without an engine, or for conflicting `reference_compat` keys.
     """
@@ -76,6 +78,7 @@ class RolloutPipeline:
         *,
         max_experience_tokens: int,
         seed: int,
+        answer_after: str = "",
         group_size: int | None = None,
         sampling: SamplingSettings | None = None,
         scoring_paused_s: Callable[[], float] = lambda: 0.0,
@@ -89,6 +92,7 @@ class RolloutPipeline:
         self._rollout = rollout
         self._max_experience_tokens = max_experience_tokens
         self._seed = seed
+        self._answer_after = answer_after
         self._group_size = rollout.group_size if group_size is None else group_size
         self._sampling = rollout.sampling() if sampling is None else sampling
         self._hindsight: HindsightConfig | None = None
@@ -183,9 +187,11 @@ class RolloutPipeline:
 
         progress: what a checkpoint holds of it; None from the beginning.
         """
-        if self._hindsight is not None:  # every criterion must render before work starts
+        hindsight = self._hindsight
+        if hindsight is not None and hindsight.method == "revise":
+            # Every criterion must render before work starts.
             criteria = prompt.rubric.criteria
-            revision_messages(prompt, "", criteria, criteria, self._hindsight.prompt_style)
+            revision_messages(prompt, "", criteria, criteria, hindsight.prompt_style)
         return Job(
             step=step,
             position=position,
@@ -273,12 +279,15 @@ class RolloutPipeline:
         """Sample revisions of the group's experiences, each experience repeated per revision."""
         if self._hindsight is None or self._revision_sampling is None:
             return Drafted(scored, (), (), 0)
+        if self._hindsight.method == "replay":
+            return Drafted(self._replay(job, scored, self._hindsight), (), (), 0)
         experiences, too_long = build_experiences(
             scored.group,
             scored.scores,
             self._hindsight,
             self._tokenizer,
             max_tokens=self._max_experience_tokens,
+            answer_after=self._answer_after,
             seed=selection_seed(self._seed, step=job.step, prompt_id=job.prompt.id),
         )
         if not experiences:
@@ -313,9 +322,20 @@ class RolloutPipeline:
                 drafted.experiences, drafted.revisions, scores, strict=True
             )
         )
-        scored = drafted.scored
-        group = ScoredGroup(scored.group, scored.scores, revisions, drafted.too_long)
+        group = replace(drafted.scored, revisions=revisions, experiences_too_long=drafted.too_long)
         return run.finish(job, group)
+
+    def _replay(self, job: Job, scored: ScoredGroup, hindsight: HindsightConfig) -> ScoredGroup:
+        """The group with its replays, which need no engine."""
+        replays, impossible = build_replays(
+            scored.group,
+            scored.scores,
+            hindsight,
+            self._tokenizer,
+            step=job.step,
+            max_tokens=self._max_experience_tokens,
+        )
+        return replace(scored, replays=replays, replays_impossible=impossible)
 
     def _rollouts(self, completions: Sequence[Completion]) -> tuple[Rollout, ...]:
         return tuple(

@@ -150,6 +150,31 @@ def test_whole_loss(behavior: str, rhos: tuple[float, float]) -> None:
     assert out.maxima["mismatch_max"].item() == pytest.approx(0.4 / 0.9)
 
 
+def test_off_policy_tokens_may_be_clipped_instead_of_shaped() -> None:
+    """rho = pi / mu = 1.5 and 0.5 with A = 2: -min(1.5, 1.2) * 2 and -0.5 * 2, summed with weights
+    1/2; the first token is past the clip and has no gradient."""
+    log_probs = torch.tensor([0.15, 0.1]).log().requires_grad_()
+    inputs = replace(
+        make_inputs(),
+        log_probs=log_probs,
+        entropy=torch.zeros(2),
+        old_log_probs=torch.full((2,), -5.0),  # of another context: not looked at
+        rollout_log_probs=torch.tensor([0.1, 0.2]).log(),
+        ref_log_probs=None,
+        advantages=torch.full((2,), 2.0),
+        hindsight_mask=torch.tensor([True, True]),
+        weights=torch.full((2,), 0.5),
+    )
+    output = policy_loss(
+        inputs, algorithm=AlgorithmConfig(), hindsight=HindsightConfig(off_policy_loss="clip")
+    )
+    assert output.parts["loss_hindsight"].item() == pytest.approx(-(2.4 + 1.0) / 2)
+    assert output.parts["loss_policy"].item() == 0.0
+    output.loss.backward()
+    assert log_probs.grad is not None
+    assert log_probs.grad.tolist() == pytest.approx([0.0, -0.5])
+
+
 def test_mismatch_weight() -> None:
     old = torch.log(torch.tensor([0.2, 0.4, 0.9])).requires_grad_()
     rollout = torch.log(torch.tensor([0.4, 0.1, 0.3]))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from herl_megatron.batching.rows import build_rows
 from herl_megatron.config.schema import AlgorithmConfig, HindsightConfig
 from herl_megatron.observability.rollout_log import group_record, write_rollouts
-from herl_megatron.types import CriterionResult, Scored, ScoredGroup, Verdict
+from herl_megatron.types import CriterionResult, Replay, Scored, ScoredGroup, Verdict
 from tests.unit.hindsight.groups import make_group
 
 ALGORITHM = AlgorithmConfig()
@@ -62,6 +64,16 @@ def test_a_copy_names_what_it_overwrote() -> None:
     (copy,) = record["copies"]
     assert (copy["of"], copy["replaces"], copy["row"]["reward"]) == (1, 3, 0.5)
     assert record["rollouts"][3]["row"] is None and record["rollouts"][1]["row"] is not None
+
+
+def test_a_replay_names_its_rollout_prompt_and_row() -> None:
+    smaller = Replay(1, "Say hello.", np.array([7], np.int32), ("short",))
+    group = replace(make_group([0.0, 0.0]), replays=(smaller,), replays_impossible=3)
+    record = _joined(group, method="replay")
+    (replay,) = record["replays"]
+    assert (replay["of"], replay["prompt"], replay["satisfied"]) == (1, "Say hello.", ["short"])
+    assert replay["row"]["reward"] == 1.0 and record["replays_impossible"] == 3
+    assert [rollout["row"]["reward"] for rollout in record["rollouts"]] == [0.0, 0.0]
 
 
 def test_without_the_join_nothing_is_said_about_rows() -> None:

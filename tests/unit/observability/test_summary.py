@@ -34,7 +34,7 @@ HISTORY = (
     step(0, rollout__engine_restarts=2,
          reward__mean=0.35, reward__all_satisfied=0.05, hindsight__experiences=3,
          hindsight__revisions=6, hindsight__accepted=2, hindsight__gain=0.5,
-         hindsight__bonus_sum=0.25, scoring__revisions_unscored=2),
+         hindsight__bonus_sum=0.25, hindsight__replays=5, scoring__revisions_unscored=2),
     step(1, reward__mean=0.45, reward__all_satisfied=0.15, hindsight__experiences=1,
          hindsight__revisions=1, hindsight__accepted=1, hindsight__gain=-0.25,
          hindsight__bonus_sum=0.5, hindsight__experiences_too_long=2),
@@ -57,6 +57,7 @@ def test_numbers_of_a_run_with_evaluation() -> None:
             "revisions": 7,
             "accepted": 3,
             "bonus_sum": 0.75,
+            "replays": 5,
             "gain": pytest.approx((4 * 0.5 + 1 * -0.25) / 5),  # over scored revisions
         },
         "scoring": {"revisions_unscored": 2},
