@@ -68,11 +68,14 @@ def load_checkpoint(actor: MegatronActor, folder: str | Path, *, groups: Groups)
 
     Raises:
         CheckpointingException: the checkpoint is of another model.
+        ValueError: its optimizer was the distributed one and this run's is not, or the other way
+            round; their states have other names.
     """
     actor.optimizer.gate.wait()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         common = dist_checkpointing.load_common_state_dict(str(folder))
+        _check_optimizer(actor.optimizer, common, folder)
         # A record from before FP8's history was kept apart has no such key.
         state = _state(actor, groups, is_loading=True, stored=common.get("fp8_history"))
         if common["layout"] != state["layout"]:
@@ -120,8 +123,22 @@ def _state(
         "steps_done": actor.optimizer.steps_done,
         "layout": _layout(groups),
         "fp8_history": recipe,
+        "distributed_optimizer": _is_distributed(actor.optimizer),
         "rng": ShardedObject("rng", rng, (groups.world_size,), (groups.rank,)),
     }
+
+
+def _is_distributed(optimizer: Optimizer) -> bool:
+    return any(isinstance(x, DistributedOptimizer) for x in optimizer.megatron.chained_optimizers)
+
+
+def _check_optimizer(optimizer: Optimizer, common: dict[str, Any], folder: str | Path) -> None:
+    own = _is_distributed(optimizer)
+    if common.get("distributed_optimizer", own) is not own:  # older records do not say
+        raise ValueError(
+            f"{folder} was written with megatron.distributed_optimizer {not own} and this run has"
+            f" {own}; set it to {str(not own).lower()}"
+        )
 
 
 def _layout(groups: Groups) -> list[int]:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from herl_megatron.config.schema import OptimizerConfig
 from herl_megatron.observability.manifest import describe_files
 from tests.distributed import tiny_models
-from tests.distributed.harness import run_ranks
+from tests.distributed.harness import RankError, run_ranks
 from tests.distributed.train_case import (
     Case,
     build_actor,
@@ -171,29 +171,26 @@ def test_before_the_first_optimizer_step(case: Case, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "before", "after"),
+    ("before", "after"),
     [
-        (NAME, dict(tensor_parallel=2), dict(pipeline_parallel=2, virtual_pipeline=2)),
-        (NAME, dict(pipeline_parallel=2), dict(data_parallel=2)),
-        (NAME, dict(data_parallel=2), dict()),
-        (NAME, dict(context_parallel=2), dict(pipeline_parallel=2)),
-        (NAME, dict(pipeline_parallel=2, distributed_optimizer=False),
+        (dict(tensor_parallel=2), dict(pipeline_parallel=2, virtual_pipeline=2)),
+        (dict(pipeline_parallel=2), dict(data_parallel=2)),
+        (dict(data_parallel=2), dict()),
+        (dict(context_parallel=2), dict(pipeline_parallel=2)),
+        (dict(pipeline_parallel=2, distributed_optimizer=False),
          dict(tensor_parallel=2, distributed_optimizer=False)),
-        ("mistral", dict(data_parallel=2), dict(tensor_parallel=2)),
-        ("qwen3_moe", dict(data_parallel=2, expert_parallel=2), dict(data_parallel=2)),
     ],
     ids=str,
 )  # fmt: skip
 def test_another_layout_continues(
-    case: Case, tmp_path: Path, name: str, before: dict[str, Any], after: dict[str, Any]
+    case: Case, tmp_path: Path, before: dict[str, Any], after: dict[str, Any]
 ) -> None:
     """The weights arrive exactly; further fp32 steps agree to 1e-5, as layouts do among each other.
 
     Without Adam's moments the third step would differ by far more: its direction would be the
-    gradient's alone, and its learning rate that of the warm-up's first step.
+    gradient's alone, and its learning rate that of the warm-up's first step. All other families are
+    in `test_checkpoint_layouts`.
     """
-    if name != NAME:
-        case = case_of(name, tmp_path / "hf")
     saved = run(case.on(**before), count=2, folder=tmp_path / "c", save_after=2)
     whole = run(case.on(**after), count=4, folder=tmp_path / "unused")
     resumed = run(case.on(**after), count=2, folder=tmp_path / "c", load=True)
@@ -214,6 +211,12 @@ def test_another_layout_continues(
     for weight, tensor in merged(whole, "weights").items():
         moved = (tensor - start[weight]).norm()
         assert (final[weight] - tensor).norm() / moved < 2e-4, weight
+
+
+def test_the_other_kind_of_optimizer_is_refused(case: Case, tmp_path: Path) -> None:
+    run(case.on(distributed_optimizer=False), count=1, folder=tmp_path, save_after=1)
+    with pytest.raises(RankError, match="distributed_optimizer False and this run has True; set"):
+        run(case, count=1, folder=tmp_path, load=True)
 
 
 def failing_save(
