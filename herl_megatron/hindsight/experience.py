@@ -8,6 +8,7 @@ from typing import Protocol
 from herl_megatron.config.schema import HindsightConfig
 from herl_megatron.hindsight.prompts import plain_text, revision_messages
 from herl_megatron.hindsight.select import select_experiences
+from herl_megatron.rubrics.rubric import answer_part
 from herl_megatron.types import (
     HindsightExperience,
     IntArray,
@@ -39,18 +40,20 @@ def build_experiences(
     *,
     max_tokens: int,
     seed: int,
+    answer_after: str = "",
 ) -> tuple[tuple[HindsightExperience, ...], int]:
     """The group's experiences, and how many were skipped as longer than `max_tokens`.
 
-    A revision prompt is never cut: the policy would be trained on another context than the one it
-    sampled from, and the instruction would go first.
+    Of a draft a revision prompt shows what follows `answer_after` (`scoring.answer_after`). It is
+    never cut: the policy would be trained on another context than the one it sampled from, and the
+    instruction would go first.
     """
     built: list[HindsightExperience] = []
     too_long = 0
     for index in select_experiences(scores, config, seed):
         score = scores[index]
         assert isinstance(score, Scored), f"rollout {index} was selected without a score"
-        draft = group.rollouts[index].text
+        draft = answer_part(group.rollouts[index].text, answer_after)
         text, ids = revision_prompt(group.prompt, draft, score, config, tokenizer)
         if len(ids) > max_tokens:
             too_long += 1

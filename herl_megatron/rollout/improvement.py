@@ -25,6 +25,7 @@ from herl_megatron.rollout.carry import GeneratePhase
 from herl_megatron.rollout.engine import RolloutEngine
 from herl_megatron.rollout.pipeline_run import Job, PipelineRun, Scorer, Tokenizer, all_or_none
 from herl_megatron.rollout.pipeline_stats import WorkClock
+from herl_megatron.rubrics.rubric import answer_part
 from herl_megatron.types import GenerateRequest, IntArray, Prompt, SamplingSettings, Scored
 
 T = TypeVar("T")
@@ -156,7 +157,7 @@ class Improver:
             return await self._first_sample(place, number)
         score, hindsight = attempts[best].score, self._config.hindsight
         assert isinstance(score, Scored), f"attempt {best} is the best without a score"
-        draft = attempts[best].text
+        draft = answer_part(attempts[best].text, self._config.scoring.answer_after)
         _, ids = revision_prompt(place.prompt, draft, score, hindsight, self._tokenizer)
         if len(ids) > self._config.data.max_experience_tokens:
             return await self._first_sample(place, number)

@@ -29,6 +29,16 @@ from herl_megatron.types import (
 )
 
 
+def answer_part(response: str, after: str) -> str:
+    """What of a response is its answer: all of it, or what follows the first `after`, the end of a
+    reasoning model's thinking, as servers show it.
+
+    A response without `after` never came to an answer (it was cut while thinking) and gives "",
+    which satisfies no check.
+    """
+    return response.partition(after)[2].strip() if after else response
+
+
 def judge_format(rubric: Rubric) -> JudgeFormat:
     """What a judge is asked about the judge criteria of this rubric."""
     return RULES[rubric.aggregation].judge_format

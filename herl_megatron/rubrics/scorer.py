@@ -9,7 +9,7 @@ from typing import Protocol
 
 from herl_megatron.config.schema import JudgeConfig
 from herl_megatron.rubrics.client import JudgeClient, check_judge
-from herl_megatron.rubrics.rubric import asks_judge, score_response
+from herl_megatron.rubrics.rubric import answer_part, asks_judge, score_response
 from herl_megatron.types import CriterionResult, Prompt, Rubric, Score, Unscored, Verdict
 
 
@@ -68,12 +68,16 @@ def require_judge(config: JudgeConfig, prompts: Sequence[Prompt]) -> bool:
 class Scorer:
     """`score_group` for the rollout pipeline, evaluation and `herl score`.
 
-    It owns `pool` and `judge`; without a judge, no rubric may ask one.
+    It owns `pool` and `judge`; without a judge, no rubric may ask one. Texts are whole responses:
+    only what follows `answer_after` in them is scored (`rubric.answer_part`).
     """
 
-    def __init__(self, pool: RulePool, judge: JudgeClient | None) -> None:
+    def __init__(
+        self, pool: RulePool, judge: JudgeClient | None, *, answer_after: str = ""
+    ) -> None:
         self._pool = pool
         self._judge = judge
+        self._answer_after = answer_after
         self._begun: dict[tuple[str, str], asyncio.Task[list[CriterionResult]]] = {}
 
     def start_judging(self, prompt: Prompt, text: str) -> None:
@@ -81,6 +85,7 @@ class Scorer:
 
         `score_group` picks the judgement up, and raises what went wrong with it.
         """
+        text = answer_part(text, self._answer_after)
         if (prompt.id, text) not in self._begun:
             task = asyncio.create_task(self._judged(prompt, text))
             # Seen, also where the group is given up and nobody asks for it any more.
@@ -111,6 +116,7 @@ class Scorer:
         Raises:
             JudgeError: the judge cannot be used any more; nothing is scored without it.
         """
+        texts = [answer_part(text, self._answer_after) for text in texts]
         if not asks_judge(prompt.rubric):
             return await self._pool.score_group(prompt, texts)
         begun = {text: self._begun.pop((prompt.id, text), None) for text in dict.fromkeys(texts)}

@@ -20,7 +20,7 @@ from rich.table import Table
 from herl_megatron.config.schema import ClusterConfig, JudgeConfig, ScoringConfig
 from herl_megatron.data.responses import ResponseRow, load_responses
 from herl_megatron.rubrics.checks.registry import Mode, load_check_modules
-from herl_megatron.rubrics.rubric import asks_judge
+from herl_megatron.rubrics.rubric import answer_part, asks_judge
 from herl_megatron.rubrics.worker import score_texts
 from herl_megatron.score.output import ScoreFile, write_whole
 from herl_megatron.score.totals import Totals
@@ -42,7 +42,8 @@ class ScoreJob:
     """What to score and how. `workers` None: as many as the work and this machine's cores ask for.
 
     One worker is this process, without Ray: a check that kills its process then ends the command.
-    `judge` is asked where a rubric needs one.
+    `judge` is asked where a rubric needs one. Of each response only what follows `answer_after` is
+    scored (`scoring.answer_after`).
     """
 
     input: Path
@@ -52,6 +53,7 @@ class ScoreJob:
     check_modules: tuple[str, ...] = ()
     check_timeout_s: float = 5.0
     judge: JudgeConfig = JudgeConfig()
+    answer_after: str = ""
 
     @property
     def summary(self) -> Path:
@@ -119,6 +121,8 @@ def run_score(job: ScoreJob, console: Console) -> dict[str, Any]:
 def _settings(job: ScoreJob) -> str:
     """What the scores depend on besides the rows, as options and hashes; modules are loaded."""
     parts = [f"--mode {job.mode}"]
+    if job.answer_after:
+        parts.append(f"--answer-after {job.answer_after!r}")
     for name in job.check_modules:
         source = sys.modules[name].__file__
         code = Path(source).read_bytes() if source else b""
@@ -161,7 +165,8 @@ async def _score_missing(
         async def one_after_another(scorer: GroupScorer) -> None:
             nonlocal unscored
             for row in todo:
-                scores = await scorer.score_group(row.prompt, row.texts)
+                texts = [answer_part(text, job.answer_after) for text in row.texts]
+                scores = await scorer.score_group(row.prompt, texts)
                 add(row, scores)
                 unscored += sum(not isinstance(score, Scored) for score in scores)
                 progress.update(bar, advance=1, unscored=unscored)

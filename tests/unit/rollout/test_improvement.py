@@ -19,6 +19,7 @@ from herl_megatron.config.schema import (
     ImproveConfig,
     ModelConfig,
     RolloutConfig,
+    ScoringConfig,
 )
 from herl_megatron.hindsight.trajectory import Attempt, Trajectory
 from herl_megatron.rollout.improvement import Improver
@@ -125,6 +126,18 @@ def test_each_round_revises_the_best_so_far_against_what_it_misses() -> None:
         SamplingSettings(0.4, 1.0, max_tokens=8),
         SamplingSettings(0.4, 1.0, max_tokens=8),
     ]
+
+
+def test_a_revision_is_asked_for_the_answer_without_its_thinking() -> None:
+    engine = Writer("hm|a", "so|ab")
+    thinking = ScoringConfig(answer_after="|")
+    config = make_config(eval=ONE, improve=ImproveConfig(rounds=1), scoring=thinking)
+    (trajectory,) = asyncio.run(
+        make_improver([engine], LetterScorer(), config).improve(make_prompts(1), {})
+    )
+    assert [a.text for a in trajectory.attempts] == ["hm|a", "so|ab"]
+    asked = CharTokenizer().decode(engine.requests[1].prompt_token_ids)
+    assert "Draft:\na\n" in asked and "hm" not in asked
 
 
 def test_a_trajectory_ends_when_nothing_is_missed() -> None:

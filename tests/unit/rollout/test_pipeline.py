@@ -47,6 +47,35 @@ def _is_request_id(item) -> bool:
     return isinstance(item, tuple) and len(item) == 2 and item[0] == "request_id"
 
 
+class Thinker(FakeEngine):
+    """Thinks aloud before each of its answers."""
+
+    def complete(self, request):
+        answer = super().complete(request)
+        thought = CharTokenizer().plain_ids("hm</think>")
+        return dataclasses.replace(
+            answer,
+            token_ids=np.concatenate([thought, answer.token_ids]),
+            log_probs=np.concatenate([np.zeros(len(thought), np.float32), answer.log_probs]),
+        )
+
+
+def test_revisions_are_asked_for_the_answer_without_its_thinking() -> None:
+    """The policy is trained on all tokens and shown its answers alone."""
+    engine = Thinker()
+    pipeline = _pipeline([engine], answer_after="</think>")
+    groups = asyncio.run(pipeline.run(make_prompts(3), step=3))
+    revisions = [revision for group in groups for revision in group.revisions]
+    assert revisions
+    for group in groups:
+        for revision in group.revisions:
+            draft = group.group.rollouts[revision.experience.rollout_index]
+            assert draft.text.startswith("hm</think>")
+            shown = CharTokenizer().decode(revision.experience.prompt_token_ids)
+            assert f"Draft:\n{draft.text.removeprefix('hm</think>')}\n" in shown
+            assert "think" not in shown
+
+
 @pytest.mark.parametrize("select", ["best_failed", "random"])
 def test_results_do_not_depend_on_arrival_order_or_schedule(select: str) -> None:
     prompts = make_prompts(12)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from herl_megatron.rubrics.rubric import describe, score_response, validate_rubric
+from herl_megatron.rubrics.rubric import answer_part, describe, score_response, validate_rubric
 from herl_megatron.types import (
     Aggregation,
     Criterion,
@@ -152,3 +152,18 @@ def test_valid_rubric_passes() -> None:
 def test_own_description_wins_over_the_check() -> None:
     assert describe(rule("a")) == "Do not use commas."
     assert describe(replace(rule("a"), description="No commas, please.")) == "No commas, please."
+
+
+@pytest.mark.parametrize(
+    ("response", "after", "answer"),
+    [
+        ("<think>a, b</think>\n\nAn answer.\n", "</think>", "An answer."),
+        ("a, b</think>An answer.", "</think>", "An answer."),  # the template opened the block
+        ("a</think>b</think>c", "</think>", "b</think>c"),  # servers show all after the first
+        ("<think>cut while think", "</think>", ""),
+        ("", "</think>", ""),
+        ("  kept as it is \n", "", "  kept as it is \n"),
+    ],
+)
+def test_the_answer_is_what_follows_the_thinking(response: str, after: str, answer: str) -> None:
+    assert answer_part(response, after) == answer

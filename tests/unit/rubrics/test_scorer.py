@@ -128,12 +128,35 @@ def test_a_judgement_that_keeps_failing_is_asked_again_once() -> None:
         scorer.start_judging(MIXED, "A river.")
         while scorer.metrics()["judge/unjudged"] == 0:
             await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)  # until its task has ended
         return await scorer.score_group(MIXED, ["A river."])
 
     with fake_judge(lambda response, call: "500") as server:
         (score,) = use(server, work)
         assert server.calls == {"A river.": 4}
     assert isinstance(score, Unscored)
+
+
+def test_thinking_is_neither_checked_nor_judged() -> None:
+    """The comma and the mud are in the thinking; what was cut before its end satisfies nothing."""
+    texts = ["<think>mud, mud</think>A river.", "<think>A river. I wonder"]
+
+    async def run(pool: Any, judge: JudgeClient) -> list[Score]:
+        scorer = Scorer(pool, judge, answer_after="</think>")
+        try:
+            scorer.start_judging(MIXED, texts[0])
+            return await scorer.score_group(MIXED, texts)
+        finally:
+            await scorer.close()
+
+    async def with_judge() -> list[Score]:
+        return await run(LocalPool(), JudgeClient(settings(server)))
+
+    with fake_judge() as server:
+        answered, cut = asyncio.run(with_judge())
+        assert server.calls == {"A river.": 1, "": 1}
+    assert isinstance(answered, Scored) and answered.reward == 1.0
+    assert isinstance(cut, Scored) and cut.unmet == ("rule", "true")
 
 
 def test_rubric_of_rules_alone_asks_no_judge() -> None:

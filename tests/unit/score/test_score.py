@@ -263,6 +263,17 @@ def test_scores_by_another_judge_prompt_are_not_taken_over(tmp_path: Path) -> No
     assert result.exit_code == 2 and "other settings than" in result.output
 
 
+def test_only_the_answer_is_scored_where_it_begins_is_said(tmp_path: Path) -> None:
+    rows = [row("a1", [NO_COMMA], responses=["a, b</think>No comma.", "No comma, no answer"])]
+    source, out = write(tmp_path / "rows.jsonl", rows), tmp_path / "scores.jsonl"
+    totals = scored(source, out, "--answer-after", "</think>")
+    assert share(totals["prompt_level"]) == (1, 2)
+    (line,) = map(json.loads, out.read_text(encoding="utf-8").splitlines())
+    assert [response["reward"] for response in line["responses"]] == [1.0, 0.0]
+    refused = score(source, out)
+    assert refused.exit_code == 2 and "scored with another content" in refused.output
+
+
 def test_a_file_that_another_process_writes_is_left_alone(tmp_path: Path) -> None:
     """Nothing is scored twice, and the judge is not asked twice."""
     source = write(tmp_path / "rows.jsonl", [row("a1", [says("river")], response="A river.")])
