@@ -34,7 +34,6 @@ from herl_megatron.observability.manifest import FileFacts
 from herl_megatron.rollout.engine import Bucket
 from herl_megatron.types import FloatArray, TrainBatch, TrainRow
 
-_START_TIMEOUT_S = 600.0
 _SAVE_POLL_S = 0.1
 _NO_VERSION = -1  # while a checkpoint is read, and for good where that failed
 RowValues = list[FloatArray | None]
@@ -67,11 +66,12 @@ class TrainerGroup:
 
     async def setup(self, *, optimizer_steps: int) -> None:
         """Form the process group, build the model on every rank and fetch the bucket plan."""
+        limit_s = self._config.cluster.start_timeout_s
         address = await wait_for(
             self._actors[0].address.remote(),
             who=self._names[0],
             doing="start its process",
-            timeout_s=_START_TIMEOUT_S,
+            timeout_s=limit_s,
         )
         refs = [
             actor.join.remote(
@@ -81,7 +81,7 @@ class TrainerGroup:
         ]
         doing = f"join the process group at {address[0]}:{address[1]}"
         try:
-            await self._all(refs, doing, timeout_s=_START_TIMEOUT_S)
+            await self._all(refs, doing, timeout_s=limit_s)
         except WorkerError as error:
             if not self._several_nodes:
                 raise
@@ -93,7 +93,7 @@ class TrainerGroup:
             actor.setup.remote(self._config, rank=rank, optimizer_steps=optimizer_steps)
             for rank, actor in enumerate(self._actors)
         ]
-        self._infos = await self._all(refs, "build the model", timeout_s=_START_TIMEOUT_S)
+        self._infos = await self._all(refs, "build the model", timeout_s=limit_s)
         self._plan = await self._one(0, self._actors[0].bucket_plan.remote(), "plan buckets")
 
     async def connect_writers(

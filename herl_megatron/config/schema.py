@@ -543,6 +543,9 @@ class ClusterConfig(Section):
     """Ray address to join; empty starts a Ray on this machine and stops it at the end."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of trainer and engines; auto takes CUDA when there is one."""
+    start_timeout_s: float = Field(default=600, gt=0)
+    """Longest wait for each part of the trainer's start: processes, their meeting, the model with
+    its weights read."""
     threads_per_rank: int = Field(default=1, gt=0)
     """CPU threads of each trainer rank and engine."""
 

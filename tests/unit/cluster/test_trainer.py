@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from herl_megatron.batching.schedule import Shard
+from herl_megatron.cluster.health import WorkerError
 from herl_megatron.cluster.trainer import TrainerGroup, step_metrics
 from herl_megatron.config.schema import Config, RolloutConfig
 from herl_megatron.types import TrainBatch, TrainRow
@@ -96,3 +97,26 @@ def test_a_training_step_longer_than_the_saves_limit_is_no_failed_save() -> None
     files = asyncio.run(TrainerGroup(config, [rank]).save_checkpoint(Path("unused")))
     assert rank.calls == 3  # begin, written, finish
     assert files == {"part": {"bytes": 1}}
+
+
+class SlowToStart:
+    """A rank that is there at once and takes long to build its model."""
+
+    def __init__(self) -> None:
+        self.address = self._after(0, ("127.0.0.1", 1))
+        self.join = self._after(0)
+        self.setup = self._after(30)
+
+    def _after(self, delay_s: float, result: object = None) -> Any:
+        class Method:
+            def remote(self, *args: Any, **named: Any) -> Any:
+                return asyncio.sleep(delay_s, result=result)
+
+        return Method()
+
+
+def test_how_long_a_large_model_may_take_to_start_is_said() -> None:
+    sections = {"cluster": {"start_timeout_s": 0.2}, "megatron": {"timeout_s": 60.0}}
+    config = Config.model_validate({"model": {"path": "unused"}, **sections})
+    with pytest.raises(WorkerError, match="trainer rank 0.*build the model.*0.2 s"):
+        asyncio.run(TrainerGroup(config, [SlowToStart()]).setup(optimizer_steps=1))

@@ -80,7 +80,7 @@ def test_unknown_key_without_a_near_one_lists_the_section(minimal: Path) -> None
     (problem,) = problems(minimal, "cluster.qqqq=1")
     assert problem == (
         "cluster.qqqq: unknown key (value 1); known here: cluster.address, cluster.device,"
-        " cluster.threads_per_rank"
+        " cluster.start_timeout_s, cluster.threads_per_rank"
     )
 
 
