@@ -106,7 +106,7 @@ def table(results: Sequence[RoundResult]) -> Table:
         shown.add_column(title, justify="right" if title else "left")
     for result in results:
         name = f"after round {result.round}" if result.round else "first samples"
-        joined = f"{result.accepted} of {result.revisions}" if result.round else ""
+        joined = f"{result.accepted}/{result.revisions + result.redrawn}" if result.round else ""
         shown.add_row(name, *_cells(result.outcome, joined))
     last = results[-1]
     for best, cost in ((last.same_samples, "samples"), (last.same_tokens, "tokens")):
@@ -114,7 +114,7 @@ def table(results: Sequence[RoundResult]) -> Table:
             shown.add_row(f"best of {best.n}, equal {cost}", *_cells(best.outcome, ""))
     unscored = sum(result.unscored for result in results)
     if unscored:
-        shown.add_row(f"[yellow]{unscored} responses without a score[/]")
+        shown.caption = f"[yellow]{unscored} responses without a score[/]"
     return shown
 
 

@@ -17,7 +17,7 @@ def lines(path: Path) -> list[dict]:
 def test_improve_adds_up_and_goes_on_where_it_was_stopped(herl, small: list[str]) -> None:
     """The numbers are those of the written trajectories, counted here; after losing some of them,
     and half a line, the same command with `run.resume` ends with the same numbers and files."""
-    arguments = ("improve", "quickstart_cpu.yaml", *small, "improve.rounds=2", "rollout.replicas=2")
+    arguments = ("improve", "quickstart_cpu.yaml", *small, "improve.rounds=2")
     run = herl(*arguments)
     code, output = run.wait()
     assert code == 0, output
