@@ -16,8 +16,8 @@ weight syncs, checkpoints and the reference see ordinary bf16 weights. Weights s
 | mxfp8      | per 32 values                                      | E4M3                 |
 
 `delayed` keeps a history of largest values in the modules: the first pass of a run computes with
-scales of 1, and every pass, of log-probs too, moves them. Checkpoints hold it as Transformer
-Engine's extra state; resuming with it was not tried on a GPU. Prefer one of the others.
+scales of 1, and every pass, of log-probs too, moves them. Checkpoints keep it, which was not tried
+on a GPU (`megatron.fp8_state`). Prefer one of the others.
 
 Sources: Transformer Engine's `quantization.py` (check_*_support) and `common/recipe`, 2.9 to 2.11;
 Megatron-Core 0.16.1's `fp8_utils.py` (alignment, minimal versions).

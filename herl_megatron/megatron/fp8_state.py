@@ -10,7 +10,7 @@ starts as a new run does, with scales of 1.
 
 The history has global names as weights have, one per layer and expert, so any layout finds it. Of a
 layer that TP cuts the first rank's is written, which is everyone's: Transformer Engine reduces
-largest values over TP, CP and DP.
+largest values over the ranks of a stage (for experts, of those in the same place on each EP rank).
 """
 
 from __future__ import annotations
