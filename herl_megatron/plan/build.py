@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from herl_megatron.cluster.placement import Node, place
+from herl_megatron.cluster.placement import Node, place, ranks_beside_engines
 from herl_megatron.config import fp8
 from herl_megatron.config.machine import Machine
 from herl_megatron.config.model_rules import read_shape, shape_problems
 from herl_megatron.config.schema import Config
 from herl_megatron.config.validate import rule_problems
-from herl_megatron.device import Device, memory_bytes
+from herl_megatron.device import Device, Transport, choose_transport, memory_bytes
 from herl_megatron.megatron.meta import RankBytes, rank_bytes, stage_ranks
 from herl_megatron.plan.cluster import GIB, Assumptions, Cluster
 from herl_megatron.plan.engine import EnginePlan, mean_tokens, model_parameters, plan_engine
@@ -152,6 +152,9 @@ def make_plan(
         ranks = rank_bytes(architecture, config.megatron, stage_ranks(config.megatron))
     reserve = int(assumed.reserve_gib * GIB)
     residue = int(assumed.sleep_residue_gib * GIB)
+    transport: Transport = "shared_memory"
+    if cluster is not None and not problems:
+        transport = _choose_transport(config, cluster)
     stages = plan_ranks(
         config,
         architecture,
@@ -160,12 +163,15 @@ def make_plan(
         on_gpu=gpu is not None,
         micro_batches=micro_batches,
         sleep_residue_bytes=residue,
+        transport=transport,
     )
     bucket = largest_bucket_bytes(config, architecture)
     host = (
         cpu_host_bytes(config, stages, engine, assumed, bucket_bytes=bucket)
         if cluster is None
-        else host_bytes(config, ranks, engine, cluster, assumed, bucket_bytes=bucket)
+        else host_bytes(
+            config, ranks, engine, cluster, assumed, bucket_bytes=bucket, transport=transport
+        )
     )
     return Plan(
         parameters=model_parameters(architecture),
@@ -176,7 +182,7 @@ def make_plan(
         sleep_residue_bytes=residue,
         host=host,
         host_limit_bytes=cluster.host_bytes if cluster else memory_bytes(Device("cpu"))[1],
-        seconds=_seconds(config, architecture, engine, cluster, micro_batches, assumed),
+        seconds=_seconds(config, architecture, engine, cluster, micro_batches, assumed, transport),
         problems=problems,
         warnings=tuple(_warnings(config, cluster, host)),
         assumed=assumed,
@@ -202,13 +208,11 @@ def find_problems(config: Config, shape: Path, cluster: Cluster | None) -> tuple
 def _conflicts(config: Config, cluster: Cluster) -> list[str]:
     """What the placement of ranks and engines on such nodes refuses, and FP8."""
     megatron = config.megatron
-    gpus = tuple(str(index) for index in range(cluster.gpus_per_node))
-    nodes = [Node(id=str(n), ip=f"node{n}", gpus=gpus) for n in range(cluster.nodes)]
     found = []
     engine_gpus = config.rollout.replicas * config.rollout.tensor_parallel
     if max(megatron.world_size, engine_gpus) <= cluster.gpus:  # else a rule has said so
         try:
-            place(config, nodes, device="cuda")
+            _choose_transport(config, cluster)
         except ValueError as error:
             found.append(str(error))
     recipes = fp8.available(capability=cluster.gpu.capability, cuda=_NEWEST_CUDA)
@@ -220,13 +224,26 @@ def _conflicts(config: Config, cluster: Cluster) -> list[str]:
     return found
 
 
+def _choose_transport(config: Config, cluster: Cluster) -> Transport:
+    """How weights will reach the engines.
+
+    Raises:
+        ValueError: ranks and engines cannot be placed, or not as the transport needs it.
+    """
+    gpus = tuple(str(index) for index in range(cluster.gpus_per_node))
+    nodes = [Node(id=str(n), ip=f"node{n}", gpus=gpus) for n in range(cluster.nodes)]
+    placement = place(config, nodes, device="cuda")
+    shares = ranks_beside_engines(placement) is not None
+    return choose_transport(config.weight_sync.transport, device="cuda", shares_gpus=shares)
+
+
 def _warnings(config: Config, cluster: Cluster | None, host: Mapping[str, int]) -> Iterator[str]:
     if cluster is None:
         return
-    shared = sum(host[name] for name in SHARED)
+    shared = {name: host[name] for name in SHARED if host[name]}
     yield (
-        f"/dev/shm of each node must hold {shared / GIB:.1f} GiB: {' and '.join(SHARED)} (a"
-        " container has 64 MiB unless it is told, docker run --shm-size)"
+        f"/dev/shm of each node must hold {sum(shared.values()) / GIB:.1f} GiB:"
+        f" {' and '.join(shared)} (a container has 64 MiB unless it is told, docker run --shm-size)"
     )
     total = sum(host.values())
     if not cluster.host_bytes:
@@ -247,6 +264,7 @@ def _seconds(
     cluster: Cluster | None,
     micro_batches: int,
     assumed: Assumptions,
+    transport: Transport,
 ) -> dict[str, float]:
     if cluster is None or not engine.sequences:
         return {}  # no rates are stated for a CPU, and no engine without a sequence gets anywhere
@@ -257,6 +275,7 @@ def _seconds(
         gpu=cluster.gpu,
         micro_batches=micro_batches,
         assumed=assumed,
+        transport=transport,
     )
 
 

@@ -85,6 +85,8 @@ class Assumptions:
     """Time of one decoding step that does not depend on sizes."""
     sync_gb_per_s: float = 5.0
     """Weights from the trainer through shared memory into all engines."""
+    sync_ipc_gb_per_s: float = 10.0
+    """The same where they stay in GPU memory (`weight_sync.transport`)."""
     sync_fixed_s: float = 1.0
     """Time of a weight sync that does not depend on sizes."""
     score_s: float = 0.05

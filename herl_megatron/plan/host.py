@@ -1,8 +1,8 @@
 """Host memory of a node, and what of it is shared memory (`/dev/shm`).
 
 Per node: the processes; weights of sleeping engines (`rollout.sleep: 1`); the reference model on
-the host; two weight buckets, written by one rank of each node; Ray's object store; and the last
-checkpoint's copy, which every rank keeps for the next one.
+the host; two weight buckets, written by one rank of each node unless they stay in GPU memory; Ray's
+object store; and the last checkpoint's copy, which every rank keeps for the next one.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from herl_megatron.config.schema import Config
+from herl_megatron.device import Transport
 from herl_megatron.megatron.meta import RankBytes
 from herl_megatron.megatron.precision import compute_dtype
 from herl_megatron.plan.cluster import GIB, Assumptions, Cluster
@@ -30,6 +31,7 @@ def host_bytes(
     assumed: Assumptions,
     *,
     bucket_bytes: int,
+    transport: Transport,
 ) -> dict[str, int]:
     """Host memory of the fullest node of GPUs; `ranks` are the stages' first ranks.
 
@@ -48,7 +50,7 @@ def host_bytes(
         "engines asleep": engine_gpus * engine.weight_bytes if kept else 0,
         "reference": here * reference if on_host else 0,
         "checkpoint": _checkpoint_bytes(config, ranks, per_node=here),
-        BUCKETS: 2 * bucket_bytes,
+        BUCKETS: 2 * bucket_bytes if transport == "shared_memory" else 0,
         OBJECTS: int(assumed.object_store_gib * GIB),
     }
 

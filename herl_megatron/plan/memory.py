@@ -15,7 +15,7 @@ import torch
 
 from herl_megatron.batching.schedule import length_multiple, padded_length
 from herl_megatron.config.schema import Config
-from herl_megatron.device import scratch_bytes
+from herl_megatron.device import Transport, scratch_bytes
 from herl_megatron.megatron.meta import RankBytes
 from herl_megatron.megatron.precision import compute_dtype
 from herl_megatron.plan.activations import ActivationModel, MicroBatchShape, chunk_layers
@@ -97,6 +97,7 @@ def plan_ranks(
     on_gpu: bool,
     micro_batches: int,
     sleep_residue_bytes: int,
+    transport: Transport,
 ) -> tuple[RankPlan, ...]:
     """One plan per pipeline stage; `ranks` are the stages' first ranks.
 
@@ -118,6 +119,7 @@ def plan_ranks(
             micro_batches=micro_batches,
             bucket_bytes=largest,
             freed_bytes=freed,
+            transport=transport,
             name=f"{rank.rank}-{rank.rank + per_stage - 1}" if per_stage > 1 else str(rank.rank),
         )
         for rank in ranks
@@ -135,6 +137,7 @@ def _plan_rank(
     micro_batches: int,
     bucket_bytes: int,
     freed_bytes: int,
+    transport: Transport,
     name: str,
 ) -> RankPlan:
     held = {
@@ -145,6 +148,10 @@ def _plan_rank(
     }
     if config.algorithm.kl_coef and config.megatron.reference == "resident":
         held["reference"] = rank.parameters * model.element_bytes
+    synced = 2 * bucket_bytes
+    if transport == "cuda_ipc":  # two buffers for the whole run, beside what is being gathered
+        held["weight buckets"] = 2 * bucket_bytes
+        synced = bucket_bytes
     last = rank.pp_rank == config.megatron.pipeline_parallel - 1
     scratch = scratch_bytes(torch.device("cuda" if on_gpu else "cpu"))
     layer = chunk_layers(model.architecture, config.megatron, rank.pp_rank)[0][:1]
@@ -164,7 +171,7 @@ def _plan_rank(
         "rollout": always,
         "log-probs": always + forward,
         "train step": always + activations + working,
-        "weight sync": always + 2 * bucket_bytes,
+        "weight sync": always + synced,
     }
     learning = ("log-probs", "train step") if freed_bytes > 0 else ()
     return RankPlan(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 
 from herl_megatron.config.schema import Config
+from herl_megatron.device import Transport
 from herl_megatron.plan.cluster import Assumptions, Gpu
 from herl_megatron.plan.engine import EnginePlan, mean_tokens, model_parameters
 from herl_megatron.weight_sync.hf_names import Architecture
@@ -46,6 +47,7 @@ def step_seconds(
     gpu: Gpu,
     micro_batches: int,
     assumed: Assumptions,
+    transport: Transport = "shared_memory",
 ) -> dict[str, float]:
     """Seconds of each phase of a step; scoring is what is left of it beside generation."""
     train, megatron = config.train, config.megatron
@@ -61,6 +63,8 @@ def step_seconds(
     passes = (train.optimizer_steps_per_step > 1) + (config.algorithm.kl_coef > 0)
     backward = 4 if megatron.recompute == "full" else 3
     weights = model_parameters(architecture) * _BYTES[megatron.precision]
+    in_gpus = transport == "cuda_ipc"
+    sync_rate = assumed.sync_ipc_gb_per_s if in_gpus else assumed.sync_gb_per_s
     samples = rows * (1 + (assumed.revised if config.hindsight.enabled else 0))
     scoring = samples * assumed.score_s / config.scoring.workers
     if config.judge.base_url:
@@ -70,7 +74,7 @@ def step_seconds(
         "scoring": scoring * (1 - assumed.scoring_hidden),
         "log-probs": passes * forward * (1 + idle) / (peak * assumed.forward_mfu),
         "train": backward * forward * (1 + idle) / (peak * assumed.train_mfu),
-        "weight sync": assumed.sync_fixed_s + weights / (assumed.sync_gb_per_s * 1e9),
+        "weight sync": assumed.sync_fixed_s + weights / (sync_rate * 1e9),
     }
 
 

@@ -32,7 +32,9 @@ def host(overrides: list[str], *, nodes: int, rank: RankBytes = RANK) -> dict[st
     config = load_config(QWEN_7B, ["megatron.sequence_parallel=false", *overrides])
     cluster = Cluster(choose_gpu("h100-80"), nodes=nodes, gpus_per_node=8)
     stages = [rank] * config.megatron.pipeline_parallel
-    return host_bytes(config, stages, ENGINE, cluster, Assumptions(), bucket_bytes=7)
+    return host_bytes(
+        config, stages, ENGINE, cluster, Assumptions(), bucket_bytes=7, transport="shared_memory"
+    )
 
 
 @pytest.mark.parametrize(
@@ -86,10 +88,34 @@ def test_a_host_that_is_too_small_names_what_fills_it_and_how_to_mend_it() -> No
     assert not plan.host_fits and not plan.fits
     (warning,) = (text for text in plan.warnings if "of host memory and has 200" in text)
     assert "most is reference: megatron.reference=resident" in warning
-    shared = (plan.host["weight buckets"] + plan.host["Ray's objects"]) / GIB
-    assert f"/dev/shm of each node must hold {shared:.1f} GiB" in plan.warnings[0]
+    assert "/dev/shm of each node must hold 1.0 GiB: Ray's objects (" in plan.warnings[0]
     large = Cluster(choose_gpu("h200-141"), nodes=1, gpus_per_node=8, host_bytes=2000 * GIB)
     assert make_plan(config, SHAPE, cluster=large, assumed=Assumptions()).fits
+
+
+def test_buckets_are_in_shared_memory_or_in_the_memory_of_every_gpu() -> None:
+    """Two of the largest, the embedding, 152064 * 3584 in bf16."""
+    embedding = 152_064 * 3584 * 2
+    cluster = Cluster(choose_gpu("h100-80"), nodes=1, gpus_per_node=8)
+    plans = {
+        transport: make_plan(
+            load_config(QWEN_7B, [f"weight_sync.transport={transport}"]),
+            SHAPE, cluster=cluster, assumed=Assumptions(),
+        )
+        for transport in ("auto", "cuda_ipc", "shared_memory")
+    }  # fmt: skip
+    by_host, by_gpu = plans["shared_memory"], plans["cuda_ipc"]
+    assert plans["auto"].ranks == by_gpu.ranks  # every engine's GPU has a trainer rank
+    assert (by_host.host["weight buckets"], by_gpu.host["weight buckets"]) == (2 * embedding, 0)
+    assert "weight buckets" not in by_host.ranks[0].held
+    assert by_gpu.ranks[0].held["weight buckets"] == 2 * embedding
+    for phase, more in (("rollout", 2), ("train step", 2), ("weight sync", 1)):
+        difference = by_gpu.ranks[0].phases[phase] - by_host.ranks[0].phases[phase]
+        assert difference == more * embedding, phase
+    assert by_gpu.seconds["weight sync"] < by_host.seconds["weight sync"]
+    alone = load_config(QWEN_7B, ["megatron.data_parallel=2", "weight_sync.transport=cuda_ipc"])
+    (problem,) = make_plan(alone, SHAPE, cluster=cluster, assumed=Assumptions()).problems
+    assert "needs a trainer rank on every GPU" in problem
 
 
 @pytest.mark.parametrize(
