@@ -117,7 +117,6 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> tuple[Case, torch.Tensor]:
     ("layout", "loss"),
     [
         (LAYOUTS["TP1 PP1 DP1"], "sigmoid"),
-        (LAYOUTS["TP2 SP"], "sigmoid"),
         (LAYOUTS["PP2 VPP2"], "sigmoid"),
         (LAYOUTS["TP2 DP2"], "ipo"),
         # A row to a micro-batch: the two of a pair never meet; then packed rows cut in two.
