@@ -148,14 +148,15 @@ class MegatronWriter:
 
         def write_file(number: int) -> list[WriteResult]:
             try:
-                results: list[WriteResult] = writer.write_data(plans[number], planner).wait()
+                with without_checksums():  # torch keeps this by thread
+                    results: list[WriteResult] = writer.write_data(plans[number], planner).wait()
             except RuntimeError as error:
                 # After a failed write torch.save cannot close its archive, which hides why.
                 raise write_error(error) or error from None
             done(sum(piece.num_bytes for piece in self._plans[number]))
             return results
 
-        with without_checksums(), ThreadPoolExecutor(threads) as pool:
+        with ThreadPoolExecutor(threads) as pool:
             jobs = [pool.submit(write_file, number) for number in range(len(plans))]
             try:
                 results = [job.result() for job in jobs]
