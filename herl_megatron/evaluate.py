@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -47,13 +48,14 @@ def summarize(groups: Sequence[ScoredGroup]) -> EvalResult:
     """Average scored groups. Responses without a score are counted, not averaged.
 
     Raises:
-        ValueError: no response could be scored.
+        RuntimeError: no response could be scored; names the most frequent reasons.
     """
     scores = [score for group in groups for score in group.scores]
     scored = [score for score in scores if isinstance(score, Scored)]
     if not scored:
-        reasons = {score.reason for score in scores if not isinstance(score, Scored)}
-        raise ValueError(f"none of {len(scores)} responses could be scored: {sorted(reasons)[:3]}")
+        reasons = Counter(score.reason for score in scores if not isinstance(score, Scored))
+        shown = "; ".join(f"{count} x {text}" for text, count in reasons.most_common(3))
+        raise RuntimeError(f"evaluation: none of {len(scores)} responses could be scored: {shown}")
     lengths = [len(r.completion.token_ids) for group in groups for r in group.group.rollouts]
     hits: dict[str, list[int]] = {}
     for group in groups:

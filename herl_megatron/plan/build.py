@@ -85,6 +85,12 @@ class Plan:
         return self._all_but_gpus and all(self._on_gpus(r.worst_asleep[1]) for r in self.ranks)
 
     @property
+    def only_host_misfits(self) -> bool:
+        """Whether nothing but a node's host memory is too small, which no layout mends."""
+        rest = self.engine.sequences > 0 and not self.problems
+        return rest and not self.host_fits and self._on_gpus(self.worst.worst[1])
+
+    @property
     def _all_but_gpus(self) -> bool:
         return self.engine.sequences > 0 and self.host_fits and not self.problems
 

@@ -53,7 +53,7 @@ def run_plan(
         console.print(to_json(plan), highlight=False, soft_wrap=True, markup=False)
         return plan.fits
     show_plan(console, plan, config, cluster)
-    if not plan.fits and cluster is not None:
+    if not plan.fits and not plan.only_host_misfits and cluster is not None:
         _show_suggestion(console, suggest(config, shape, cluster=cluster, assumed=assumed))
     return plan.fits
 

@@ -121,5 +121,5 @@ def test_statements_for_a_judge_are_one_number_whatever_their_ids() -> None:
 
 
 def test_summary_without_any_score_is_an_error_not_a_zero() -> None:
-    with pytest.raises(ValueError, match="none of 1 responses could be scored.*judge down"):
+    with pytest.raises(RuntimeError, match="none of 1 responses could be scored: 1 x judge down"):
         summarize([scored_group([Unscored("judge down")])])

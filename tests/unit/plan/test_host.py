@@ -6,7 +6,9 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+from typer.testing import CliRunner
 
+from herl_megatron.cli import app
 from herl_megatron.config.load import load_config
 from herl_megatron.megatron.meta import RankBytes
 from herl_megatron.plan.build import make_plan
@@ -85,7 +87,7 @@ def test_a_host_that_is_too_small_names_what_fills_it_and_how_to_mend_it() -> No
                                    "megatron.reference=host", "algorithm.kl_coef=0.1"])  # fmt: skip
     small = Cluster(choose_gpu("h200-141"), nodes=1, gpus_per_node=8, host_bytes=200 * GIB)
     plan = make_plan(config, SHAPE, cluster=small, assumed=Assumptions())
-    assert not plan.host_fits and not plan.fits
+    assert not plan.host_fits and not plan.fits and plan.only_host_misfits
     (warning,) = (text for text in plan.warnings if "of host memory and has 200" in text)
     assert "most is reference: megatron.reference=resident" in warning
     assert "/dev/shm of each node must hold 1.0 GiB: Ray's objects (" in plan.warnings[0]
@@ -147,3 +149,11 @@ def test_the_plan_looks_at_the_environment() -> None:
         plan = make_plan(load_config(QWEN_7B), SHAPE, cluster=cluster, assumed=Assumptions())
     assert any("every kernel waits" in text for text in plan.warnings)
     assert plan.fits
+
+
+def test_no_other_layout_is_suggested_where_the_host_is_too_small() -> None:
+    options = [str(QWEN_7B), "--gpu", "h100-80", "--host-gib", "60"]
+    done = CliRunner().invoke(app, ["plan", *options], env={"COLUMNS": "240"})
+    assert done.exit_code == 1
+    assert "the host memory of a node is too small" in done.output
+    assert "a node needs" in done.output and "suggestion" not in done.output
