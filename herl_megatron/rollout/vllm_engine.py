@@ -34,7 +34,7 @@ from herl_megatron.rollout.vllm_requests import (
     scoring_params,
 )
 from herl_megatron.rollout.vllm_weights import BACKEND, WORKER_EXTENSION
-from herl_megatron.rollout.vllm_workers import start_failure
+from herl_megatron.rollout.vllm_workers import start_failure, unlink_shared_memory
 from herl_megatron.types import Completion, FloatArray, GenerateRequest
 
 T = TypeVar("T")
@@ -327,6 +327,7 @@ def _start(config: VllmConfig) -> LLMEngine:
     except Exception as error:  # process border: vLLM says no more than that a worker failed
         raise start_failure(error) from error
     llm.collective_rpc("join_engine", args=(os.getpid(),))
+    unlink_shared_memory()
     return llm
 
 

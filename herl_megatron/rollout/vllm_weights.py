@@ -34,7 +34,7 @@ from vllm.model_executor.model_loader.reload.layerwise import (
 from vllm.model_executor.model_loader.reload.meta import SKIP_TENSORS
 
 from herl_megatron.rollout.engine import Bucket
-from herl_megatron.rollout.vllm_workers import end_with_engine, unlink_collectives
+from herl_megatron.rollout.vllm_workers import end_with_engine, unlink_shared_memory
 from herl_megatron.weight_sync import transport_ipc
 from herl_megatron.weight_sync.transport import read_bucket
 
@@ -52,7 +52,7 @@ class WorkerExtension:
     def join_engine(self, engine_pid: int) -> None:
         """Leave nothing behind when the engine's process ends, however that happens."""
         end_with_engine(engine_pid)
-        unlink_collectives()
+        unlink_shared_memory()
 
 
 @dataclass

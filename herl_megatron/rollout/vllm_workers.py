@@ -8,10 +8,12 @@ themselves, workers that hang outlive an engine that was killed, and keep their 
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 from pathlib import Path
 
+from vllm.distributed.device_communicators.shm_broadcast import ShmRingBuffer
 from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 
@@ -31,11 +33,18 @@ def end_with_engine(engine_pid: int) -> None:
         os._exit(1)
 
 
-def unlink_collectives() -> None:
-    """Called in a worker: take the names of the CPU's collective buffers away, once all have them.
+def unlink_shared_memory() -> None:
+    """Called in the engine and in every worker once all have mapped it: take its name away.
 
-    vLLM does it at an orderly end only; a killed worker would leave them in shared memory.
+    vLLM removes its queues and the CPU's collective buffers at an orderly end only; whoever is
+    killed would leave them for ever.
     """
+    gc.unfreeze()  # vLLM hides what it has made by now from the collector
+    for ring in gc.get_objects():  # it keeps them in several places
+        if type(ring) is ShmRingBuffer and ring.is_creator:
+            ring.shared_memory.unlink()
+            ring.is_creator = False  # or it would do the same at its end
+    gc.freeze()
     identity = os.environ.get("VLLM_DIST_IDENT")  # set by vLLM's CPU worker
     if identity:
         for path in _SHARED_MEMORY.glob(f"{identity}-*"):
