@@ -57,9 +57,9 @@ def plan_file(path: Path, *, gpu: str | None, gpus_per_node: int) -> Plan:
 
 def show_files(console: Console, paths: list[Path], *, gpu: str | None, per_node: int) -> bool:
     """One row per configuration; True if all fit."""
-    table = Table(title="memory per GPU, GiB")
-    for name in ("configuration", "parameters", "worst phase", "ranks", "needs", "has", "fits"):
-        table.add_column(name)
+    table = Table(title="GiB per GPU, engines awake, and of host memory per node")
+    for name in ("configuration", "worst phase", "needs", "has", "node", "fits"):
+        table.add_column(name, overflow="fold")
     fits = True
     for path in paths:
         plan = plan_file(path, gpu=gpu, gpus_per_node=per_node)
@@ -67,13 +67,12 @@ def show_files(console: Console, paths: list[Path], *, gpu: str | None, per_node
         fits &= plan.fits
         limit = gib(plan.gpu_bytes) if plan.gpu_bytes else "-"
         table.add_row(
-            path.name,
-            f"{plan.parameters:,}",
+            path.stem,
             phase,
-            plan.worst.ranks,
             gib(needed),
             limit,
-            "yes" if plan.fits else "no",
+            gib(sum(plan.host.values())),
+            "yes" if plan.fits else "asleep" if plan.fits_asleep else "no",
         )
     console.print(table)
     return fits
