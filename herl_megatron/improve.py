@@ -102,7 +102,7 @@ def summary(config: Config, inputs: Inputs, results: Sequence[RoundResult]) -> d
 def table(results: Sequence[RoundResult]) -> Table:
     """Answers and their cost, round by round, and what best-of-N makes of the same cost."""
     shown = Table(title="self-improvement on held-out prompts", title_justify="left", box=None)
-    for title in ("", "mean reward", "all satisfied", "accepted", "samples", "tokens"):
+    for title in ("", "reward", "all satisfied", "accepted", "samples", "tokens"):
         shown.add_column(title, justify="right" if title else "left")
     for result in results:
         name = f"after round {result.round}" if result.round else "first samples"
