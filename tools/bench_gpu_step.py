@@ -2,30 +2,37 @@
 
     python tools/bench_gpu_step.py --shape 1.5b --out step_1.5b.json           # bf16 over HF, MFU
     python tools/bench_gpu_step.py --shape 4096 --fp8 tensorwise blockwise --out step_4096.json
-    python tools/bench_gpu_step.py --shape tiny --pairs 3 --no-compile         # dry run, CPU too
+    python tools/bench_gpu_step.py --device cpu --shape tiny --tokens 256 --length 64 --pairs 3
 
-NOT RUN YET on any GPU. Both sides take the same rows (`--tokens` in sequences of `--length`), the
-same mean cross-entropy over all tokens, activations in bf16, fp32 main weights, gradient clipping
-and Adam; the Hugging Face step is the causal language model under bf16 autocast with SDPA and fused
-AdamW, model and loss compiled together. Sides are measured in turns, synchronised, after
-`--warm-up` steps of each; only two sides are on the GPU at a time. MFU is over `--peak-tflops`
-(H100 SXM in bf16 by default), counting causal attention once and no recomputation. The goal for
-FP8 depends on the hidden size; it is what `megatron.fp8_min_hidden` stands on.
+NOT RUN YET on any GPU; the last line is a dry run without one. A side that fails is left out and
+named, the others are measured; a model that does not compile is measured uncompiled. Both sides
+take the same rows (`--tokens` in sequences of `--length`), the same mean cross-entropy over all
+tokens, activations in bf16, fp32 main weights, gradient clipping and Adam; the Hugging Face step is
+the causal language model under bf16 autocast with SDPA and fused AdamW, model and loss compiled
+together. Sides are measured in turns, synchronised, after `--warm-up` steps of each; only two sides
+are on the GPU at a time. MFU is over `--peak-tflops` (H100 SXM in bf16 by default), counting causal
+attention once and no recomputation. The goal for FP8 depends on the hidden size; it is what
+`megatron.fp8_min_hidden` stands on.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import importlib.util
 import json
+import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+# Two models with optimizers of 1.5B fill most of 80 GB: without holes between them.
+os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
@@ -41,7 +48,13 @@ from herl_megatron.config.schema import (
     ModelConfig,
     OptimizerConfig,
 )
-from herl_megatron.device import Device, check_precision, choose_device, release_cached_memory
+from herl_megatron.device import (
+    Device,
+    check_precision,
+    choose_device,
+    release_cached_memory,
+    transformer_engine_version,
+)
 from herl_megatron.megatron.actor import MegatronActor
 from herl_megatron.megatron.groups import Groups
 from herl_megatron.megatron.parallel import init_parallel, shutdown_parallel
@@ -57,6 +70,7 @@ SHAPES = {
     "4096": (4096, 14_336, 4, 32, 8, 128_256),
     "tiny": (128, 256, 2, 2, 1, 1000),
 }
+_SHOWN = 60  # characters of a failure in the table; the JSON file has all
 MFU_GOAL, HF_GOAL, LARGE_HIDDEN, LARGE_GOAL, SMALL_GOAL = 0.40, 1.0, 4096, 1.20, 0.98
 
 
@@ -202,40 +216,70 @@ def ratio_row(what: str, slow: Sequence[float], fast: Sequence[float], goal: flo
     return Row(what, interval_text(ratio), f">= {goal}x", ratio[1] >= goal)
 
 
+@contextmanager
+def apart(name: str, failed: dict[str, str]) -> Iterator[None]:
+    """One side: what fails in it is written down and costs the other sides nothing."""
+    try:
+        yield
+    except Exception as error:  # whatever a kernel, a compiler or the memory says
+        failed[name] = f"{type(error).__name__}: {error}"
+    finally:
+        gc.collect()
+        release_cached_memory()
+
+
 def measure(args: argparse.Namespace, folder: str) -> tuple[list[Row], dict[str, Any]]:
-    """bf16 against HF, then bf16 against each FP8 recipe."""
+    """bf16 alone, then against HF and against each FP8 recipe."""
     write_config(Path(folder), args.shape, args.length)
     sequences = args.tokens // args.length
     rows = draw_rows(args.shape, sequences=sequences, length=args.length)
     flops = step_flops(args.shape, sequences=sequences, length=args.length)
-    device = choose_device("auto")
+    device = choose_device(args.device)
     groups = init_parallel(
         MegatronConfig(precision="bf16"), rank=0, world_size=1,
         init_method=f"file://{folder}/store", device=device, seed=0,
     )  # fmt: skip
-    table, raw = [], {"flops": flops}
-    others: list[str | None] = [None, *args.fp8]
-    for fp8 in others:
+    large = SHAPES[args.shape][0] >= LARGE_HIDDEN
+    table: list[Row] = []
+    failed: dict[str, str] = {}
+    raw: dict[str, Any] = {"flops": flops, "failed": failed}
+    with apart("bf16", failed):
         bf16 = megatron_step(folder, rows, groups, fp8=None, tokens=args.length)
-        if fp8 is None:
-            other = hf_step(folder, rows, device, compiled=not args.no_compile)
-        else:
-            other = megatron_step(folder, rows, groups, fp8=fp8, tokens=args.length)
-        ours, theirs = in_turns(bf16, other, device, args)
-        del bf16, other
-        gc.collect()
-        release_cached_memory()
-        raw |= {f"bf16 beside {fp8 or 'hf'}": ours, fp8 or "hf": theirs}
-        table.append(mfu_row(fp8 or "HF", theirs, flops, args.peak_tflops))
-        if fp8 is None:
-            table.append(mfu_row("bf16", ours, flops, args.peak_tflops))
-            table.append(ratio_row("bf16 over HF, speed", theirs, ours, HF_GOAL))
-        else:
-            large = SHAPES[args.shape][0] >= LARGE_HIDDEN
-            goal = LARGE_GOAL if large else SMALL_GOAL
-            table.append(ratio_row(f"{fp8} over bf16, speed", ours, theirs, goal))
+        raw["bf16"] = [timed_s(bf16, device) for _ in range(args.warm_up + args.pairs)]
+        table.append(mfu_row("bf16", raw["bf16"][args.warm_up :], flops, args.peak_tflops))
+        other: Step | None
+        for compiled in (True, False):
+            name = "compiled HF" if compiled else "HF"
+            if compiled == args.no_compile or (not compiled and "compiled HF" in raw):
+                continue
+            with apart(name, failed):
+                other = hf_step(folder, rows, device, compiled=compiled)
+                ours, raw[name] = in_turns(bf16, other, device, args)
+                raw[f"bf16 beside {name}"] = ours
+                table.append(mfu_row(name, raw[name], flops, args.peak_tflops))
+                table.append(ratio_row(f"bf16 over {name}, speed", raw[name], ours, HF_GOAL))
+            other = None
+        for fp8 in args.fp8:
+            with apart(fp8, failed):
+                other = megatron_step(folder, rows, groups, fp8=fp8, tokens=args.length)
+                ours, raw[fp8] = in_turns(bf16, other, device, args)
+                raw[f"bf16 beside {fp8}"] = ours
+                table.append(mfu_row(fp8, raw[fp8], flops, args.peak_tflops))
+                goal = LARGE_GOAL if large else SMALL_GOAL
+                table.append(ratio_row(f"{fp8} over bf16, speed", ours, raw[fp8], goal))
+            other = None
+    table += [Row(f"{name}: failed", why[:_SHOWN]) for name, why in failed.items()]
     shutdown_parallel()
     return table, raw
+
+
+def software(started_on: dict[str, Any]) -> None:
+    """Add what decides which kernels run."""
+    started_on["cudnn"] = torch.backends.cudnn.version()
+    started_on["flash_attn"] = importlib.util.find_spec("flash_attn") is not None
+    started_on["transformer_engine"] = transformer_engine_version()
+    if torch.cuda.is_available():
+        started_on["gpu"] = torch.cuda.get_device_name()
 
 
 def main() -> None:
@@ -244,10 +288,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--shape", choices=SHAPES, default="1.5b")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--fp8", nargs="*", choices=RECIPES, default=[])
     parser.add_argument("--tokens", type=int, default=16_384, help="of one step")
     parser.add_argument("--length", type=int, default=4096, help="tokens of a sequence")
-    parser.add_argument("--pairs", type=int, default=50)
+    parser.add_argument("--pairs", type=int, default=30)
     parser.add_argument("--warm-up", type=int, default=5)
     parser.add_argument("--peak-tflops", type=float, default=989.0)
     parser.add_argument("--no-compile", action="store_true", help="Hugging Face step without")
@@ -256,8 +301,7 @@ def main() -> None:
     if args.tokens % args.length:
         parser.error(f"--tokens {args.tokens} is not a multiple of --length {args.length}")
     started_on = machine()
-    if torch.cuda.is_available():
-        started_on["gpu"] = torch.cuda.get_device_name()
+    software(started_on)
     with tempfile.TemporaryDirectory() as folder:
         table, raw = measure(args, folder)
     title = f"one optimizer step, {args.shape}, {args.tokens} tokens in sequences of {args.length}"

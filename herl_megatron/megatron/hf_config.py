@@ -44,6 +44,8 @@ def transformer_config(
     )
     fields |= precision_fields(config) | _parallel_fields(config) | _recompute_fields(config)
     fields |= _expert_fields(architecture, transformer_engine=transformer_engine)
+    if transformer_engine:
+        fields |= _engine_fields(architecture, config)
     # Weights are read from a checkpoint or drawn per name; NaN until then shows a forgotten one.
     # Megatron's own initialisation stays on: it also marks the weights that TP cuts, without
     # which gradient norms are wrong in silence.
@@ -118,6 +120,27 @@ def _parallel_fields(config: MegatronConfig) -> dict[str, Any]:
         # Not a kernel that either of our attentions uses, and it refuses bf16 on CPU.
         "masked_softmax_fusion": False,
     }
+
+
+def _engine_fields(a: Architecture, config: MegatronConfig) -> dict[str, Any]:
+    """What Transformer Engine's layers need or do better.
+
+    Its rotary kernel takes packed rows as they are; Megatron's own code goes from row to row, and
+    waits for the GPU in every layer to know where they end. Its attention passes key and value
+    around the CP ranks (`p2p`), but with a window it has to exchange sequences for heads (`a2a`).
+    """
+    fields: dict[str, Any] = {"apply_rope_fusion": True}
+    if a.window is not None and config.context_parallel > 1:
+        tp, cp = config.tensor_parallel, config.context_parallel
+        if a.num_kv_heads % (tp * cp):
+            raise ValueError(
+                f"a model with a sliding window of {a.window} has num_key_value_heads"
+                f" {a.num_kv_heads}, which tensor_parallel {tp} * context_parallel {cp} does not"
+                " divide: Transformer Engine gives each rank whole heads then; use a smaller"
+                " megatron.context_parallel"
+            )
+        fields["cp_comm_type"] = "a2a"
+    return fields
 
 
 def _recompute_fields(config: MegatronConfig) -> dict[str, Any]:
