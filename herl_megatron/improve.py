@@ -62,7 +62,8 @@ async def improve(config: Config) -> list[RoundResult]:
             )  # fmt: skip
             raise
         for result in results:
-            folder.log(result.round, _metrics(result) | restarts)
+            folder.log(result.round, _metrics(result))
+        folder.log(config.improve.rounds, restarts)
         folder.write_json("improve.json", summary(config, inputs, results))
         get_console().print(table(results))
         logger.info("trajectories and numbers: %s", folder.path)

@@ -11,8 +11,8 @@ starts (toy/ and sft/) may be copied to RUNS/seed0, RUNS/seed1, ...
 Held-out numbers are compared twice. At equal steps: after `--steps`. At equal generated tokens:
 each arm's held-out curve, linear between evaluations, at the number of tokens (first samples and
 revisions) that the arm with the fewest had generated at its end; plain RLVR samples no revisions
-and therefore trains `--extra-steps` longer, so that this number is not RLVR's own at `--steps`, and
-HiR, which samples 6 responses of a group of 8 and replays the other 2, twice as many.
+and therefore trains `--extra-steps` longer, so that this number is not RLVR's own at `--steps`. So
+does HiR, which samples 6 responses of a group of 8 and replays the other 2.
 The curves of all runs go to RUNS/report (`herl report`).
 """
 
@@ -50,7 +50,7 @@ ARMS: dict[str, tuple[str, ...]] = {
 }
 _COMPAT_UNSETS = ("behavior", "train_context", "chat_template", "replace", "no_qualified",
                   "temperature", "top_p")  # fmt: skip
-_EXTRA = {"rlvr": 1, "hir": 2}
+_SAMPLES_NO_REVISIONS = ("rlvr", "hir")
 _ATTEMPTS = 3  # Ray ends its workers when other processes fill the machine's memory
 _WIDTH = 150
 MEASURES = ("reward", "all_satisfied")
@@ -272,7 +272,7 @@ def run_all(options: argparse.Namespace, runs: Path) -> list[Curve]:
 
     def one(job: tuple[int, str]) -> Curve | None:
         seed, arm = job
-        steps = options.steps + options.extra_steps * _EXTRA.get(arm, 0)
+        steps = options.steps + options.extra_steps * (arm in _SAMPLES_NO_REVISIONS)
         for _ in range(_ATTEMPTS):
             try:
                 folder = train_arm(runs, arm, seed, steps=steps, overrides=overrides)
@@ -309,7 +309,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--extra-steps", type=int, default=15, help="for plain RLVR; HiR: twice")
+    parser.add_argument("--extra-steps", type=int, default=15, help="for RLVR and HiR")
     parser.add_argument("--eval-every", type=int, default=5, help="a divisor of --steps")
     parser.add_argument("--eval-samples", type=int, default=4, help="per held-out prompt")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, two cores each")
