@@ -3,7 +3,8 @@
 
 What a command needs is imported by it alone: `herl score` runs without torch and starts at once.
 
-Exit codes: 0 done, 1 a worker failed, 2 the input has to be mended, 130 interrupted.
+Exit codes: 0 done, 1 a worker failed, 2 the input has to be mended, 75 stopped on request
+(SIGUSR1) and saved: to go on with run.resume=true, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from herl_megatron.observability.logging import setup_logging
 if TYPE_CHECKING:
     from herl_megatron.config.schema import Config
     from herl_megatron.config.validate import Purpose
+
+_SAVED = 75  # "temporary failure" in sysexits.h: slurm/ray_cluster.sh asks for another turn
 
 app = typer.Typer(
     help="HeRL on Megatron-Core: hindsight-guided RL from rubric rewards.",
@@ -231,6 +234,7 @@ def _run(
 ) -> None:
     """Load, check and run; turn the failures a user can act on into one clear message."""
     from herl_megatron.cluster.session import check_address
+    from herl_megatron.cluster.stop import SavedForResume
     from herl_megatron.config.load import load_config
     from herl_megatron.config.validate import validate
     from herl_megatron.hindsight.compat import effective
@@ -247,6 +251,9 @@ def _run(
         asyncio.run(job(config))
     except ValueError as error:
         _refuse(error)
+    except SavedForResume as error:
+        console.print(f"[bold yellow]stopped:[/] {escape(str(error))}; run.resume=true goes on")
+        raise typer.Exit(_SAVED) from error
     except (RuntimeError, TimeoutError) as error:  # WorkerError, PipelineError and their like
         console.print(
             f"[bold red]stopped:[/] {escape(str(error))}", highlight=False, soft_wrap=True

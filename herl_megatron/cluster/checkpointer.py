@@ -14,6 +14,7 @@ import asyncio
 import logging
 
 from herl_megatron.cluster.health import WorkerError
+from herl_megatron.cluster.stop import SavedForResume, StopRequest
 from herl_megatron.cluster.trainer import TrainerGroup
 from herl_megatron.config.paths import run_path
 from herl_megatron.config.schema import Config
@@ -34,10 +35,17 @@ _END_TIMEOUT_S = 30.0  # how long a run that stops waits for a save that is unde
 class Checkpointer:
     """Saves trainer and driver together; at most one save is under way."""
 
-    def __init__(self, config: Config, trainer: TrainerGroup, source: GroupSource) -> None:
+    def __init__(
+        self,
+        config: Config,
+        trainer: TrainerGroup,
+        source: GroupSource,
+        stop: StopRequest | None = None,
+    ) -> None:
         self._config = config
         self._trainer = trainer
         self._source = source
+        self._stop = stop or StopRequest()
         self._running: asyncio.Task[None] | None = None
 
     async def restore(self, checkpoint: Checkpoint | None) -> tuple[int, Evaluated | None]:
@@ -60,15 +68,17 @@ class Checkpointer:
     async def save_if_due(
         self, steps_done: int, metrics_bytes: int, before: Evaluated | None
     ) -> None:
-        """Start a save after every `checkpoint.every` steps and after the last.
+        """Start a save after every `checkpoint.every` steps, after the last, and to stop.
 
         Raises:
             WorkerError, OSError: an earlier save failed.
+            SavedForResume: the run was asked to stop and is saved.
         """
         if self._running is not None and self._running.done():
             await self.finish()
         every = self._config.checkpoint.every
-        if not every or (steps_done % every and steps_done != self._config.train.steps):
+        due = every and (not steps_done % every or steps_done == self._config.train.steps)
+        if not due and not self._stop.made:
             return
         await self.finish()
         headline = None
@@ -83,6 +93,9 @@ class Checkpointer:
         )
         self._running = asyncio.create_task(self._save(driver))
         await asyncio.sleep(0)  # the ranks get the save before any further call of this loop
+        if self._stop.made:
+            await self.finish()
+            raise SavedForResume(f"asked to stop: {steps_done} steps are done and saved")
 
     async def finish(self) -> None:
         """Wait for the save under way; raises what it raised."""

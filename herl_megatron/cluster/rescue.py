@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from herl_megatron.cluster.health import WorkerError
 from herl_megatron.cluster.parts import Parts
+from herl_megatron.cluster.stop import SavedForResume
 from herl_megatron.observability.run_folder import RunFolder
 from herl_megatron.rollout.pipeline import PipelineError
 from herl_megatron.types import ScoredGroup, Unscored
@@ -24,8 +25,11 @@ async def rescue(error: BaseException, parts: Parts, folder: RunFolder) -> None:
     """Write finished groups, the gate's numbers and the trainer's policy.
 
     The policy is as of the last optimizer step. A trainer that is dead or stuck gives none, which
-    is logged, as is a full disk: nothing raised here may hide `error`.
+    is logged, as is a full disk: nothing raised here may hide `error`. A run that is saved to go on
+    later needs none of it.
     """
+    if isinstance(error, SavedForResume):
+        return
     try:
         if isinstance(error, PipelineError):
             folder.log_rollouts("unfinished", error.finished)

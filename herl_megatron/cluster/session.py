@@ -76,9 +76,18 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
 
 def _join(address: str) -> None:
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            # Elsewhere nodes may have their Python at another path: theirs is left to them.
+            runtime_env=_quoted_python() if " " in sys.executable else None,
+        )
     except ConnectionError as error:
-        raise ValueError(f"cluster.address is {address!r}: {error}") from error
+        raise ValueError(
+            f"cluster.address is {address!r}: {str(error).splitlines()[0]}; a cluster with tokens"
+            " (`ray start` says so) wants RAY_AUTH_MODE=token and its token in the environment"
+        ) from error
 
 
 def _start() -> None:
@@ -89,9 +98,13 @@ def _start() -> None:
         log_to_driver=False,
         logging_level=logging.ERROR,
         object_store_memory=object_store_bytes(stat.f_bavail * stat.f_frsize if stat else 0),
-        # Ray starts workers through a shell and does not quote the interpreter's path.
-        runtime_env={"py_executable": shlex.quote(sys.executable)},
+        runtime_env=_quoted_python(),
     )
+
+
+def _quoted_python() -> dict[str, str]:
+    """Ray starts workers through a shell and does not quote the interpreter's path."""
+    return {"py_executable": shlex.quote(sys.executable)}
 
 
 def _cancel_on_sigterm() -> None:
