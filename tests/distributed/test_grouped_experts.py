@@ -73,6 +73,7 @@ def work(rank: int, world_size: int, init_method: str, folder: str, staging: str
     """Load and export the chunk; the names and shapes of it and of the model built without TE."""
     from herl_megatron.device import choose_device
     from herl_megatron.megatron.export import write_stage
+    from herl_megatron.megatron.fp8_state import module_state
     from herl_megatron.megatron.load import load_hf_weights
     from herl_megatron.megatron.model import build_model
     from herl_megatron.megatron.parallel import init_parallel, shutdown_parallel
@@ -94,18 +95,28 @@ def work(rank: int, world_size: int, init_method: str, folder: str, staging: str
     load_hf_weights(built, folder, architecture, groups)
     found, wanted = (local_parameters(c, architecture, groups) for c in (chunks, built))
     result["same_names"] = sorted(found) == sorted(wanted)
+    result["stored"] = {item.key for item in module_state(built[0], history=False).values()}
     result["same_bits"] = all(torch.equal(found[name], wanted[name]) for name in wanted)
     shutdown_parallel()
     return result
 
 
 def test_grouped_experts_load_and_export(tmp_path: Path) -> None:
-    """Every rank's experts come from the right tensors and go back to them bit by bit."""
+    """Every rank's experts come from the right tensors and go back to them bit by bit. And what is
+    built without Transformer Engine has its names in checkpoints, one tensor for all experts."""
     folder = tmp_path / "hf"
     tiny_models.save("qwen3_moe", folder)
     staging = start_export(tmp_path / "out")
     answers = run_ranks(work, 2, str(folder), str(staging))
     assert all(answer["same_names"] and answer["same_bits"] for answer in answers)
+    experts = {f"mlp.experts.experts.linear_fc{number}.weight" for number in (1, 2)}
+    sparse = {name for name in EXPERTS if "experts" not in name} | experts
+    of_layers = {
+        f"decoder.layers.{layer}.{name}"
+        for layer in range(4)
+        for name in (*ATTENTION, *(DENSE if layer == 1 else sparse))
+    }
+    assert all(answer["stored"] == of_layers | set(ENDS) for answer in answers)
     written = [answer["written"] for answer in answers if answer["written"] is not None]
     finish_export(staging, tmp_path / "out", stages=written, source=folder)
     check_export(folder, tmp_path / "out")
