@@ -29,6 +29,11 @@ def judge_problems(judge: JudgeConfig) -> Iterator[str]:
         )
     if judge.prompt and not Path(judge.prompt).is_file():
         yield f"judge.prompt: no such file: {judge.prompt!r} (from {Path.cwd()}); mend the path"
+    if judge.samples % 2 == 0:
+        yield (
+            f"judge.samples is {judge.samples}; of an even number of verdicts none need have the"
+            " majority: use an odd number"
+        )
     if judge.deadline_s < judge.timeout_s:
         yield (
             f"judge.deadline_s is {judge.deadline_s:g}, below judge.timeout_s {judge.timeout_s:g}:"

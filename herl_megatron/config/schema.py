@@ -500,6 +500,9 @@ class JudgeConfig(Section):
     """Sampling temperature; null sends none, for models that refuse it."""
     max_tokens: int = Field(default=4096, gt=0)
     """Longest answer in tokens, for all statements of a rubric together."""
+    samples: int = Field(default=1, gt=0)
+    """Judgements of each response, an odd number: of statements the majority counts, of grades the
+    mean (LLMEval-Med takes three). One that fails leaves the response unscored."""
     structured: Literal["json_schema", "json_object", "none"] = "json_schema"
     """How the endpoint is told to answer in JSON; the answer is checked in any case."""
     extra_body: dict[str, Any] = {}

@@ -61,8 +61,9 @@ class Rule:
     needs_positive: bool = False
 
 
-def graded_result(criterion_id: str, form: JudgeFormat, grade: int) -> CriterionResult:
-    """What a judge's grade says about a criterion; `grade` is whole and within `SCALES[form]`."""
+def graded_result(criterion_id: str, form: JudgeFormat, grade: float) -> CriterionResult:
+    """What a judge's grade, or the mean of several, says about a criterion; within
+    `SCALES[form]`."""
     scale = SCALES[form]
     assert 1 <= grade <= scale.top, f"criterion {criterion_id}: {grade} is not in 1..{scale.top}"
     satisfied = grade >= scale.satisfied_from

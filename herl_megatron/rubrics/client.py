@@ -48,6 +48,8 @@ from herl_megatron.types import (
 _log = logging.getLogger(__name__)
 _FRESH_STARTS = 3
 """How often a unit that failed while a pause began is taken up again with all its attempts."""
+_ATTEMPTS_APART = 1000
+"""Between the numbers of one sample's calls and the next's."""
 _CHARACTERS_PER_TOKEN = 4
 _ANSWER_TOKENS = 32  # per entry, for the estimate
 _LONGEST_BACKOFF_S = 30.0
@@ -64,6 +66,8 @@ class _Work:
     """One unit under way. `verdicts` by position, kept over attempts; `spent_s` is active time."""
 
     unit: Unit
+    first_attempt: int = 0
+    """Number of its first call, from which order, markers and seed come."""
     verdicts: dict[int, bool] = field(default_factory=dict)
     grade: int | None = None
     calls: int = 0
@@ -84,8 +88,22 @@ class _Judgement:
     """Verdicts and grade of one unit, and why something is missing (else empty)."""
 
     verdicts: dict[int, bool]
-    grade: int | None
+    grade: float | None
     reason: str = ""
+
+    @classmethod
+    def of_all(cls, samples: Sequence[_Judgement]) -> _Judgement:
+        """What several judgements of one unit say together: the majority, or the mean grade."""
+        if len(samples) == 1:
+            return samples[0]
+        if failed := [sample for sample in samples if sample.reason]:
+            return cls({}, None, failed[0].reason)
+        verdicts = {
+            position: 2 * sum(sample.verdicts[position] for sample in samples) > len(samples)
+            for position in samples[0].verdicts
+        }
+        grades = [sample.grade for sample in samples if sample.grade is not None]
+        return cls(verdicts, sum(grades) / len(grades) if grades else None)
 
     def result(self, unit: Unit, position: int) -> CriterionResult:
         """What it says about one criterion; ids may differ between units that share it."""
@@ -140,7 +158,7 @@ class JudgeClient:
             return []
         self._stats.add("addressed", addresses_judge(response))
         units = split_units(prompt, response, criteria)
-        judgements = await asyncio.gather(*(self._shared(unit) for unit in units))
+        judgements = await asyncio.gather(*(self._sampled(unit) for unit in units))
         return [
             judgement.result(unit, position)
             for unit, judgement in zip(units, judgements, strict=True)
@@ -186,7 +204,12 @@ class JudgeClient:
         if self._cache is not None:
             self._cache.close()
 
-    async def _shared(self, unit: Unit) -> _Judgement:
+    async def _sampled(self, unit: Unit) -> _Judgement:
+        """`judge.samples` judgements as one."""
+        samples = (self._shared(unit, sample) for sample in range(self._config.samples))
+        return _Judgement.of_all(await asyncio.gather(*samples))
+
+    async def _shared(self, unit: Unit, sample: int) -> _Judgement:
         """The judgement of an equal unit that is under way, or of a new one.
 
         Who stops waiting does not stop the others, nor the answer's way into the cache.
@@ -194,10 +217,10 @@ class JudgeClient:
         config = self._config
         style = [config.evidence, config.canary, self._style.template, config.structured]
         sampling = [config.model, config.temperature, config.max_tokens, config.extra_body]
-        key = unit.content_key(style, sampling)
+        key = unit.content_key(style, sampling, *([sample] if sample else []))
         task = self._under_way.get(key)
         if task is None:
-            task = asyncio.create_task(self._judged(unit, key))
+            task = asyncio.create_task(self._judged(unit, key, sample))
             self._under_way[key] = task
             task.add_done_callback(lambda done: self._ended(key, done))
         else:
@@ -209,11 +232,11 @@ class JudgeClient:
         if not task.cancelled():
             task.exception()  # seen, also where nobody waits for it any more
 
-    async def _judged(self, unit: Unit, key: str) -> _Judgement:
+    async def _judged(self, unit: Unit, key: str, sample: int) -> _Judgement:
         if self._cache is not None and (kept := await self._cache.get(key)) is not None:
             self._stats.add("cache_hits")
             return _load(kept)
-        work = _Work(unit)
+        work = _Work(unit, first_attempt=sample * _ATTEMPTS_APART)
         async with self._slots:
             reason = await self._settle(work)
         self._stats.add("unjudged" if reason else "judged")
@@ -264,7 +287,8 @@ class JudgeClient:
 
     async def _ask(self, work: _Work) -> None:
         """One call for what is missing; raises CallFailed unless nothing is missing after it."""
-        question = make_question(work.unit, work.missing, attempt=work.calls, style=self._style)
+        attempt = work.first_attempt + work.calls
+        question = make_question(work.unit, work.missing, attempt=attempt, style=self._style)
         characters = sum(len(message.content) for message in question.messages)
         entries = len(question.schema["properties"])
         await self._admission(characters // _CHARACTERS_PER_TOKEN + _ANSWER_TOKENS * entries)
@@ -273,7 +297,7 @@ class JudgeClient:
         start = monotonic()
         try:
             left_s = self._config.deadline_s - work.spent_s
-            answer = await self._call(question, attempt=work.calls - 1, left_s=left_s)
+            answer = await self._call(question, attempt=attempt, left_s=left_s)
         except CallFailed as failure:
             work.useless += any(failure.tokens)  # the model did answer, but cut or empty
             raise

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _TEXTS_PER_WORKER = 1000
 """Ray takes seconds to start and a rule about a millisecond: less is done by one process."""
 _DECIDES_VERDICTS = {
-    "evidence", "canary", "structured", "temperature", "max_tokens", "extra_body",
+    "evidence", "canary", "samples", "structured", "temperature", "max_tokens", "extra_body",
 }  # fmt: skip
 """Keys of the judge section, besides model and prompt, on which its answers depend."""
 

@@ -4,12 +4,84 @@ from __future__ import annotations
 
 import time
 from email.utils import formatdate
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from herl_megatron.types import Verdict as V
 from tests.fake_judge import asked_statements, fake_judge, honest, shown_response
-from tests.unit.rubrics.test_client import TEXTS, expected, judge_all, settings, verdicts
+from tests.unit.rubrics.test_client import (
+    TEXTS,
+    expected,
+    judge_all,
+    make_prompt,
+    settings,
+    verdicts,
+)
+
+
+def in_turn(*truths: bool) -> Any:
+    """A model whose n-th answer says of every statement but the canaries what it is told."""
+    left = list(truths)
+
+    def model(messages: list[dict[str, str]], schema: dict[str, Any]) -> dict[str, Any]:
+        said, answer = left.pop(0), honest(messages, schema)
+        for key, statement in asked_statements(messages).items():
+            if statement == 'The response contains the word "river".':
+                answer[key] = said
+        return answer
+
+    return model
+
+
+@pytest.mark.parametrize(
+    ("told", "verdict"),
+    [((True, False, True), V.FOLLOWED), ((False, True, False), V.NOT_FOLLOWED)],
+)
+def test_of_several_judgements_the_majority_counts(told: tuple[bool, ...], verdict: V) -> None:
+    with fake_judge(model=in_turn(*told)) as server:
+        config = settings(server, samples=3, concurrency=1, evidence=False)
+        (results,), stats = judge_all(config, ["bread"])
+        assert verdicts(results) == [verdict, V.NOT_FOLLOWED, V.FOLLOWED]
+        assert [request["seed"] for request in server.requests] == [0, 1000, 2000]
+        assert len({str(request["messages"]) for request in server.requests}) == 3
+    assert stats["calls"] == stats["judged"] == 3
+
+
+@pytest.mark.parametrize(
+    ("grades", "verdict"), [((5, 4, 3), V.FOLLOWED), ((5, 3, 3), V.NOT_FOLLOWED)]
+)
+def test_of_several_grades_the_mean_counts(grades: tuple[int, ...], verdict: V) -> None:
+    """LLMEval-Med: usable is a mean of 4 of 5 over three runs."""
+    left = list(grades)
+
+    def model(messages: list[dict[str, str]], schema: dict[str, Any]) -> dict[str, Any]:
+        return honest(messages, schema) | {"grade": left.pop(0)}
+
+    with fake_judge(model=model) as server:
+        prompt = make_prompt(aggregation="llmeval_med")
+        config = settings(server, samples=3, concurrency=1)
+        (results,), _ = judge_all(config, ["river"], prompt)
+    assert {r.grade for r in results} == {sum(grades) / 15}
+    assert {r.verdict for r in results} == {verdict}
+
+
+def test_a_judgement_that_fails_among_several_leaves_no_verdict(tmp_path: Path) -> None:
+    """The others are kept: when it is asked again, they cost nothing."""
+    broken = {"is": True}
+
+    def script(response: str, call: int) -> str:
+        return "400" if call == 1 and broken["is"] else "ok"
+
+    with fake_judge(script) as server:
+        config = settings(server, samples=3, concurrency=1, cache=str(tmp_path / "cache"))
+        (bad,), _ = judge_all(config, ["river"])
+        assert verdicts(bad) == [V.UNVERIFIABLE] * 3 and "HTTP 400" in bad[0].reason
+        broken["is"] = False
+        (good,), stats = judge_all(config, ["river"])
+        assert verdicts(good) == expected("river")
+    assert (stats["calls"], stats["cache_hits"]) == (1, 2)
 
 
 @pytest.mark.parametrize("unknown", ["seed", "max_completion_tokens", "seed,max_completion_tokens"])

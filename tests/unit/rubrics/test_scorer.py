@@ -191,6 +191,7 @@ def test_judge_rows_need_a_judge_and_others_do_not() -> None:
         ({"base_url": "http://host/v1", "model": ""}, "judge.model is empty"),
         ({"base_url": "http://host/v1", "prompt": "no/such/file"}, "no such file"),
         ({"base_url": "http://host/v1", "deadline_s": 1.0}, "deadline_s is 1"),
+        ({"base_url": "http://host/v1", "samples": 2}, "use an odd number"),
         ({"base_url": "http://host/v1", "api_key_env": "NOT_SET_ANYWHERE"}, "NOT_SET_ANYWHERE"),
     ],
 )
