@@ -6,7 +6,12 @@ ones. On a machine with one GPU: `python -m pytest tests/gpu -m gpu`.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+# Ranks are forked from a server that has imported Transformer Engine; its import asks whether there
+# is a GPU, and the usual way to ask would leave the driver unusable in every process forked later.
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 import pytest
 import torch

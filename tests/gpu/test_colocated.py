@@ -3,7 +3,8 @@
 NOT RUN YET (see conftest.py). vLLM itself: sleeping frees memory, waking gives it back with the
 same weights (level 1) or refuses to sample until the next sync (level 2). The whole loop: two steps
 of `herl train` on the toy task with trainer rank and engine taking turns; the gate compares every
-weight version, so that a sync that lost or mixed weights ends the run.
+weight version, so that a sync that lost or mixed weights ends the run. Weights stay in GPU memory
+(CUDA IPC) unless the case says otherwise.
 """
 
 from __future__ import annotations
@@ -111,6 +112,7 @@ def prompts(toy: Path) -> Path:
     [
         ("rollout.sleep=1",),
         ("rollout.sleep=2",),
+        ("rollout.sleep=1", "weight_sync.transport=shared_memory"),
         ("rollout.sleep=1", "megatron.reference=host", "algorithm.kl_coef=0.01"),
         ("rollout.quantization=fp8", "algorithm.mismatch_weight=true"),
     ],

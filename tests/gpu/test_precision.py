@@ -35,8 +35,10 @@ FP8_LAYOUT = {"precision": "bf16", "packing": True, "micro_batch_tokens": 512}
 
 
 def run(case: Case, device: str = "cuda") -> dict[str, Any]:
-    """The case on one rank: log-probs, then its steps, then what the reference gives."""
-    result: dict[str, Any] = run_ranks(work, 1, case, device, limit_s=280)[0]
+    """The case on as many GPUs as it has ranks: log-probs, then its steps, then what the reference
+    gives; what rank 0 says, which is in the only stage."""
+    world_size = megatron_config(case).world_size
+    result: dict[str, Any] = run_ranks(work, world_size, case, device, limit_s=280)[0]
     return result
 
 
@@ -52,7 +54,7 @@ def work(rank: int, world_size: int, init_method: str, case: Case, device: str) 
         rank=rank,
         world_size=world_size,
         init_method=init_method,
-        device=choose_device("cuda" if device == "cuda" else "cpu"),
+        device=choose_device("cuda", local_rank=rank) if device == "cuda" else choose_device("cpu"),
         seed=0,
     )
     actor = build_actor(case, megatron, groups)
@@ -84,6 +86,29 @@ def case(toy: Path) -> Case:
 @pytest.fixture(scope="module")
 def bf16(case: Case) -> dict[str, Any]:
     return run(case)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"packing": False},
+        {"context_parallel": 2},
+        {"context_parallel": 2, "packing": False},
+        {"tensor_parallel": 2, "sequence_parallel": True},
+    ],
+    ids=str,
+)
+def test_layouts_and_padded_rows_follow_packed_ones(
+    case: Case, bf16: dict[str, Any], layout: dict[str, Any]
+) -> None:
+    """Transformer Engine's attention over padded rows, over several GPUs, over parts of rows."""
+    on = case.on(**{**FP8_LAYOUT, **layout})
+    if megatron_config(on).world_size > torch.cuda.device_count():
+        pytest.skip(f"{layout} needs 2 GPUs")
+    other = run(on)
+    assert 1 <= token_error(other["log_probs"], bf16["log_probs"]) < 1.02
+    assert other["grad_norm"][0] == pytest.approx(bf16["grad_norm"][0], rel=0.05)
+    np.testing.assert_allclose(other["loss"], bf16["loss"], rtol=0.02)
 
 
 def token_error(left: list[np.ndarray], right: list[np.ndarray]) -> float:
