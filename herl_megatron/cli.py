@@ -95,6 +95,9 @@ def score(
     check_timeout: Annotated[
         float, typer.Option(min=0.001, help="seconds that one check may take")
     ] = 5.0,
+    answer_after: Annotated[
+        str, typer.Option(metavar="TEXT", help="score what follows it alone, such as </think>")
+    ] = "",
     judge: Annotated[str, typer.Option(metavar="URL", help="OpenAI-compatible endpoint")] = "",
     judge_model: Annotated[str, typer.Option(help="the model's name there")] = "",
     judge_set: Annotated[
@@ -112,7 +115,7 @@ def score(
     try:
         asked = load_judge([*named, *(judge_set or [])])
         modules = tuple(check_module or ())
-        job = ScoreJob(rows, out, mode, workers, modules, check_timeout, asked)
+        job = ScoreJob(rows, out, mode, workers, modules, check_timeout, asked, answer_after)
         totals = run_score(job, progress)
     except ValueError as error:
         _refuse(error)
