@@ -10,6 +10,7 @@ from herl_megatron.plan.cluster import GIB, Assumptions, Gpu
 from herl_megatron.weight_sync.hf_names import Architecture, parameters
 
 _BYTES = {"fp32": 4, "bf16": 2}
+_NEVER_QUANTIZED = ("embed_tokens", "lm_head", "mlp.gate.")  # the last is a router
 _LEAST_BATCHED_TOKENS = 8192  # prompt tokens of one engine step, as rollout.vllm_engine asks for
 
 
@@ -41,6 +42,22 @@ def model_parameters(architecture: Architecture) -> int:
     )
 
 
+def weight_bytes(architecture: Architecture, config: Config) -> int:
+    """Weights of one engine on all its GPUs: in FP8 the layers' matrices take a byte each; the
+    embedding, the output matrix, routers and vectors stay as they are."""
+    each = _BYTES[config.rollout.dtype]
+    if config.rollout.quantization is None:
+        return model_parameters(architecture) * each
+    total = 0
+    for parameter in parameters(architecture):
+        if parameter.tied_copy:
+            continue
+        for name, shape in zip(parameter.hf_names, parameter.hf_shapes, strict=True):
+            wide = len(shape) < 2 or any(part in name for part in _NEVER_QUANTIZED)
+            total += math.prod(shape) * (each if wide else 1)
+    return total
+
+
 def kv_bytes_per_token(architecture: Architecture, config: Config) -> int:
     """Keys and values of one token on one GPU: TP beyond the key heads repeats them."""
     heads = max(1, architecture.num_kv_heads // config.rollout.tensor_parallel)
@@ -66,9 +83,8 @@ def plan_engine(
     architecture: Architecture, config: Config, *, gpu: Gpu | None, assumed: Assumptions
 ) -> EnginePlan:
     """What one GPU of an engine holds; without a GPU, the KV cache is the configured one."""
-    rollout, each = config.rollout, _BYTES[config.rollout.dtype]
-    tp = rollout.tensor_parallel
-    weights = model_parameters(architecture) * each // tp
+    rollout = config.rollout
+    weights = weight_bytes(architecture, config) // rollout.tensor_parallel
     working = _working_bytes(architecture, config)
     if gpu is None:
         kv_cache = rollout.kv_cache_bytes

@@ -8,7 +8,7 @@ import pytest
 
 from herl_megatron.config.schema import Config, DataConfig, ModelConfig, RolloutConfig
 from herl_megatron.plan.cluster import GIB, GPUS, Assumptions
-from herl_megatron.plan.engine import kv_bytes_per_token, plan_engine
+from herl_megatron.plan.engine import kv_bytes_per_token, plan_engine, weight_bytes
 from herl_megatron.weight_sync.hf_config import read_architecture
 from herl_megatron.weight_sync.hf_names import Architecture
 
@@ -64,3 +64,13 @@ def test_on_the_cpu_the_cache_is_the_configured_one() -> None:
     asked = config(kv_cache_bytes=57_344 * 8000)
     plan = plan_engine(architecture(QWEN_7B), asked, gpu=None, assumed=Assumptions())
     assert (plan.kv_cache_bytes, plan.sequences) == (57_344 * 8000, 2)
+
+
+def test_fp8_halves_the_matrices_of_the_layers_alone() -> None:
+    """Qwen3-30B-A3B: 48 layers of 128 experts, attention and a router, and two vocabularies."""
+    matrices = 48 * (128 * 3 * 2048 * 768 + 2 * 2048 * 4096 + 2 * 2048 * 512)
+    rest = 2 * 151_936 * 2048 + 48 * (128 * 2048 + 2 * 2048 + 2 * 128) + 2048
+    model = architecture("Qwen3-30B-A3B")
+    assert matrices + rest == 30_532_122_624
+    assert weight_bytes(model, config()) == 2 * (matrices + rest)
+    assert weight_bytes(model, config(quantization="fp8")) == matrices + 2 * rest
