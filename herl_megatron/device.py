@@ -272,13 +272,14 @@ def page_lock(address: int, num_bytes: int) -> None:
         RuntimeError: CUDA refuses (a limit on locked memory).
     """
     if has_cuda():
-        torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(address, num_bytes, 0))
+        runtime = torch.cuda.cudart()
+        torch.cuda.check_error(int(runtime.cudaHostRegister(address, num_bytes, 1)))  # portable
 
 
 def page_unlock(address: int) -> None:
     """Undo `page_lock`, before the memory is given back."""
     if has_cuda():
-        torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(address))
+        torch.cuda.check_error(int(torch.cuda.cudart().cudaHostUnregister(address)))
 
 
 def shared_memory_free_bytes(folder: str = "/dev/shm") -> int:

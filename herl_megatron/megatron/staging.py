@@ -42,15 +42,17 @@ class StagingMemory:
         for tensor in tensors:
             starts.append(end)
             end += -(-tensor.nbytes // _ALIGN_BYTES) * _ALIGN_BYTES
-        if end > self.num_bytes:
-            self._grow(end)
-        if after is not None:
-            with beside(after):  # one stream fills the bus
-                return [self._copy(*pair) for pair in zip(tensors, starts, strict=True)]
-        with ThreadPoolExecutor(_THREADS) as threads:  # one alone does not fill the memory bus
-            return list(threads.map(self._copy, tensors, starts))
+        if after is None:
+            self._make_room(end)
+            with ThreadPoolExecutor(_THREADS) as threads:  # one alone does not fill the memory bus
+                return list(threads.map(self._copy, tensors, starts))
+        with beside(after):  # inside, this thread is on the tensors' GPU
+            self._make_room(end)
+            return [self._copy(*pair) for pair in zip(tensors, starts, strict=True)]
 
-    def _grow(self, num_bytes: int) -> None:
+    def _make_room(self, num_bytes: int) -> None:
+        if num_bytes <= self.num_bytes:
+            return
         if self._block is not None:
             page_unlock(_address(self._block))
             self._block = None  # given back before there is a new one

@@ -5,13 +5,18 @@ Megatron's own loader reads what is written here in `tests/distributed/test_conv
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import pickle
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +93,26 @@ def test_every_bit_comes_back(name: str, tmp_path: Path) -> None:
         assert index.keys() == wanted.keys()
         for file in set(index.values()):
             assert load_file(out / file).keys() == {n for n, f in index.items() if f == file}
+
+
+def test_records_have_no_checksums_of_their_own(hf: Path, tmp_path: Path) -> None:
+    """They take as long as the writing; torch keeps the switch by thread, and threads write."""
+    hf_to_megatron(hf, tmp_path / "out", layout=TrainerLayout(), threads=2)
+    index = pickle.loads((tmp_path / "out" / ".metadata").read_bytes())
+    summed = []
+    for record in index.storage_data.values():
+        raw = (tmp_path / "out" / record.relative_path).read_bytes()
+        window = io.BytesIO(raw[record.offset : record.offset + record.length])
+        with zipfile.ZipFile(window) as archive:
+            (name,) = (name for name in archive.namelist() if name.endswith("/data/0"))
+            info = archive.getinfo(name)
+            start = record.offset + info.header_offset
+            name_bytes, more = struct.unpack("<HH", raw[start + 26 : start + 30])
+            first = start + 30 + name_bytes + more
+            data = raw[first : first + info.file_size]
+            assert info.compress_type == zipfile.ZIP_STORED and len(data) == info.file_size
+            summed.append(zlib.crc32(data) == info.CRC)
+    assert len(summed) > 10 and not any(summed)
 
 
 def test_dtype_rounds_to_nearest_even(hf: Path, tmp_path: Path) -> None:
