@@ -44,7 +44,7 @@ def model_parameters(architecture: Architecture) -> int:
 
 def weight_bytes(architecture: Architecture, config: Config) -> int:
     """Weights of one engine on all its GPUs: in FP8 the layers' matrices take a byte each; the
-    embedding, the output matrix, routers and vectors stay as they are."""
+    embedding, the output matrix and vectors stay as they are (small routers are taken to)."""
     each = _BYTES[config.rollout.dtype]
     if config.rollout.quantization is None:
         return model_parameters(architecture) * each
