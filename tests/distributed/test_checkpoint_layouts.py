@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,8 @@ def work(
         for step in range(SAVED_AFTER if run.load else 0, STEPS):
             if step == SAVED_AFTER and not run.load:
                 save_checkpoint(actor, run.folder, groups=groups)
-            metrics.append(actor.train_step(shard))
+            take = actor.sft_step if run.case.sft else actor.train_step
+            metrics.append(take(shard))
         adam = [
             {key: value.clone() for key, value in state.items()}
             for chained in actor.optimizer.megatron.chained_optimizers
@@ -88,10 +89,11 @@ def check(
     """Saved at `before`: the same layout goes on bit for bit; `after` has the same state to the
     bit, and its losses and gradient norms are those of a run that never stopped.
 
-    In bf16 two layouts round differently, fresh ones as well. A token may then be clipped in one
-    and not in the other, after which gradient norms have nothing in common: the first is compared.
+    In bf16 two layouts round differently, fresh ones as well; the loss is the supervised one there,
+    since of ratios near the clip's edge rounding would decide.
     """
-    case = case_of(name, root / "hf")
+    exact = precision == "fp32"
+    case = replace(case_of(name, root / "hf"), sft=not exact)
     before, after = ({"precision": precision, **layout} for layout in (before, after))
     folder, again = root / "saved", root / "again"
     folder.mkdir()
@@ -109,15 +111,10 @@ def check(
     assert any(key.startswith("optimizer.state.exp_avg_sq.") for key in wanted)
     for key, tensor in wanted.items():
         assert torch.equal(found[key], tensor), key
-    got, want = other[-1]["metrics"], whole[-1]["metrics"][SAVED_AFTER:]
-    exact = precision == "fp32"
-    for key, tolerance in (("loss", 1e-5 if exact else 2e-2), ("lr", 1e-12)):
-        numbers = [metrics[key] for metrics in got]
-        assert numbers == pytest.approx([metrics[key] for metrics in want], rel=tolerance), key
-    norms, wanted_norms = (
-        [metrics["grad_norm"] for metrics in each][: None if exact else 1] for each in (got, want)
-    )
-    assert norms == pytest.approx(wanted_norms, rel=1e-5 if exact else 5e-2)
+    for key, tolerance in (("loss", 5e-3), ("grad_norm", 2e-2), ("lr", 1e-12)):
+        got = [metrics[key] for metrics in other[-1]["metrics"]]
+        want = [metrics[key] for metrics in whole[-1]["metrics"]][SAVED_AFTER:]
+        assert got == pytest.approx(want, rel=min(tolerance, 1e-5) if exact else tolerance), key
 
 
 @pytest.mark.parametrize(
