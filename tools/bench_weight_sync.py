@@ -101,7 +101,10 @@ def config_for(folder: Path, arguments: argparse.Namespace) -> Config:
             train=str(folder / "prompts.jsonl"), max_prompt_tokens=64, max_experience_tokens=64
         ),
         rollout=RolloutConfig(
-            dtype=arguments.precision, max_response_tokens=64, kv_cache_bytes=64 * _MB
+            tensor_parallel=arguments.engine_tensor_parallel,
+            dtype=arguments.precision,
+            max_response_tokens=64,
+            kv_cache_bytes=64 * _MB,
         ),
         hindsight=HindsightConfig(enabled=False),
         train=TrainConfig(steps=1, prompts_per_step=1, prompts_per_optimizer_step=1),
@@ -203,8 +206,8 @@ async def measure_memory(parts: Parts, version: int) -> dict[str, int]:
     processes = {
         f"{title} ({process.pid})": process
         for process in psutil.Process().children(recursive=True)
-        for title in ("TrainerRank", "EngineWorker")
-        if f"ray::{title}" in " ".join(process.cmdline())
+        for title in ("ray::TrainerRank", "ray::EngineWorker", "VLLM::Worker")
+        if title in " ".join(process.cmdline())
     }
     before = {}
     for name, process in processes.items():
@@ -278,6 +281,7 @@ def main() -> None:
     parser.add_argument("--bucket-megabytes", type=int, default=16)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--tensor-parallel", type=int, default=2)
+    parser.add_argument("--engine-tensor-parallel", type=int, default=1)
     parser.add_argument("--pipeline-parallel", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=12)
     parser.add_argument("--out", type=Path, help="JSON file to write")
@@ -285,7 +289,10 @@ def main() -> None:
     torch.set_num_threads(1)
     started_on = machine()
     result = asyncio.run(bench(arguments))
-    title = f"weight sync, TP {arguments.tensor_parallel}, {arguments.precision}"
+    title = (
+        f"weight sync, trainer TP {arguments.tensor_parallel}, engine TP"
+        f" {arguments.engine_tensor_parallel}, {arguments.precision}"
+    )
     report(title, rows_of(result), raw=result, started_on=started_on, out=arguments.out)
 
 
