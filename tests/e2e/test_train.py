@@ -108,12 +108,12 @@ def experts(toy: Path, tmp_path: Path) -> Path:
 
 
 def test_experts_over_ranks(herl, experts: Path, small: list[str]) -> None:
-    """Two HeRL steps of a mixture of experts on EP 2: both engines and the trainer compute the same
-    after every sync, which a missing, stale or exchanged expert would break."""
+    """Two HeRL steps of a mixture of experts, trainer on EP 2 and engine on TP 2: both compute the
+    same after every sync, which a missing, stale or exchanged expert would break."""
     run = herl(
         "train", "quickstart_cpu.yaml", *small, f"model.path={experts}",
         "megatron.tensor_parallel=1", "megatron.data_parallel=2", "megatron.expert_parallel=2",
-        "rollout.replicas=2", "rollout.dtype=fp32", "parity.every=1", "data.eval=''",
+        "rollout.tensor_parallel=2", "rollout.dtype=fp32", "parity.every=1", "data.eval=''",
         "train.eval_every=0", "train.prompts_per_step=8", "optimizer.lr=1e-2",
         "optimizer.warmup_steps=0",
     )  # fmt: skip

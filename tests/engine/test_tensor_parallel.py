@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-import torch
 from transformers import PreTrainedModel
 
 from herl_megatron.config.schema import ParityConfig
@@ -51,25 +50,6 @@ def check_against_hf(model: PreTrainedModel, completions: list[Completion]) -> N
             assert got.token_ids.tolist() == logits.argmax(-1).tolist()
 
 
-class ExpertTrainer(HFTrainer):
-    """Sends experts under the names of Qwen3-MoE's files; in memory transformers fuses them."""
-
-    def _tensors(self) -> list[tuple[str, torch.Tensor]]:
-        sent = []
-        for name, tensor in super()._tensors():
-            path, _, last = name.rpartition(".")
-            if last == "gate_up_proj":
-                for number, both in enumerate(tensor):
-                    gate, up = both.chunk(2)
-                    sent += [(f"{path}.{number}.gate_proj.weight", gate)]
-                    sent += [(f"{path}.{number}.up_proj.weight", up)]
-            elif path.endswith("experts"):
-                sent += [(f"{path}.{n}.down_proj.weight", one) for n, one in enumerate(tensor)]
-            else:
-                sent.append((name, tensor))
-        return sent
-
-
 def keep_old_weights(worker: Any) -> None:
     """In a worker process: TP rank 1 takes every bucket and loads none of it."""
     if worker.rank == 1:
@@ -80,12 +60,9 @@ def workers() -> list[psutil.Process]:
     return [p for p in psutil.Process().children() if "Worker_TP" in " ".join(p.cmdline())]
 
 
-@pytest.mark.parametrize(("family", "tied"), [("qwen2", True), ("qwen3_moe", False)])
-def test_two_workers_compute_the_synced_weights(
-    tmp_path: Path, buckets: BucketFolder, family: str, tied: bool
-) -> None:
-    model = make_model(tmp_path / "model", family=family, tied=tied)
-    trainer = (HFTrainer if tied else ExpertTrainer)(model)
+def test_two_workers_compute_the_synced_weights(tmp_path: Path, buckets: BucketFolder) -> None:
+    model = make_model(tmp_path / "model", tied=True)
+    trainer = HFTrainer(model)
 
     async def scenario(engine: VLLMEngine) -> list[Completion]:
         await sync_weights(trainer, [engine], 0, paths=buckets.paths, timeout_s=60)
@@ -98,9 +75,8 @@ def test_two_workers_compute_the_synced_weights(
         assert alone.token_ids.tolist() == together[2].token_ids.tolist()
         assert alone.log_probs.tobytes() == together[2].log_probs.tobytes()
         model.save_pretrained(tmp_path / "trained")
-        if tied:
-            await one_stale_worker(engine)
-            await one_dead_worker(engine)
+        await one_stale_worker(engine)
+        await one_dead_worker(engine)
         return together
 
     async def one_stale_worker(engine: VLLMEngine) -> None:
