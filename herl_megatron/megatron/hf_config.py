@@ -129,7 +129,12 @@ def _engine_fields(a: Architecture, config: MegatronConfig) -> dict[str, Any]:
     waits for the GPU in every layer to know where they end. Its attention passes key and value
     around the CP ranks (`p2p`), but with a window it has to exchange sequences for heads (`a2a`).
     """
-    fields: dict[str, Any] = {"apply_rope_fusion": True}
+    fields: dict[str, Any] = {
+        "apply_rope_fusion": True,
+        # One kernel for gate, product and (experts) routing weight, which keeps its input alone for
+        # the backward pass; without it an expert's weighted outputs would be stored in fp32.
+        "bias_activation_fusion": True,
+    }
     if a.window is not None and config.context_parallel > 1:
         tp, cp = config.tensor_parallel, config.context_parallel
         if a.num_kv_heads % (tp * cp):
