@@ -138,7 +138,7 @@ class Nodes:
         with _Token(run_path(config).resolve() if trains else None) as token:
             found = await self._all("look", shared, str(token.path or ""), doing="look around")
         for name, facts in zip(self._names, found, strict=True):
-            _compare(name, facts, token=token.text, folder=run_path(config).resolve())
+            check_facts(name, facts, token=token.text, folder=run_path(config).resolve())
         self.machines = {
             node_id: facts.memory for node_id, facts in zip(self._agents, found, strict=True)
         }
@@ -263,7 +263,12 @@ def _read_token(path: Path) -> str:
         time.sleep(0.2)
 
 
-def _compare(name: str, facts: NodeFacts, *, token: str, folder: Path) -> None:
+def check_facts(name: str, facts: NodeFacts, *, token: str, folder: Path) -> None:
+    """Compare node `name` with this process; `token` as the driver wrote it into `folder`.
+
+    Raises:
+        ValueError: what the node lacks or has in another version.
+    """
     if facts.missing:
         raise ValueError(
             f"{name} does not see {', '.join(facts.missing)}: put it on a file system that all"

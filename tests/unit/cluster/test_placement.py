@@ -41,17 +41,17 @@ def where(slots: tuple[Slot, ...]) -> list[tuple[str, str]]:
 
 
 def test_72b_on_8_nodes() -> None:
-    """TP 8 * PP 2 * DP 4 = 64 ranks: a TP group is a node; an engine of 8 GPUs is a node."""
+    """64 ranks of TP 8: a TP group is a node, as is an engine of 8 GPUs."""
     placed = place(load_config(CONFIGS / "qwen2.5_72b_if_8x8gpu.yaml", []), nodes(8), device="cuda")
     assert len(placed.trainer) == 64
-    # Rank 0..7 is the TP group of DP 0 in stage 0; stage 1 starts at rank 32, on node 4.
+    # Ranks 0 to 7 are the first TP group; rank 32 is the first of the fifth.
     assert where(placed.trainer[:9]) == [*[("id0", str(g)) for g in range(8)], ("id1", "0")]
     assert where(placed.trainer[32:33]) == [("id4", "0")]
     assert where(placed.engines) == [(f"id{n}", "0,1,2,3,4,5,6,7") for n in range(8)]
 
 
 def test_30b_a3b_on_4_nodes() -> None:
-    """32 ranks of TP 1 and 8 engines of 4 GPUs: two engines to a node."""
+    """32 ranks and 8 engines of 4 GPUs: two engines to a node."""
     placed = place(
         load_config(CONFIGS / "qwen3_30b_a3b_if_4x8gpu.yaml", []), nodes(4), device="cuda"
     )
@@ -61,7 +61,7 @@ def test_30b_a3b_on_4_nodes() -> None:
 
 
 def test_235b_on_32_nodes() -> None:
-    """TP 4 * PP 2 * DP 32 = 256 ranks: two TP groups to a node, stage 1 from node 16 on."""
+    """256 ranks of TP 4: two TP groups to a node; the second of two stages from node 16 on."""
     path = CONFIGS / "qwen3_235b_a22b_fp8_medical_32x8gpu.yaml"
     placed = place(load_config(path, []), nodes(32), device="cuda")
     assert len(placed.trainer) == 256 and len(placed.engines) == 32

@@ -1,0 +1,84 @@
+"""GPUs are held for a run on a real Ray that believes to have some."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import ray
+
+from herl_megatron.cluster import reserve as module
+from herl_megatron.cluster.placement import Node, actor_options
+from herl_megatron.cluster.ready import missing
+from herl_megatron.cluster.reserve import reserve
+from herl_megatron.config.schema import Config
+
+
+@pytest.fixture(scope="module")
+def eight_gpus() -> Iterator[None]:
+    # The harder case: a Ray that hides the GPUs from whoever asks for none.
+    patch = pytest.MonkeyPatch()
+    patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
+    ray.init(
+        address="local", num_cpus=2, num_gpus=8, include_dashboard=False, log_to_driver=False,
+        object_store_memory=80 << 20,
+    )  # fmt: skip
+    yield
+    ray.shutdown()
+    patch.undo()
+
+
+def config(**megatron: Any) -> Config:
+    rollout = {"replicas": 2, "tensor_parallel": 2}
+    return Config.model_validate(
+        {"model": {"path": "unused"}, "rollout": rollout, "megatron": megatron}
+    )
+
+
+class Process:
+    """Stands for a rank or an engine."""
+
+    def gpus(self) -> str:
+        return os.environ["CUDA_VISIBLE_DEVICES"]
+
+
+@pytest.mark.usefixtures("eight_gpus")
+def test_ranks_and_engines_share_gpus_that_no_other_run_gets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_TIMEOUT_S", 3.0)
+    first = reserve(config(data_parallel=4), device="cuda")
+    second = reserve(config(data_parallel=4), device="cuda")
+    names = [
+        {gpu for slot in run.placement.trainer for gpu in slot.gpus} for run in (first, second)
+    ]
+    assert len(names[0]) == len(names[1]) == 4 and not names[0] & names[1]
+    with pytest.raises(ValueError, match=r"needs 4 GPUs.* 0 of the Ray cluster's 8 GPUs are free"):
+        reserve(config(data_parallel=4), device="cuda")
+
+    slots = (*first.placement.trainer, *first.placement.engines)
+    actors = [
+        ray.remote(Process).options(**actor_options(slot, device="cuda", env={})).remote()
+        for slot in slots
+    ]
+    seen = ray.get([actor.gpus.remote() for actor in actors], timeout=60)
+    order = [slot.gpus[0] for slot in first.placement.trainer]
+    assert seen[:4] == order
+    assert seen[4:] == [",".join(order[:2]), ",".join(order[2:])], "engines on the ranks' GPUs"
+
+    first.release()
+    third = reserve(config(data_parallel=4), device="cuda")
+    assert {gpu for slot in third.placement.trainer for gpu in slot.gpus} == names[0]
+    second.release()
+    third.release()
+
+
+def test_what_a_cluster_lacks() -> None:
+    two = [Node("a", "10.0.0.1", ("0", "1")), Node("b", "10.0.0.2", ("0",))]
+    assert missing(two, nodes=2, gpus_per_node=1) == ""
+    assert missing(two, nodes=3, gpus_per_node=1) == "2 of 3 nodes are there: 10.0.0.1, 10.0.0.2"
+    assert missing(two, nodes=2, gpus_per_node=2) == (
+        "2 GPUs are expected on each node, but 10.0.0.2 has 1"
+    )
