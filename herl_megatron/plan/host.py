@@ -64,10 +64,14 @@ def cpu_host_bytes(
     bucket_bytes: int,
 ) -> dict[str, int]:
     """The same where everything runs on one machine's CPU: that is all the memory there is."""
-    processes = config.megatron.world_size + config.rollout.replicas
+    rollout = config.rollout
+    workers = rollout.replicas * rollout.tensor_parallel
+    # An engine of several processes has one more, which schedules.
+    engines = workers + (rollout.replicas if rollout.tensor_parallel > 1 else 0)
+    processes = config.megatron.world_size + engines
     return {
         "trainer ranks": config.megatron.stage_ranks * sum(stage.worst[1] for stage in stages),
-        "engines": config.rollout.replicas * engine.budget_bytes,
+        "engines": workers * engine.budget_bytes,
         "processes": int(processes * assumed.process_cpu_gib * GIB),
         BUCKETS: 2 * bucket_bytes,
     }

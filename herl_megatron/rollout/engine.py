@@ -26,6 +26,7 @@ class EngineConfig:
     """Longest prompt plus response."""
     max_num_seqs: int
     kv_cache_bytes: int
+    """On the CPU, of each of its `tensor_parallel` processes."""
     gpu_memory_utilization: float
     tensor_parallel: int
     device: Literal["cpu", "cuda"]
@@ -150,8 +151,9 @@ class RolloutEngine(Protocol):
     async def load_bucket(self, bucket: Bucket) -> None:
         """Load the tensors of one bucket; the file may be reused after this returns.
 
-        Raises `ValueError` for a tensor that the model does not have or that came before. After
-        any failure the engine refuses to sample until it is started anew.
+        Raises `ValueError` for a tensor that the model does not have or that came before (an engine
+        of several processes a `RuntimeError` that quotes it). After any failure the engine refuses
+        to sample until it is started anew.
         """
         ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -15,7 +16,7 @@ from herl_megatron.plan.build import make_plan
 from herl_megatron.plan.cluster import GIB, Assumptions, Cluster, choose_gpu
 from herl_megatron.plan.engine import EnginePlan
 from herl_megatron.plan.environment import environment_warnings
-from herl_megatron.plan.host import host_bytes
+from herl_megatron.plan.host import cpu_host_bytes, host_bytes
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 QWEN_7B = CONFIGS / "qwen2.5_7b_if_8gpu.yaml"
@@ -157,3 +158,17 @@ def test_no_other_layout_is_suggested_where_the_host_is_too_small() -> None:
     assert done.exit_code == 1
     assert "the host memory of a node is too small" in done.output
     assert "a node needs" in done.output and "suggestion" not in done.output
+
+
+@pytest.mark.parametrize(("tensor_parallel", "engines", "processes"), [(1, 2, 3), (4, 8, 11)])
+def test_on_the_cpu_an_engine_is_one_process_or_its_ranks_and_one_more(
+    tensor_parallel: int, engines: int, processes: int
+) -> None:
+    """One trainer rank, two engines."""
+    small = ["rollout.replicas=2", f"rollout.tensor_parallel={tensor_parallel}"]
+    config = load_config(CONFIGS / "quickstart_cpu.yaml", [*small, "megatron.tensor_parallel=1"])
+    assumed = Assumptions()
+    engine = replace(ENGINE, budget_bytes=1000)
+    found = cpu_host_bytes(config, [], engine, assumed, bucket_bytes=7)
+    assert found["engines"] == engines * 1000
+    assert found["processes"] == int(processes * assumed.process_cpu_gib * GIB)
