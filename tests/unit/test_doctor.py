@@ -56,12 +56,12 @@ def test_missing_packages(installed: dict[str, str], gpus: bool, missing: set[st
 def test_range_of_transformer_engine_is_that_of_setup() -> None:
     low, high = doctor.TRANSFORMER_ENGINE
     tree = ast.parse((ROOT / "setup.py").read_text())
-    (gpu,) = [
+    (engine,) = [
         ast.literal_eval(node.value)
         for node in tree.body
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "GPU"
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "TE"
     ]
-    assert f"transformer-engine[pytorch]>={low[0]}.{low[1]},<{high[0]}.{high[1]}" in gpu
+    assert engine == [f"transformer-engine[pytorch]>={low[0]}.{low[1]},<{high[0]}.{high[1]}"]
 
 
 @pytest.mark.parametrize(
