@@ -2,7 +2,8 @@
 
 Tried are TP within a node, PP, CP where one longest row fills a micro-batch, EP, experts whole or
 cut like all else, and recomputation, over the same number of ranks; those with fewer ranks per
-model copy come first, because they talk less, then those without recomputation.
+model copy come first, because they talk less, then those without recomputation. Experts that are
+spread over several nodes make a copy count as so many times as large.
 """
 
 from __future__ import annotations
@@ -117,18 +118,18 @@ def _candidates(
     ):
         if world % (tp * pp * cp) == 0:
             sizes += [
-                (tp * pp * cp, pp, cp, ep, etp, recompute, tp)
+                (tp * pp * cp * _nodes(ep * etp, cluster), pp, cp, ep * etp, etp, recompute, tp)
                 for ep, etp in _expert_sizes(architecture, tp, world // pp)
                 for recompute in (False, True)
             ]
-    for _, pp, cp, ep, etp, recompute, tp in sorted(sizes):
+    for _, pp, cp, expert_ranks, etp, recompute, tp in sorted(sizes):
         yield config.megatron.model_copy(
             update={
                 "tensor_parallel": tp,
                 "pipeline_parallel": pp,
                 "virtual_pipeline": None,
                 "context_parallel": cp,
-                "expert_parallel": ep,
+                "expert_parallel": expert_ranks // etp,
                 "expert_tensor_parallel": None if etp == tp else etp,
                 "data_parallel": world // (tp * pp * cp),
                 "sequence_parallel": tp > 1,
@@ -159,6 +160,11 @@ def _expert_sizes(architecture: Architecture, tp: int, of_stage: int) -> list[tu
         for etp in {1, tp}
         if of_stage % (ep * etp) == 0
     ]
+
+
+def _nodes(ranks: int, cluster: Cluster) -> int:
+    """Nodes that neighbouring ranks lie on."""
+    return -(-ranks // cluster.gpus_per_node)
 
 
 def _least_bytes(architecture: Architecture, megatron: MegatronConfig) -> float:

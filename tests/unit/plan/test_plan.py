@@ -189,6 +189,20 @@ def test_rows_too_long_for_one_rank_are_given_to_several() -> None:
     assert (applied.megatron.tensor_parallel, applied.megatron.context_parallel) == (4, 2)
 
 
+def test_tokens_stay_in_a_node_where_its_gpus_hold_the_experts() -> None:
+    """Without TP, 16 ranks of two nodes would have to share them; with TP 2, a node's 8 can."""
+    path = CONFIGS / "qwen3_30b_a3b_if_4x8gpu.yaml"
+    config = load_config(path, ["megatron.tensor_parallel=1", "megatron.data_parallel=32",
+                                "megatron.sequence_parallel=false"])  # fmt: skip
+    four_nodes = Cluster(choose_gpu("h100-80"), nodes=4, gpus_per_node=8)
+    shape = CONFIGS / "models/Qwen3-30B-A3B.json"
+    assert not make_plan(config, shape, cluster=four_nodes, assumed=Assumptions()).fits
+    found = suggest(config, shape, cluster=four_nodes, assumed=Assumptions())
+    assert isinstance(found, Suggestion), found
+    megatron = load_config(path, found.overrides).megatron
+    assert (megatron.tensor_parallel, megatron.expert_parallel, megatron.etp) == (2, 8, 1)
+
+
 def test_short_rows_are_never_cut() -> None:
     """Two of them make a micro-batch, so half of the budget saves what CP 2 would."""
     short = ["data.max_prompt_tokens=1024", "rollout.max_response_tokens=1024"]
