@@ -14,6 +14,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,9 @@ asyncio.run(main(sys.argv[1]))
 """
 
 
-def test_an_engine_sleeps_and_wakes(toy: Path) -> None:
+def test_an_engine_sleeps_and_wakes(
+    toy: Path, record_property: Callable[[str, object], None]
+) -> None:
     """In a process of its own, started with the engine's environment."""
     from herl_megatron.rollout.engine import engine_environment
 
@@ -75,6 +78,7 @@ def test_an_engine_sleeps_and_wakes(toy: Path) -> None:
     assert ran.returncode == 0, ran.stderr[-3000:]
     line = next(line for line in ran.stdout.splitlines() if line.startswith("ANSWER "))
     answer: dict[str, Any] = json.loads(line.removeprefix("ANSWER "))
+    record_property("free_bytes", json.dumps(answer))
     assert answer["before"] == answer["after"]
     assert "sync weights first" in answer["refused"]
     # 0.3 of the GPU is nearly all KV cache here; graphs and CUDA's context stay.
@@ -119,7 +123,11 @@ def prompts(toy: Path) -> Path:
     ids=lambda overrides: " ".join(overrides),
 )
 def test_steps_on_one_gpu(
-    toy: Path, prompts: Path, tmp_path: Path, overrides: tuple[str, ...]
+    toy: Path,
+    prompts: Path,
+    tmp_path: Path,
+    overrides: tuple[str, ...],
+    record_property: Callable[[str, object], None],
 ) -> None:
     from herl_megatron.config.load import load_config
     from herl_megatron.train import train
@@ -141,6 +149,7 @@ def test_steps_on_one_gpu(
     )  # fmt: skip
     asyncio.run(train(config))
     rows = [json.loads(line) for line in (tmp_path / "gpu/metrics.jsonl").open()]
+    record_property("metrics", json.dumps(rows))
     assert len(rows) == 2
     fp8_mean, bf16_mean = config.parity.fp8_mean, config.parity.bf16_mean
     for step, row in enumerate(rows):
