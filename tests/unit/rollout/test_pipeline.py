@@ -287,7 +287,7 @@ class _Failing(FakeEngine):
         try:
             if self._how == "hang":
                 await asyncio.sleep(60)
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.5)  # ample for the others, on a busy machine too
             raise ConnectionError("actor died")
         except asyncio.CancelledError:
             self.cancelled += 1
