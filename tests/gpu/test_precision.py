@@ -16,6 +16,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from herl_megatron.batching.schedule import gather_rows
 from herl_megatron.config.fp8 import RECIPES
 from herl_megatron.config.schema import AlgorithmConfig, OptimizerConfig
 from herl_megatron.device import has_transformer_engine, list_gpus
@@ -37,8 +38,11 @@ FP8_LAYOUT = {"precision": "bf16", "packing": True, "micro_batch_tokens": 512}
 def run(case: Case, device: str = "cuda") -> dict[str, Any]:
     """The case on as many GPUs as it has ranks: log-probs, then its steps, then what the reference
     gives; what rank 0 says, which is in the only stage."""
-    world_size = megatron_config(case).world_size
-    result: dict[str, Any] = run_ranks(work, world_size, case, device, limit_s=280)[0]
+    megatron = megatron_config(case)
+    result: dict[str, Any] = run_ranks(work, megatron.world_size, case, device, limit_s=280)[0]
+    for name in {"log_probs", "ref_log_probs"} & result.keys():
+        # A layout has an order of its own in which it computes the rows.
+        result[name] = list(gather_rows(shards_of(case, megatron), [result[name]]))
     return result
 
 
