@@ -43,7 +43,7 @@ def report(done: Conversion) -> None:
     """Say what was written."""
     speed = done.weight_bytes / done.seconds / 1e9
     Console().print(
-        f"{done.folder}: {done.weight_bytes:,} bytes of weights in {done.seconds:.1f} s"
+        f"{done.folder}: {done.weight_bytes:,} bytes of weights in {done.seconds:.2f} s"
         f" ({speed:.2f} GB/s)",
         highlight=False,
         soft_wrap=True,
