@@ -7,9 +7,9 @@ Random bf16 weights are written as a Hugging Face folder of at least 8 shards, c
 for the layout and back, in turns with `cp` of the same input (files warm in the page cache for
 both; what is written is flushed to disk between the turns, in neither's time). Measured are the
 conversion's own time, hashing of input and output included and without Python's start and imports
-(transformers among them), which are shown by themselves; the peak of anonymous memory (RssAnon of the tool's process and its children,
-sampled every 10 ms, imports included); and whether every tensor's bytes come back. Needs five times
-the model on the disk; everything is deleted at the end.
+(transformers among them), which are shown by themselves; the peak of anonymous memory (RssAnon of
+the tool's process and its children, sampled every 10 ms, imports included); and whether every
+tensor's bytes come back. Needs five times the model on the disk; everything is deleted at the end.
 """
 
 from __future__ import annotations
