@@ -57,8 +57,9 @@ ray_node() {
         for turn in {1..50}; do kill -0 "$ray" 2>/dev/null || break; sleep 0.1; done
         kill -KILL "$ray" 2>/dev/null || true
     fi
-    "${HERL_PYTHON[@]}" -c 'from herl_megatron.weight_sync import bucket_folder as b; b.remove_orphans()'
-    rm -rf -- "$RAY_FOLDER"
+    "${HERL_PYTHON[@]}" -c \
+        'from herl_megatron.weight_sync import bucket_folder as b; b.remove_orphans()' || true
+    rm -rf -- "$RAY_FOLDER" "$RAY_FOLDER.venv"
     return "$code"
 }
 
@@ -71,7 +72,7 @@ set_up() {
     HERL_LOGS="$HERL_LOGS/$SLURM_JOB_ID"
     mkdir -p "$HERL_LOGS"
     # Settings that the nodes need too; srun takes the environment along.
-    export HERL_VENV HERL_INTERFACE HERL_CONTAINER_IMAGE HERL_GPUS_PER_NODE="${SLURM_GPUS_ON_NODE:-0}"
+    export HERL_VENV HERL_TMP HERL_INTERFACE HERL_CONTAINER_IMAGE HERL_GPUS_PER_NODE="${SLURM_GPUS_ON_NODE:-0}"
     export RAY_FOLDER="$HERL_TMP/herl-$SLURM_JOB_ID"
     export RAY_PORT=$((10000 + SLURM_JOB_ID % 10000 * 2))
     export PYTHONPATH="$HERL_ROOT${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
@@ -84,6 +85,11 @@ choose_python() {
     if [ -n "$HERL_CONTAINER_IMAGE" ]; then HERL_PYTHON=(python3); return; fi
     HERL_PYTHON=("$HERL_VENV/bin/python")
     [ -x "${HERL_PYTHON[0]}" ] || fail "no Python at ${HERL_PYTHON[0]}: mend HERL_VENV (slurm/env.sh)"
+    # Ray starts some of its processes through a shell and does not quote the interpreter's path.
+    case "$HERL_VENV" in *" "*)
+        ln -sfn -- "$HERL_VENV" "$RAY_FOLDER.venv"
+        HERL_PYTHON=("$RAY_FOLDER.venv/bin/python") ;;
+    esac
 }
 
 container_options() {
@@ -147,14 +153,17 @@ stop_ray() {
     for step in "${RAY_STEPS[@]}"; do kill -USR2 "$step" 2>/dev/null || true; done
     for step in "${RAY_STEPS[@]}"; do wait "$step" 2>/dev/null || true; done
     RAY_STEPS=()
+    rm -f -- "$RAY_FOLDER.venv"
 }
 
 plan_first() {
     [ "$HERL_SKIP_PLAN" = 0 ] || return 0
     local options=()
     [ "$HERL_GPUS_PER_NODE" = 0 ] || options+=(--gpus-per-node "$HERL_GPUS_PER_NODE")
-    (on_head "${HERL_PYTHON[@]}" -m herl_megatron.cli plan "$@" "${options[@]}") ||
-        fail "the plan above does not fit (or could not be made); mend it, or set HERL_SKIP_PLAN=1"
+    local code=0
+    (on_head "${HERL_PYTHON[@]}" -m herl_megatron.cli plan "$@" "${options[@]}") || code=$?
+    [ "$code" = 0 ] || say "not started: mend what is said above, or set HERL_SKIP_PLAN=1"
+    return "$code"
 }
 
 # run_herl COMMAND CONFIG [key=value ...]: the whole job; its exit code is the driver's.
@@ -165,7 +174,7 @@ run_herl() {
     container_options
     HEAD_NODE=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
     [ -f "$config" ] || fail "no such file: $config (from $PWD)"
-    if [ "$command" = train ]; then plan_first "$config" "$@"; set -- run.resume=true "$@"; fi
+    if [ "$command" = train ]; then plan_first "$config" "$@" || exit; set -- run.resume=true "$@"; fi
     RAY_HEAD="$(node_address on_head):$RAY_PORT"
     export RAY_HEAD
     trap stop_ray EXIT
@@ -211,7 +220,13 @@ another_turn() {
             fi ;;
     esac
     say "requeue (turn $((turns + 2)) goes on from the last checkpoint)"
-    scontrol requeue "$SLURM_JOB_ID" || say "no requeue here: sbatch again to resume the run"
+    if scontrol requeue "$SLURM_JOB_ID"; then
+        # Slurm ends this turn itself; an exit code of ours could be taken for the next turn's.
+        trap - TERM USR1
+        sleep 60 & wait $!
+    else
+        say "no requeue here: sbatch again to resume the run"
+    fi
 }
 
 if [ "${1:-}" = node ]; then
