@@ -72,13 +72,15 @@ def test_two_steps_of_adamw(two_steps: Any, layout: dict[str, Any]) -> None:
 
 
 def test_distributed_optimizer_changes_nothing(two_steps: Any) -> None:
+    """But the order in which the gradient norm is added up, whose last bit scales the clipping: two
+    units in the last place of a weight."""
     two = two_steps[0]
     answers = [
         run_case(two.on(data_parallel=2, distributed_optimizer=sharded))
         for sharded in (True, False)
     ]
     for name, weight in answers[0].weights.items():
-        torch.testing.assert_close(weight, answers[1].weights[name], rtol=0, atol=1e-7)
+        torch.testing.assert_close(weight, answers[1].weights[name], rtol=2.4e-7, atol=1e-7)
 
 
 def test_recompute_gives_the_same_bits(two_steps: Any) -> None:
