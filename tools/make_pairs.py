@@ -55,7 +55,7 @@ def make_pairs(
             seen.add(key)
             counts["pairs"] += 1
             yield {
-                "id": f"{file.parent.parent.name}/{file.stem}:{number}",
+                "id": f"{file}:{number}",  # runs of one name, other folders: other ids
                 "messages": record["messages"],
                 "chosen": found[0],
                 "rejected": found[1],
@@ -84,9 +84,13 @@ def main() -> int:
         pairs = make_pairs(
             files_of(args.sources), margin=args.margin, revisions=args.revisions, counts=counts
         )
+        args.out.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("w", encoding="utf-8") as file:
             for pair in pairs:
                 file.write(json.dumps(pair, ensure_ascii=False) + "\n")
+        if not counts["pairs"]:
+            found = "; ".join(f"{name}: {count}" for name, count in counts.most_common())
+            raise ValueError(f"no group makes a pair ({found}); nothing was written")
     except ValueError as error:
         temporary.unlink(missing_ok=True)
         print(f"error: {error}", file=sys.stderr)

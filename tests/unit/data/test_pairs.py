@@ -85,20 +85,38 @@ def test_groups_without_two_scored_responses_give_none() -> None:
     assert pair_from_group(same, margin=0.1, revisions=False) == "empty or equal texts"
 
 
+def make_pairs(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, ROOT / "tools/make_pairs.py", *map(str, arguments)],
+        capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+
+
 def test_the_tool_writes_what_dpo_reads(tmp_path: Path) -> None:
-    folder = tmp_path / "run" / "rollouts"
-    folder.mkdir(parents=True)
+    """Two runs of one name in other folders, as seeds have them: ids differ."""
+    for seed in ("seed0", "seed1"):
+        (tmp_path / seed / "run" / "rollouts").mkdir(parents=True)
+    folder = tmp_path / "seed0" / "run" / "rollouts"
     close = GROUP | {"prompt_id": "q", "rollouts": [response(0.5, "a"), response(0.5, "b")]}
     write(folder / "step_000000.jsonl", GROUP, close)
     write(folder / "step_000001.jsonl", GROUP)
     write(folder / "eval_000001.jsonl", GROUP)
-    out = tmp_path / "pairs.jsonl"
-    command = [sys.executable, ROOT / "tools/make_pairs.py", tmp_path / "run", "--out", out]
-    done = subprocess.run(
-        command, check=True, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)}
-    )
+    other = tmp_path / "seed1" / "run" / "rollouts" / "step_000000.jsonl"
+    write(other, GROUP | {"prompt_id": "r"})
+    out = tmp_path / "new folder" / "pairs.jsonl"
+    done = make_pairs(tmp_path / "seed0" / "run", tmp_path / "seed1" / "run", "--out", out)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[:3] == [
-        "       1  pairs", "       1  rewards too close", "       1  seen before",
+        "       2  pairs", "       1  rewards too close", "       1  seen before",
     ]  # fmt: skip
-    (pair,) = load_pairs(str(out))
-    assert (pair.id, pair.chosen, pair.rejected) == ("run/step_000000:1", "best", "worst")
+    first, second = load_pairs(str(out))
+    assert (first.id, second.id) == (f"{folder}/step_000000.jsonl:1", f"{other}:1")
+    assert (first.chosen, first.rejected) == ("best", "worst")
+
+
+def test_groups_that_make_no_pair_are_an_error_that_writes_nothing(tmp_path: Path) -> None:
+    rollouts = write(tmp_path / "step_000000.jsonl", GROUP)
+    done = make_pairs(rollouts, "--margin", 0.9, "--out", tmp_path / "pairs.jsonl")
+    assert done.returncode == 2
+    assert "no group makes a pair (rewards too close: 1)" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["step_000000.jsonl"]
