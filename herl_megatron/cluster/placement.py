@@ -141,17 +141,18 @@ def actor_options(slot: Slot, *, device: DeviceKind, env: dict[str, str]) -> dic
     }
 
 
-def trainer_environment(threads: int) -> dict[str, str]:
+def trainer_environment(threads: int, *, device: DeviceKind) -> dict[str, str]:
     """Environment of a trainer rank's process.
 
     One OpenMP thread by default: idle threads spin and take the cores from the other workers.
+    Megatron's fused activation is compiled at its first use, which pays on GPUs only.
     """
-    return {
+    environment = {
         "OMP_NUM_THREADS": str(threads),
-        "TORCH_COMPILE_DISABLE": "1",
         "CUDA_DEVICE_MAX_CONNECTIONS": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
+    return environment | ({"TORCH_COMPILE_DISABLE": "1"} if device == "cpu" else {})
 
 
 def network_environment(environ: Mapping[str, str]) -> dict[str, str]:

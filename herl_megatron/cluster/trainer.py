@@ -349,7 +349,8 @@ async def start_trainer(
         WorkerError: a rank did not start; the others are ended first.
         ValueError: the model or the layout is not supported.
     """
-    env = trainer_environment(config.cluster.threads_per_rank) | network_environment(os.environ)
+    env = trainer_environment(config.cluster.threads_per_rank, device=device)
+    env |= network_environment(os.environ)
     remote = ray.remote(TrainerRank)
     actors = [
         remote.options(**actor_options(slot, device=device, env=env)).remote() for slot in slots

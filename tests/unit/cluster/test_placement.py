@@ -17,6 +17,7 @@ from herl_megatron.cluster.placement import (
     network_environment,
     place,
     ranks_beside_engines,
+    trainer_environment,
 )
 from herl_megatron.config.load import load_config
 from herl_megatron.config.schema import Config
@@ -174,6 +175,12 @@ def test_buckets_go_to_the_gpus_of_engines_only() -> None:
     assert ranks_beside_engines(alone) is None  # engines 2 and 3 have GPUs without a rank
     on_cpu = place(config(replicas=1, data_parallel=2), nodes(1, gpus=0), device="cpu")
     assert ranks_beside_engines(on_cpu) is None
+
+
+def test_the_trainer_compiles_nothing_on_the_cpu() -> None:
+    on_cpu = trainer_environment(3, device="cpu")
+    assert (on_cpu["TORCH_COMPILE_DISABLE"], on_cpu["OMP_NUM_THREADS"]) == ("1", "3")
+    assert "TORCH_COMPILE_DISABLE" not in trainer_environment(3, device="cuda")
 
 
 def test_network_settings_of_the_driver_are_passed_on() -> None:
