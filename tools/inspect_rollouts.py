@@ -1,4 +1,4 @@
-"""Browse rollouts in the terminal: prompt, drafts with verdicts, revisions and what they changed.
+"""Browse rollouts in the terminal: drafts with verdicts, what revisions changed, replays.
 
     python tools/inspect_rollouts.py runs/quickstart/herl                  the newest step
     python tools/inspect_rollouts.py runs/quickstart/herl --step 10 --accepted
@@ -23,6 +23,7 @@ from rich.text import Text
 from herl_megatron.report.rollouts import CriterionNames, Record, changes, read_records
 from herl_megatron.report.runs import read_run
 
+_STOPPED = "the run stopped before the join"
 _STYLES = {"added": "green", "removed": "red strike", "same": ""}
 # A pipe shows no colours, so what changed is bracketed as well: {+added+} and [-removed-].
 _BRACKETS = {"added": ("{+", "+}"), "removed": ("[-", "-]"), "same": ("", "")}
@@ -54,13 +55,14 @@ def files_of(path: Path, step: int | None) -> list[Path]:
 def matches(record: Record, options: argparse.Namespace) -> bool:
     """Whether the group is asked for.
 
-    --failed: no rollout meets the whole rubric. --accepted: a revision joined training.
+    --failed: no rollout meets the whole rubric. --accepted: a revision or a replay joined training.
     """
     if options.prompt and record["prompt_id"] != options.prompt:
         return False
     if options.failed and any(r["satisfied"] and not r["unmet"] for r in record["rollouts"]):
         return False
-    return not options.accepted or any(r.get("accepted") for r in record.get("revisions", ()))
+    revised = any(r.get("accepted") for r in record.get("revisions", ()))
+    return not options.accepted or revised or any(r.get("row") for r in record.get("replays", ()))
 
 
 def names_for(path: Path) -> CriterionNames:
@@ -81,7 +83,7 @@ def show_group(record: Record, names: CriterionNames, *, where: str, plain: bool
         parts.append(Text(f"{message['role']}: {message['content']}\n", style="bold"))
     for rollout in record["rollouts"]:
         row = rollout.get("row")
-        fate = f", advantage {row['advantage']:+.2f}" if row else ""
+        fate = _advantage(row) if row else ""
         fate = ", gave way" if "row" in rollout and row is None else fate
         parts.append(Text(f"rollout {rollout['index']}: {_reward(rollout)}{fate}", style="cyan"))
         parts.append(Text(rollout["text"]))
@@ -93,6 +95,12 @@ def show_group(record: Record, names: CriterionNames, *, where: str, plain: bool
         parts.append(Text(f"{title}, {fate}", style="magenta"))
         parts.append(_changed(draft["text"], revision["text"], plain=plain))
         parts.append(_verdicts(revision, criteria))
+    for replay in record.get("replays", ()):
+        row = replay.get("row")
+        fate = f"reward {row['reward']:.3g}{_advantage(row)}" if row else _STOPPED
+        title = f"replay of rollout {replay['of']} as a success: {fate}"
+        parts.append(Text(title, style="magenta"))
+        parts.append(Text(f"{replay['prompt']}\n"))
     return Panel(Group(*parts), title=Text(f"{where}  {record['prompt_id']}"), title_align="left")
 
 
@@ -136,9 +144,13 @@ def _reward(response: Mapping[str, Any]) -> str:
     return "no reward" if response["reward"] is None else f"reward {response['reward']:.3g}"
 
 
+def _advantage(row: Mapping[str, Any]) -> str:
+    return f", advantage {row['advantage']:+.2f}"
+
+
 def _fate(revision: Mapping[str, Any]) -> str:
     if "accepted" not in revision:
-        return "the run stopped before the join"
+        return _STOPPED
     if not revision["accepted"]:
         return "did not join"
     replaced = revision["replaces"]
@@ -174,7 +186,9 @@ def main() -> None:
     parser.add_argument("--step", type=int, help="of a run; the newest by default")
     parser.add_argument("--prompt", default="", help="only this prompt id")
     parser.add_argument("--failed", action="store_true", help="no rollout met everything")
-    parser.add_argument("--accepted", action="store_true", help="a revision joined training")
+    parser.add_argument(
+        "--accepted", action="store_true", help="a revision or replay joined training"
+    )
     parser.add_argument("--count", type=int, default=3, help="groups to show")
     options = parser.parse_args()
     try:

@@ -85,9 +85,11 @@ def print_summary(summary: Mapping[str, Any], *, folder: Path, console: Console)
     parts: list[RenderableType] = [_headline(summary)]
     if hindsight["experiences"]:
         parts.append(_hindsight_table(hindsight))
-    if hindsight["replays"]:
-        replays = f"{hindsight['replays']:.0f}"
-        parts.append(f"\nfailed responses replayed as successes, whole run: {replays}")
+    replayed, impossible = hindsight["replays"], hindsight["replays_impossible"]
+    if replayed or impossible:
+        parts.append(f"\nfailed responses replayed as successes, whole run: {replayed:.0f}")
+    if impossible:
+        parts.append(f"[yellow]failures whose instruction cannot be reduced: {impossible:.0f}[/]")
     if any(summary["scoring"].values()):
         parts.append(_scoring_table(summary["scoring"]))
     if summary["engine_restarts"]:
@@ -97,7 +99,7 @@ def print_summary(summary: Mapping[str, Any], *, folder: Path, console: Console)
     parts.append(_time_table(seconds, steps=summary["steps"]))
     console.print()
     console.print(Panel(Group(*parts), title=f"{folder.name}: {summary['steps']} steps"))
-    console.print(_next_steps(folder), highlight=False)
+    console.print(_next_steps(folder, replayed=bool(replayed or impossible)), highlight=False)
 
 
 def _first_and_last(steps: Sequence[Mapping[str, float]], name: str) -> dict[str, float | None]:
@@ -124,8 +126,9 @@ def _hindsight(steps: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
     totals: dict[str, float | None] = {
         name: sum(step[f"hindsight/{name}"] for step in steps) for name in names
     }
-    # A run that was begun by an earlier version has steps without this one.
-    totals["replays"] = sum(step.get("hindsight/replays", 0.0) for step in steps)
+    for name in ("replays", "replays_impossible"):
+        # A run that was begun by an earlier version has steps without these.
+        totals[name] = sum(step.get(f"hindsight/{name}", 0.0) for step in steps)
     gained = scored = 0.0
     for step in steps:
         if "hindsight/gain" in step:  # left out by a step without a scored revision
@@ -193,7 +196,10 @@ def _time_table(seconds: Mapping[str, float], *, steps: int) -> Table:
     return table
 
 
-def _next_steps(folder: Path) -> Panel:
+def _next_steps(folder: Path, *, replayed: bool) -> Panel:
+    other = ("HeRL without the bonus", "-no-bonus hindsight.alpha=0")
+    if replayed:
+        other = ("HeRL", "-herl hindsight.method=revise hindsight.off_policy_loss=shaped")
     again = f"herl train {shlex.quote(str(folder / 'config.yaml'))} \\\n    "
     name = f"run.name={shlex.quote(folder.name)}"
     lines = (
@@ -203,9 +209,9 @@ def _next_steps(folder: Path) -> Panel:
         f"  {folder / 'learning_curve.png'}",
         f"  {folder / 'rollouts'}",
         f"  tensorboard --logdir {shlex.quote(str(folder.parent))}",
-        "[bold]compare with plain RLVR, and with HeRL without the bonus[/]",
+        f"[bold]compare with plain RLVR, and with {other[0]}[/]",
         f"  {again}{name}-rlvr hindsight.enabled=false",
-        f"  {again}{name}-no-bonus hindsight.alpha=0",
+        f"  {again}{name}{other[1]}",
         "[bold]use the policy, a Hugging Face folder[/]",
         f"  {folder / 'policy'}",
     )

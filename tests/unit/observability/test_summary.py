@@ -58,6 +58,7 @@ def test_numbers_of_a_run_with_evaluation() -> None:
             "accepted": 3,
             "bonus_sum": 0.75,
             "replays": 5,
+            "replays_impossible": 0,
             "gain": pytest.approx((4 * 0.5 + 1 * -0.25) / 5),  # over scored revisions
         },
         "scoring": {"revisions_unscored": 2},
@@ -110,6 +111,16 @@ def test_the_table_shows_the_same_numbers() -> None:
     ):
         assert expected in lines, expected
     assert lines.index("train 6.0 50%") < lines.index("rollout 3.0 25%")  # longest first
+
+
+def test_a_run_with_replays_says_how_many_were_impossible_and_is_compared_with_herl() -> None:
+    history = (step(0, hindsight__replays=0, hindsight__replays_impossible=7),)
+    text = printed(
+        build_summary(history, before=None, after=None, seconds={"other": 0, "total": 0})
+    )
+    assert "failed responses replayed as successes, whole run: 0" in text
+    assert "failures whose instruction cannot be reduced: 7" in text
+    assert "hindsight.method=revise" in text and "hindsight.alpha=0" not in text
 
 
 def test_a_run_without_numbers_prints() -> None:

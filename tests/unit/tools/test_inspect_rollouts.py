@@ -54,6 +54,21 @@ def test_a_group_is_shown_with_verdicts_and_changes(run: Path) -> None:
         assert said in text, said
 
 
+def test_a_replay_is_shown_with_its_instruction_and_counts_as_accepted(run: Path) -> None:
+    record = group("hir", [response(0, ["c1"], ["c2"], text="be kind")])
+    replay = {"of": 0, "prompt": "user: Use lowercase.", "satisfied": ["c1"]}
+    trained = record | {
+        "replays": [replay | {"row": {"reward": 1.0, "advantage": 0.5, "weight": 1.0}}]
+    }
+    path = write_step(run, 8, [trained, record | {"prompt_id": "plain"}])
+    shown, text = browse(path, accepted=True)
+    assert shown == 1
+    said = "replay of rollout 0 as a success: reward 1, advantage +0.50"
+    assert said in text and "user: Use lowercase." in text.split(said)[1]
+    _, text = browse(write_step(run, 9, [record | {"replays": [replay]}]))
+    assert "replay of rollout 0 as a success: the run stopped before the join" in text
+
+
 @pytest.mark.parametrize(
     ("options", "prompts"),
     [
