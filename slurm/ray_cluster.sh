@@ -171,13 +171,13 @@ run_herl() {
     local command=$1 config=$2; shift 2
     RAY_STEPS=() CONTAINER=()
     set_up
+    trap stop_ray EXIT
     container_options
     HEAD_NODE=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
     [ -f "$config" ] || fail "no such file: $config (from $PWD)"
     if [ "$command" = train ]; then plan_first "$config" "$@" || exit; set -- run.resume=true "$@"; fi
     RAY_HEAD="$(node_address on_head):$RAY_PORT"
     export RAY_HEAD
-    trap stop_ray EXIT
     trap 'fail "stopped before the run began"' TERM USR1
     start_ray
     say "herl $command $config $*"

@@ -103,6 +103,7 @@ def test_what_cannot_run_ends_before_ray_starts_and_is_not_queued_again(
     said = (checkout.parent / "job.log").read_text()
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", code, "0"), said
     assert message in said and "Ray on" not in said, said
+    assert not list(Path("/tmp").glob(f"herl-{job}*"))
 
 
 def _until(true: Callable[[], bool], slurm: Slurm, job: str, log: Path) -> None:
