@@ -17,24 +17,20 @@ from rich import get_console
 from rich.table import Table
 
 from herl_megatron.cluster.parts import Inputs, Parts, load_inputs, open_parts
-from herl_megatron.config.load import load_config
 from herl_megatron.config.paths import run_path
 from herl_megatron.config.schema import Config
 from herl_megatron.hindsight.prompts import check_prompts
 from herl_megatron.hindsight.trajectory import Attempt, Outcome, RoundResult, round_results
 from herl_megatron.observability.run_folder import RunFolder
 from herl_megatron.rollout.improvement import Improver
-from herl_megatron.rollout.trajectory_log import SAMPLES, TRAJECTORIES, TrajectoryLog
+from herl_megatron.rollout.trajectory_log import (
+    SAMPLES,
+    TRAJECTORIES,
+    TrajectoryLog,
+    check_continues,
+)
 
 logger = logging.getLogger(__name__)
-
-_DECIDES_NUMBERS = ("model", "data", "rollout", "hindsight", "eval", "improve", "scoring")
-_MAY_DIFFER = {
-    "data": {"train", "shuffle"},
-    "rollout": {"replicas", "max_num_seqs", "timeout_s", "stall_timeout_s", "max_engine_restarts",
-                "kv_cache_bytes", "gpu_memory_utilization"},
-    "scoring": {"workers", "timeout_s"},
-}  # fmt: skip
 
 
 async def improve(config: Config) -> list[RoundResult]:
@@ -46,7 +42,8 @@ async def improve(config: Config) -> list[RoundResult]:
     """
     inputs = load_inputs(config, training=False)
     check_prompts(inputs.eval, config.hindsight.prompt_style)
-    _check_same_settings(config)
+    if config.run.resume:
+        check_continues(run_path(config), config)
     with (
         RunFolder.create(config, keep=(TRAJECTORIES, SAMPLES)) as folder,
         TrajectoryLog(folder.path, inputs.eval) as log,
@@ -142,22 +139,3 @@ def _metrics(result: RoundResult) -> dict[str, float]:
     }
     counts = ("revisions", "redrawn", "accepted", "unscored")
     return values | {f"improve/{name}": float(asdict(result)[name]) for name in counts}
-
-
-def _check_same_settings(config: Config) -> None:
-    """With `run.resume`: the folder's trajectories must be of this configuration."""
-    path = run_path(config) / "config.yaml"
-    if not config.run.resume or not path.is_file():
-        return
-    earlier, now = load_config(path).model_dump(), config.model_dump()
-    differing = [
-        f"{section}.{key} is {value!r}, it was {earlier[section][key]!r}"
-        for section in _DECIDES_NUMBERS
-        for key, value in now[section].items()
-        if key not in _MAY_DIFFER.get(section, ()) and value != earlier[section][key]
-    ]
-    if differing:
-        raise ValueError(
-            f"run.resume is true, but {path} is of other settings: {'; '.join(differing)};"
-            " set them as they were, or choose another run.name"
-        )

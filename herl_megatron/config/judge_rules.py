@@ -9,6 +9,11 @@ from urllib.parse import urlsplit
 
 from herl_megatron.config.schema import JudgeConfig
 
+DECIDES_VERDICTS = frozenset(
+    {"evidence", "canary", "samples", "structured", "temperature", "max_tokens", "extra_body"}
+)
+"""Keys of the judge section, besides model and prompt, on which its answers depend."""
+
 
 def split_urls(base_url: str) -> list[str]:
     """The addresses in `judge.base_url`."""

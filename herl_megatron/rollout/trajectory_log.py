@@ -1,17 +1,23 @@
 """Trajectories and best-of-N samples as JSON lines, written one by one as they are complete.
 
-What is on disk when a run dies is not drawn again: `TrajectoryLog` reads it back first.
+What is on disk when a run dies is not drawn again: `TrajectoryLog` reads it back first, where
+`check_continues` has nothing against it.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from pydantic import TypeAdapter
 
+from herl_megatron.config.judge_rules import DECIDES_VERDICTS
+from herl_megatron.config.load import load_config
+from herl_megatron.config.schema import Config, JudgeConfig
+from herl_megatron.data.rows import row_from_prompt
 from herl_megatron.hindsight.trajectory import Attempt, Trajectory, accepted, best_attempt
 from herl_megatron.rollout.improvement import Key
 from herl_megatron.types import Prompt
@@ -19,8 +25,45 @@ from herl_megatron.types import Prompt
 TRAJECTORIES = "trajectories.jsonl"
 SAMPLES = "best_of_n.jsonl"
 
+_DECIDES_NUMBERS = (
+    "model", "data", "rollout", "hindsight", "eval", "improve", "scoring", "judge",
+)  # fmt: skip
+_MAY_DIFFER = {
+    "data": {"train", "shuffle"},
+    "rollout": {"replicas", "max_num_seqs", "timeout_s", "stall_timeout_s", "max_engine_restarts",
+                "kv_cache_bytes", "gpu_memory_utilization"},
+    "improve": {"best_of_n"},
+    "scoring": {"workers", "timeout_s"},
+    "judge": set(JudgeConfig.model_fields) - DECIDES_VERDICTS - {"model", "prompt"},
+}  # fmt: skip
 _TRAJECTORY = TypeAdapter(Trajectory)
 _ATTEMPT = TypeAdapter(Attempt)
+
+
+def check_continues(folder: Path, config: Config) -> None:
+    """Raise ValueError where `herl improve` cannot go on in `folder`: it is another kind of run,
+    whose results would be lost, or its trajectories are of another configuration."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        return
+    others = [n for n in ("policy", "checkpoints", "rollouts") if (folder / n).exists()]
+    if others:
+        raise ValueError(
+            f"run.resume is true, but {folder} is no run of `herl improve`: it has"
+            f" {', '.join(others)}; choose another run.name"
+        )
+    earlier, now = load_config(path).model_dump(), config.model_dump()
+    differing = [
+        f"{section}.{key} is {value!r}, it was {earlier[section][key]!r}"
+        for section in _DECIDES_NUMBERS
+        for key, value in now[section].items()
+        if key not in _MAY_DIFFER.get(section, ()) and value != earlier[section][key]
+    ]
+    if differing:
+        raise ValueError(
+            f"run.resume is true, but {path} is of other settings: {'; '.join(differing)};"
+            " set them as they were, or choose another run.name"
+        )
 
 
 class TrajectoryLog:
@@ -82,16 +125,15 @@ class TrajectoryLog:
         return {
             "prompt_id": prompt_id,
             "messages": [{"role": m.role, "content": m.content} for m in prompt.messages],
-            "criteria": [
-                {"id": c.id, "check": c.check, "description": c.description}
-                for c in prompt.rubric.criteria
-            ],
+            "criteria": row_from_prompt(prompt)["rubric"]["criteria"],
+            "aggregation": prompt.rubric.aggregation,
         }
 
     def _check(self, record: dict[str, Any], path: Path) -> None:
-        own = self._prompts.get(record["prompt_id"])
-        texts = [message["content"] for message in record.get("messages", ())]
-        if own is None or (texts and texts != [message.content for message in own.messages]):
+        name = record["prompt_id"]
+        own = json.loads(json.dumps(self._of_prompt(name))) if name in self._prompts else {}
+        # A line of samples has the id alone; its trajectory came first.
+        if not own or any(record[key] != own[key] for key in own if key in record):
             raise ValueError(
                 f"{path}: prompt {record['prompt_id']!r} is not in data.eval as it was when that"
                 " file was written; give the same rows, or start over with run.resume=false"
@@ -111,5 +153,5 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     if len(whole) < len(content):
-        path.write_bytes(whole)
+        os.truncate(path, len(whole))
     return [json.loads(line) for line in whole.split(b"\n") if line]

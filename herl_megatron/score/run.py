@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from herl_megatron.config.judge_rules import DECIDES_VERDICTS
 from herl_megatron.config.schema import ClusterConfig, JudgeConfig, ScoringConfig
 from herl_megatron.data.responses import ResponseRow, load_responses
 from herl_megatron.rubrics.checks.registry import Mode, load_check_modules
@@ -31,10 +32,6 @@ if TYPE_CHECKING:
 
 _TEXTS_PER_WORKER = 1000
 """Ray takes seconds to start and a rule about a millisecond: less is done by one process."""
-_DECIDES_VERDICTS = {
-    "evidence", "canary", "samples", "structured", "temperature", "max_tokens", "extra_body",
-}  # fmt: skip
-"""Keys of the judge section, besides model and prompt, on which its answers depend."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +126,7 @@ def _settings(job: ScoreJob) -> str:
         parts.append(f"--check-module {name} (source {_short_hash(code)})")
     if job.judge.base_url:
         judge = job.judge
-        asked = judge.model_dump_json(include=_DECIDES_VERDICTS).encode()
+        asked = judge.model_dump_json(include=set(DECIDES_VERDICTS)).encode()
         template = Path(judge.prompt).read_bytes() if judge.prompt else b""
         parts.append(f"--judge-model {judge.model} (asked {_short_hash(asked + template)})")
     return " ".join(parts)

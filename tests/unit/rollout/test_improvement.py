@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from herl_megatron.algos.seeds import request_seed
+from herl_megatron.config.load import save_resolved
 from herl_megatron.config.schema import (
     Config,
     DataConfig,
     EvalConfig,
     HindsightConfig,
     ImproveConfig,
+    JudgeConfig,
     ModelConfig,
     RolloutConfig,
     ScoringConfig,
@@ -24,7 +27,12 @@ from herl_megatron.config.schema import (
 from herl_megatron.hindsight.trajectory import Attempt, Trajectory
 from herl_megatron.rollout.improvement import Improver
 from herl_megatron.rollout.pipeline import PipelineError, RolloutPipeline
-from herl_megatron.rollout.trajectory_log import SAMPLES, TRAJECTORIES, TrajectoryLog
+from herl_megatron.rollout.trajectory_log import (
+    SAMPLES,
+    TRAJECTORIES,
+    TrajectoryLog,
+    check_continues,
+)
 from herl_megatron.types import (
     Completion,
     GenerateRequest,
@@ -283,10 +291,40 @@ def test_a_file_of_other_prompts_is_refused(tmp_path: Path) -> None:
         log.add_trajectory(
             Trajectory("q0", 0, (Attempt(0, None, "a", 1, 1, "stop", Unscored("x")),))
         )
-    other = (Prompt("q0", (Message("user", "Another question."),), prompts[0].rubric),)
-    with pytest.raises(ValueError, match="'q0' is not in data.eval as it was"):
-        TrajectoryLog(tmp_path, other)
+    rubric = prompts[0].rubric
+    heavier = replace(rubric, criteria=(replace(rubric.criteria[0], weight=2), *CRITERIA[1:]))
+    for other in (
+        (Prompt("q0", (Message("user", "Another question."),), rubric),),
+        (replace(prompts[0], rubric=heavier),),
+        (replace(prompts[0], rubric=replace(rubric, aggregation="all_or_nothing")),),
+        (),
+    ):
+        with pytest.raises(ValueError, match="'q0' is not in data.eval as it was"):
+            TrajectoryLog(tmp_path, other)
     assert TrajectoryLog(tmp_path, prompts).trajectories["q0", 0].attempts[0].text == "a"
+
+
+def test_it_goes_on_with_the_same_answers_and_verdicts_only(tmp_path: Path) -> None:
+    """What decides speed or the way to the judge may change, who judges and how may not."""
+    config = make_config(judge=JudgeConfig(model="one", base_url="http://a/v1"))
+    check_continues(tmp_path, config)  # nothing there
+    save_resolved(config, tmp_path / "config.yaml")
+    judge, rollout = config.judge, config.rollout
+    moved = judge.model_copy(update={"base_url": "http://b/v1", "concurrency": 2})
+    faster = rollout.model_copy(update={"replicas": 3})
+    check_continues(tmp_path, config.model_copy(update={"judge": moved, "rollout": faster}))
+    for section, change, said in (
+        (judge, {"model": "two"}, "judge.model is 'two', it was 'one'"),
+        (judge, {"samples": 3}, "judge.samples is 3, it was 1"),
+        (rollout, {"max_response_tokens": 9}, "rollout.max_response_tokens is 9, it was 8"),
+    ):
+        name = "judge" if section is judge else "rollout"
+        with pytest.raises(ValueError, match=said):
+            other = section.model_copy(update=change)
+            check_continues(tmp_path, config.model_copy(update={name: other}))
+    (tmp_path / "policy").mkdir()
+    with pytest.raises(ValueError, match="is no run of `herl improve`: it has policy"):
+        check_continues(tmp_path, config)
 
 
 def test_hindsight_prompt_options_are_followed() -> None:
