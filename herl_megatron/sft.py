@@ -11,13 +11,12 @@ from typing import TypeVar
 import numpy as np
 
 from herl_megatron.cluster.nodes import open_nodes
-from herl_megatron.cluster.reserve import reserve
+from herl_megatron.cluster.reserve import reserve, run_device
 from herl_megatron.cluster.session import ray_session
 from herl_megatron.cluster.trainer import TrainerGroup, start_trainer
 from herl_megatron.config.schema import Config
 from herl_megatron.data.chat import ChatTokenizer
 from herl_megatron.data.prompts import SftRow, load_sft_rows
-from herl_megatron.device import choose_kind
 from herl_megatron.observability.run_folder import RunFolder
 from herl_megatron.types import TrainRow
 
@@ -71,9 +70,9 @@ async def open_trainer(config: Config, *, optimizer_steps: int) -> AsyncIterator
     Raises:
         WorkerError, ValueError: a rank did not start, or the model or layout is not supported.
     """
-    device = choose_kind(config.cluster.device)
     async with AsyncExitStack() as stack:
         stack.enter_context(ray_session(config.cluster))
+        device = run_device(config.cluster)
         reservation = reserve(config, device=device, samples=False)
         stack.callback(reservation.release)
         nodes = await open_nodes(config, reservation.placement)

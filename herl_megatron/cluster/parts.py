@@ -15,7 +15,7 @@ from herl_megatron.cluster.checkpointer import Checkpointer
 from herl_megatron.cluster.engines import start_engines, stop_engines
 from herl_megatron.cluster.nodes import open_nodes
 from herl_megatron.cluster.placement import DeviceKind, Placement, ranks_beside_engines
-from herl_megatron.cluster.reserve import reserve
+from herl_megatron.cluster.reserve import reserve, run_device
 from herl_megatron.cluster.restart import RestartingEngine, Restarts
 from herl_megatron.cluster.session import ray_session
 from herl_megatron.cluster.stop import stop_request
@@ -28,7 +28,7 @@ from herl_megatron.data.prompts import (
     check_prompt_lengths,
     load_prompts,
 )
-from herl_megatron.device import Transport, choose_kind, choose_transport
+from herl_megatron.device import Transport, choose_transport
 from herl_megatron.hindsight.prompts import check_prompts
 from herl_megatron.hindsight.replay import check_replayable
 from herl_megatron.rollout.engine import EngineConfig, RolloutEngine
@@ -149,7 +149,7 @@ async def open_parts(config: Config, inputs: Inputs, *, training: bool) -> Async
         stack.enter_context(ray_session(config.cluster))
         stop = stack.enter_context(stop_request()) if training else None
         restarts = Restarts(config.rollout.max_engine_restarts)
-        device = choose_kind(config.cluster.device)
+        device = run_device(config.cluster)
         reservation = reserve(config, device=device, trains=training)
         stack.callback(reservation.release)
         transport: Transport = "shared_memory"

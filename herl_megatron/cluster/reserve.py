@@ -15,7 +15,8 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from herl_megatron.cluster.placement import DeviceKind, Node, Placement, in_order, place
-from herl_megatron.config.schema import Config
+from herl_megatron.config.schema import ClusterConfig, Config
+from herl_megatron.device import choose_kind, has_cuda
 
 _TIMEOUT_S = 60.0
 
@@ -34,6 +35,25 @@ class Reservation:
         self._held.clear()  # Ray ends an actor that nobody refers to
         if group is not None:
             remove_placement_group(group)
+
+
+def run_device(config: ClusterConfig) -> DeviceKind:
+    """What trainer and engines compute on, after Ray was joined or started.
+
+    The driver needs no GPU: it may be on the cluster's head, or on a login node.
+
+    Raises:
+        ValueError: `cuda` and there is none; `auto` on a machine without GPUs in a cluster with.
+    """
+    there = ray.cluster_resources().get("GPU", 0.0) if config.address else 0.0
+    if has_cuda() or not there:
+        return choose_kind(config.device)
+    if config.device == "auto":
+        raise ValueError(
+            "cluster.device is 'auto' and torch sees no CUDA device here, but the Ray cluster at"
+            f" {config.address} has {there:g} GPUs: set it to 'cuda' to use them, or to 'cpu'"
+        )
+    return config.device
 
 
 def reserve(

@@ -93,7 +93,7 @@ def _devices(config: Config, purpose: Purpose, machine: Machine) -> Iterator[str
     if machine.device(config.cluster.device) == "cuda":
         if machine.gpus:
             yield from _gpus(config, machine, trains=trains, samples=samples)
-        else:
+        elif not config.cluster.address:  # a driver that joins a cluster needs none
             yield "cluster.device is 'cuda' but torch sees no CUDA device; use 'cpu' or 'auto'"
     if trains and machine.precision_problem:
         yield machine.precision_problem

@@ -12,8 +12,8 @@ import ray
 from herl_megatron.cluster import reserve as module
 from herl_megatron.cluster.placement import Node, actor_options
 from herl_megatron.cluster.ready import missing
-from herl_megatron.cluster.reserve import reserve
-from herl_megatron.config.schema import Config
+from herl_megatron.cluster.reserve import reserve, run_device
+from herl_megatron.config.schema import ClusterConfig, Config
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +73,16 @@ def test_ranks_and_engines_share_gpus_that_no_other_run_gets(
     assert {gpu for slot in third.placement.trainer for gpu in slot.gpus} == names[0]
     second.release()
     third.release()
+
+
+@pytest.mark.usefixtures("eight_gpus")
+def test_a_driver_without_gpus_uses_those_of_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "has_cuda", lambda: False)
+    joined = ClusterConfig(address="head:6379", device="cuda")
+    assert run_device(joined) == "cuda"
+    assert run_device(joined.model_copy(update={"device": "cpu"})) == "cpu"
+    with pytest.raises(ValueError, match=r"'auto' .* no CUDA device here, but .* has 8 GPUs"):
+        run_device(joined.model_copy(update={"device": "auto"}))
 
 
 def test_what_a_cluster_lacks() -> None:

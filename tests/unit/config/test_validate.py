@@ -236,6 +236,8 @@ def test_gpus_of_this_machine(files: Path) -> None:
     assert "CP 2 * DP 2 = 4 ranks" in problem
     cluster = ("megatron.data_parallel=16", "rollout.replicas=8", "cluster.address=head:6379")
     assert problems(files, *cluster, machine=two) == ()
+    head = Machine(gpus=0, transformer_engine=True, shared_memory_bytes=1 << 30)
+    assert problems(files, *cluster, "cluster.device=cuda", machine=head) == ()
 
 
 def test_precision_problem_is_the_devices_own(files: Path) -> None:
