@@ -475,8 +475,8 @@ class ScoringConfig(Section):
     """Longest wait for one group's scores."""
     answer_after: str = ""
     """Score, judge and revise only what follows this text in a response, as `</think>` for models
-    that think before they answer; a response without it has no answer and satisfies nothing. Empty:
-    the whole response."""
+    that think before they answer; a response without it has no answer: no check follows and no
+    statement is true. Empty: the whole response."""
     check_modules: tuple[str, ...] = ()
     """Python modules that register further checks; the driver and every worker import them."""
 

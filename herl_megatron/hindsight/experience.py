@@ -53,7 +53,7 @@ def build_experiences(
     for index in select_experiences(scores, config, seed):
         score = scores[index]
         assert isinstance(score, Scored), f"rollout {index} was selected without a score"
-        draft = answer_part(group.rollouts[index].text, answer_after)
+        draft = answer_part(group.rollouts[index].text, answer_after) or ""
         text, ids = revision_prompt(group.prompt, draft, score, config, tokenizer)
         if len(ids) > max_tokens:
             too_long += 1

@@ -157,7 +157,7 @@ class Improver:
             return await self._first_sample(place, number)
         score, hindsight = attempts[best].score, self._config.hindsight
         assert isinstance(score, Scored), f"attempt {best} is the best without a score"
-        draft = answer_part(attempts[best].text, self._config.scoring.answer_after)
+        draft = answer_part(attempts[best].text, self._config.scoring.answer_after) or ""
         _, ids = revision_prompt(place.prompt, draft, score, hindsight, self._tokenizer)
         if len(ids) > self._config.data.max_experience_tokens:
             return await self._first_sample(place, number)

@@ -12,7 +12,9 @@ from herl_megatron.rubrics.aggregations import (
     CATEGORY_WEIGHTS,
     ONE_GRADE,
     RULES,
+    SCALES,
     Counted,
+    graded_result,
     is_satisfied,
 )
 from herl_megatron.rubrics.checks import registry
@@ -29,14 +31,16 @@ from herl_megatron.types import (
 )
 
 
-def answer_part(response: str, after: str) -> str:
+def answer_part(response: str, after: str) -> str | None:
     """What of a response is its answer: all of it, or what follows the first `after`, the end of a
     reasoning model's thinking, as servers show it.
 
-    A response without `after` never came to an answer (it was cut while thinking) and gives "",
-    which satisfies no check.
+    None for a response without `after`, which never came to an answer (it was cut while thinking).
     """
-    return response.partition(after)[2].strip() if after else response
+    if not after:
+        return response
+    _, found, answer = response.partition(after)
+    return answer.strip() if found else None
 
 
 def judge_format(rubric: Rubric) -> JudgeFormat:
@@ -165,6 +169,34 @@ def score_response(rubric: Rubric, results: Sequence[CriterionResult]) -> Score:
         return Unscored("no positive criterion of the rubric can be verified", ordered)
     good, bad = _sides(rubric, counted)
     return Scored(reward=reward, results=ordered, satisfied=good, unmet=bad)
+
+
+def no_answer_result(rubric: Rubric, criterion: Criterion) -> CriterionResult:
+    """What holds of a response without an answer, nobody being asked: the statement is not true of
+    it, and its grade is the lowest."""
+    form = judge_format(rubric)
+    if criterion.kind == "judge" and form in SCALES:
+        return graded_result(criterion.id, form, 1)
+    return CriterionResult(criterion.id, Verdict.NOT_FOLLOWED, "no answer")
+
+
+def score_no_answer(rubric: Rubric, blank: Score) -> Score:
+    """The score of a response without an answer (`answer_part`), given that of blank text.
+
+    Blank text would meet some limits, and thinking for ever would then be worth more than an
+    answer. `blank` only says which criteria are left out for every response, or that the scorer
+    failed (`Unscored` without results), which stays as it is.
+    """
+    if not blank.results:
+        return blank
+    by_id = {criterion.id: criterion for criterion in rubric.criteria}
+    results = [
+        result
+        if result.verdict is Verdict.UNVERIFIABLE and result.for_every_response
+        else no_answer_result(rubric, by_id[result.criterion_id])
+        for result in blank.results
+    ]
+    return score_response(rubric, results)
 
 
 def _sides(rubric: Rubric, counted: Counted) -> tuple[tuple[str, ...], tuple[str, ...]]:

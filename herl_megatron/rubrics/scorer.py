@@ -9,7 +9,13 @@ from typing import Protocol
 
 from herl_megatron.config.schema import JudgeConfig
 from herl_megatron.rubrics.client import JudgeClient, check_judge
-from herl_megatron.rubrics.rubric import answer_part, asks_judge, score_response
+from herl_megatron.rubrics.rubric import (
+    answer_part,
+    asks_judge,
+    no_answer_result,
+    score_no_answer,
+    score_response,
+)
 from herl_megatron.types import CriterionResult, Prompt, Rubric, Score, Unscored, Verdict
 
 
@@ -85,12 +91,12 @@ class Scorer:
 
         `score_group` picks the judgement up, and raises what went wrong with it.
         """
-        text = answer_part(text, self._answer_after)
-        if (prompt.id, text) not in self._begun:
-            task = asyncio.create_task(self._judged(prompt, text))
+        answer = answer_part(text, self._answer_after)
+        if answer is not None and (prompt.id, answer) not in self._begun:
+            task = asyncio.create_task(self._judged(prompt, answer))
             # Seen, also where the group is given up and nobody asks for it any more.
             task.add_done_callback(lambda done: done.cancelled() or done.exception())
-            self._begun[prompt.id, text] = task
+            self._begun[prompt.id, answer] = task
 
     async def _judged(self, prompt: Prompt, text: str) -> list[CriterionResult]:
         """The judge's results on one response."""
@@ -116,16 +122,38 @@ class Scorer:
         Raises:
             JudgeError: the judge cannot be used any more; nothing is scored without it.
         """
-        texts = [answer_part(text, self._answer_after) for text in texts]
-        if not asks_judge(prompt.rubric):
-            return await self._pool.score_group(prompt, texts)
-        begun = {text: self._begun.pop((prompt.id, text), None) for text in dict.fromkeys(texts)}
-        judging = (self._judgement(prompt, text, begun[text]) for text in texts)
-        rules, judged = await asyncio.gather(self._rules(prompt, texts), asyncio.gather(*judging))
+        answers = [answer_part(text, self._answer_after) for text in texts]
+        rubric, blank_for_none = prompt.rubric, [answer or "" for answer in answers]
+        if asks_judge(rubric):
+            rules, judged = await asyncio.gather(
+                self._rules(prompt, blank_for_none), self._judgements(prompt, answers)
+            )
+            scores = [
+                ruled if isinstance(ruled, Unscored) else score_response(rubric, ruled + results)
+                for ruled, results in zip(rules, judged, strict=True)
+            ]
+        else:
+            scores = await self._pool.score_group(prompt, blank_for_none)
         return [
-            ruled if isinstance(ruled, Unscored) else score_response(prompt.rubric, ruled + results)
-            for ruled, results in zip(rules, judged, strict=True)
+            score_no_answer(rubric, score) if answer is None else score
+            for answer, score in zip(answers, scores, strict=True)
         ]
+
+    async def _judgements(
+        self, prompt: Prompt, answers: Sequence[str | None]
+    ) -> list[list[CriterionResult]]:
+        """The judge's results per answer; it is not asked where there is none."""
+        given = dict.fromkeys(answer for answer in answers if answer is not None)
+        begun = {answer: self._begun.pop((prompt.id, answer), None) for answer in given}
+        unasked = [
+            no_answer_result(prompt.rubric, criterion)
+            for criterion in prompt.rubric.criteria
+            if criterion.kind == "judge"
+        ]
+        asked = [answer for answer in answers if answer is not None]
+        judged = await asyncio.gather(*(self._judgement(prompt, a, begun[a]) for a in asked))
+        results = iter(judged)
+        return [unasked if answer is None else next(results) for answer in answers]
 
     async def _rules(
         self, prompt: Prompt, texts: Sequence[str]

@@ -21,7 +21,7 @@ from herl_megatron.config.judge_rules import DECIDES_VERDICTS
 from herl_megatron.config.schema import ClusterConfig, JudgeConfig, ScoringConfig
 from herl_megatron.data.responses import ResponseRow, load_responses
 from herl_megatron.rubrics.checks.registry import Mode, load_check_modules
-from herl_megatron.rubrics.rubric import answer_part, asks_judge
+from herl_megatron.rubrics.rubric import answer_part, asks_judge, score_no_answer
 from herl_megatron.rubrics.worker import score_texts
 from herl_megatron.score.output import ScoreFile, write_whole
 from herl_megatron.score.totals import Totals
@@ -162,8 +162,12 @@ async def _score_missing(
         async def one_after_another(scorer: GroupScorer) -> None:
             nonlocal unscored
             for row in todo:
-                texts = [answer_part(text, job.answer_after) for text in row.texts]
-                scores = await scorer.score_group(row.prompt, texts)
+                answers = [answer_part(text, job.answer_after) for text in row.texts]
+                scores = await scorer.score_group(row.prompt, [a or "" for a in answers])
+                scores = [
+                    score_no_answer(row.prompt.rubric, score) if answer is None else score
+                    for answer, score in zip(answers, scores, strict=True)
+                ]
                 add(row, scores)
                 unscored += sum(not isinstance(score, Scored) for score in scores)
                 progress.update(bar, advance=1, unscored=unscored)

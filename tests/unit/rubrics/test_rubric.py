@@ -160,10 +160,13 @@ def test_own_description_wins_over_the_check() -> None:
         ("<think>a, b</think>\n\nAn answer.\n", "</think>", "An answer."),
         ("a, b</think>An answer.", "</think>", "An answer."),  # the template opened the block
         ("a</think>b</think>c", "</think>", "b</think>c"),  # servers show all after the first
-        ("<think>cut while think", "</think>", ""),
-        ("", "</think>", ""),
+        ("a</think>\n", "</think>", ""),
+        ("<think>cut while think", "</think>", None),
+        ("", "</think>", None),
         ("  kept as it is \n", "", "  kept as it is \n"),
     ],
 )
-def test_the_answer_is_what_follows_the_thinking(response: str, after: str, answer: str) -> None:
+def test_the_answer_is_what_follows_the_thinking(
+    response: str, after: str, answer: str | None
+) -> None:
     assert answer_part(response, after) == answer

@@ -11,13 +11,27 @@ import pytest
 
 from herl_megatron.config.load import ConfigError, load_config
 from herl_megatron.config.schema import JudgeConfig
+from herl_megatron.rubrics.aggregations import graded_result
 from herl_megatron.rubrics.client import JudgeClient
+from herl_megatron.rubrics.rubric import score_no_answer
 from herl_megatron.rubrics.scorer import Scorer, open_judge, require_judge
 from herl_megatron.rubrics.worker import score_texts
-from herl_megatron.types import Criterion, Message, Prompt, Rubric, Score, Scored, Unscored
+from herl_megatron.types import (
+    Criterion,
+    CriterionResult,
+    JudgeFormat,
+    Message,
+    Prompt,
+    Rubric,
+    Score,
+    Scored,
+    Unscored,
+    Verdict,
+)
 from tests.fake_judge import FakeJudge, fake_judge
 
 T = TypeVar("T")
+BANDS = JudgeFormat.BANDS
 ROOT = Path(__file__).parents[3]
 RULE = Criterion("rule", "rule", check="ifeval/punctuation:no_comma")
 TRUE = Criterion("true", "judge", description='The response contains the word "river".', weight=2)
@@ -138,14 +152,20 @@ def test_a_judgement_that_keeps_failing_is_asked_again_once() -> None:
 
 
 def test_thinking_is_neither_checked_nor_judged() -> None:
-    """The comma and the mud are in the thinking; what was cut before its end satisfies nothing."""
-    texts = ["<think>mud, mud</think>A river.", "<think>A river. I wonder"]
+    """The comma and the mud are in the thinking; of what was cut before its end nothing is true,
+    not even that it is short, and no judge is asked."""
+    texts = ["<think>mud, mud</think>A river.", "<think>A river. I wonder", "</think>"]
+    limit = Criterion(
+        "limit", "rule", check="muldimif/Length/Words", params={"text": "At most 5 words"}
+    )
+    prompt = Prompt("thinks", MIXED.messages, Rubric((RULE, TRUE, BAD, limit)))
 
     async def run(pool: Any, judge: JudgeClient) -> list[Score]:
         scorer = Scorer(pool, judge, answer_after="</think>")
         try:
-            scorer.start_judging(MIXED, texts[0])
-            return await scorer.score_group(MIXED, texts)
+            for text in texts[:2]:
+                scorer.start_judging(prompt, text)
+            return await scorer.score_group(prompt, texts)
         finally:
             await scorer.close()
 
@@ -153,10 +173,26 @@ def test_thinking_is_neither_checked_nor_judged() -> None:
         return await run(LocalPool(), JudgeClient(settings(server)))
 
     with fake_judge() as server:
-        answered, cut = asyncio.run(with_judge())
-        assert server.calls == {"A river.": 1, "": 1}
+        answered, cut, blank = asyncio.run(with_judge())
+        assert server.calls == {"A river.": 1, "": 1}  # an answer that is blank is judged
     assert isinstance(answered, Scored) and answered.reward == 1.0
-    assert isinstance(cut, Scored) and cut.unmet == ("rule", "true")
+    assert isinstance(cut, Scored) and cut.unmet == ("rule", "true", "limit")
+    assert cut.satisfied == ("bad",)  # it holds no mud
+    assert isinstance(blank, Scored) and "limit" in blank.satisfied
+
+
+def test_a_response_without_an_answer_has_the_lowest_grade_and_what_is_left_out_stays_so() -> None:
+    grade = Criterion("depth", "judge", description="Depth.", params={"bands": {}})
+    graded = score_no_answer(
+        Rubric((grade,), "writingbench"), Unscored("x", (graded_result("depth", BANDS, 9),))
+    )
+    assert isinstance(graded, Scored) and graded.results == (graded_result("depth", BANDS, 1),)
+    unknown = CriterionResult("true", Verdict.UNVERIFIABLE, "no such data", True)
+    slow = CriterionResult("rule", Verdict.UNVERIFIABLE, "too slow")
+    score = score_no_answer(Rubric((RULE, TRUE)), Unscored("too slow", (slow, unknown)))
+    assert isinstance(score, Scored) and (score.unmet, score.left_out) == (("rule",), ("true",))
+    crashed = Unscored("the group crashed 2 scoring workers")
+    assert score_no_answer(Rubric((RULE,)), crashed) is crashed
 
 
 def test_rubric_of_rules_alone_asks_no_judge() -> None:

@@ -264,7 +264,10 @@ def test_scores_by_another_judge_prompt_are_not_taken_over(tmp_path: Path) -> No
 
 
 def test_only_the_answer_is_scored_where_it_begins_is_said(tmp_path: Path) -> None:
-    rows = [row("a1", [NO_COMMA], responses=["a, b</think>No comma.", "No comma, no answer"])]
+    limit = NO_COMMA | {"id": "limit", "check": "muldimif/Length/Words"}
+    limit["params"] = {"text": "At most 5 words"}  # which blank text would meet
+    answers = ["a, b</think>No comma.", "No comma, no answer"]
+    rows = [row("a1", [NO_COMMA, limit], responses=answers)]
     source, out = write(tmp_path / "rows.jsonl", rows), tmp_path / "scores.jsonl"
     totals = scored(source, out, "--answer-after", "</think>")
     assert share(totals["prompt_level"]) == (1, 2)
