@@ -146,6 +146,8 @@ def _change(value: float) -> Html:
 def _progress(run: Run) -> str:
     if run.kind == "eval":
         return "evaluation"
+    if run.kind == "improve":
+        return f"{run.planned_steps} rounds"
     done = f"{run.steps} of {run.planned_steps}"
     return done if run.steps >= run.planned_steps else f"{done}, not finished"
 

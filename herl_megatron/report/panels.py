@@ -46,6 +46,11 @@ CHAPTERS = (
                 "all criteria satisfied", "reward/all_satisfied", "eval/all_satisfied", share=True
             ),
             Panel("SFT loss", "sft/loss", from_zero=True),
+            Panel("DPO loss", "dpo/loss", from_zero=True),
+            Panel("pairs whose chosen answer is ahead", "dpo/accuracy", share=True),
+            Panel("reward of chosen minus rejected", "dpo/margin"),
+            Panel("reward of chosen answers", "dpo/chosen_reward"),
+            Panel("reward of rejected answers", "dpo/rejected_reward"),
         ),
     ),
     Chapter(
@@ -60,6 +65,30 @@ CHAPTERS = (
             Panel("gain of a revision over its draft", "hindsight/gain"),
             Panel("bonus reward paid, sum", "hindsight/bonus_sum", from_zero=True),
             Panel("experiences too long", "hindsight/experiences_too_long", from_zero=True),
+            Panel("failed responses replayed", "hindsight/replays", from_zero=True),
+            Panel("failures that cannot be replayed", "hindsight/replays_impossible",
+                  from_zero=True),
+        ),
+    ),
+    Chapter(
+        "improve",
+        "Self-improvement at test time",
+        "Steps are rounds: the best answer so far of each trajectory, and what all of them have"
+        " sampled. Best of N: N samples of each prompt, or the smallest N that samples as many"
+        " tokens.",
+        (
+            Panel("mean reward", "improve/reward", from_zero=True),
+            Panel("the same, best of N samples", "best_of_n/reward", from_zero=True),
+            Panel("the same, best of N at equal tokens", "best_of_n_tokens/reward",
+                  from_zero=True),
+            Panel("all criteria satisfied", "improve/all_satisfied", share=True),
+            Panel("the same, best of N samples", "best_of_n/all_satisfied", share=True),
+            Panel("the same, best of N at equal tokens", "best_of_n_tokens/all_satisfied",
+                  share=True),
+            Panel("tokens sampled", "improve/tokens", from_zero=True),
+            Panel("revisions asked for", "improve/revisions", from_zero=True),
+            Panel("revisions and samples that became best", "improve/accepted", from_zero=True),
+            Panel("responses without a score", "improve/unscored", from_zero=True),
         ),
     ),
     Chapter(
@@ -90,6 +119,10 @@ CHAPTERS = (
             Panel("experts without a token", "train/experts_idle", from_zero=True),
             Panel("SFT gradient norm", "sft/grad_norm", from_zero=True),
             Panel("SFT learning rate", "sft/lr", from_zero=True),
+            Panel("DPO gradient norm", "dpo/grad_norm", from_zero=True),
+            Panel("DPO learning rate", "dpo/lr", from_zero=True),
+            Panel("log-prob of chosen answers", "dpo/chosen_log_prob"),
+            Panel("log-prob of rejected answers", "dpo/rejected_log_prob"),
         ),
     ),
     Chapter(
@@ -138,9 +171,13 @@ _NOT_DRAWN = {
     "train/row_tokens", "train/sampled_tokens", "train/revision_tokens", "hindsight/revisions",
     "hindsight/copied", "scoring/unscored", "eval/unscored", "train/optimizer_steps_empty",
     "sft/sampled_tokens", "sft/row_tokens", "sft/tokens", "sft/rows", "sft/micro_batches",
-    "sft/padding_ratio", "parity/tokens", "rollout/stale_tokens", "rollout/carried_groups",
-    "time/pipeline_s", "time/rows_s", "time/weight_sync_s", "time/checkpoint_s", "time/evaluate_s",
-    "time/turns_s", "time/other_s",
+    "sft/padding_ratio", "dpo/row_tokens", "dpo/tokens", "dpo/rows", "dpo/micro_batches",
+    "dpo/padding_ratio", "improve/redrawn", "improve/answered", "improve/samples",
+    "improve/prompt_tokens", "best_of_n/answered", "best_of_n/samples", "best_of_n/tokens",
+    "best_of_n/prompt_tokens", "best_of_n_tokens/answered", "best_of_n_tokens/samples",
+    "best_of_n_tokens/tokens", "best_of_n_tokens/prompt_tokens", "parity/tokens",
+    "rollout/stale_tokens", "rollout/carried_groups", "time/pipeline_s", "time/rows_s",
+    "time/weight_sync_s", "time/checkpoint_s", "time/evaluate_s", "time/turns_s", "time/other_s",
 }  # fmt: skip
 
 

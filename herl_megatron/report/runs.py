@@ -17,7 +17,9 @@ from herl_megatron.config.schema import Config
 
 Series = Mapping[int, float]
 """One metric by step; NaN where the run logged that it had no number."""
-_PATH_KEYS = ("model.path", "data.train", "data.eval", "sft.data")
+_PATH_KEYS = ("model.path", "data.train", "data.eval", "sft.data", "dpo.data")
+_PLANNED = {"sft": "sft.steps", "dpo": "dpo.steps", "improve": "improve.rounds"}
+"""What a run of this kind was asked for; others for `train.steps`."""
 _NOT_SETUP = ("run.name", "run.dir", "run.overwrite", "run.seed")
 
 
@@ -43,9 +45,10 @@ class Run:
 
     @property
     def kind(self) -> str:
-        """`train`, `sft` or `eval`, by what was logged."""
-        if any(name.startswith("sft/") for name in self.metrics):
-            return "sft"
+        """`train`, `sft`, `dpo`, `improve` or `eval`, by what was logged."""
+        for kind in _PLANNED:
+            if any(name.startswith(f"{kind}/") for name in self.metrics):
+                return kind
         only_eval = all(name.startswith("eval/") for name in self.metrics)
         return "eval" if only_eval and self.summary is None else "train"
 
@@ -58,8 +61,8 @@ class Run:
 
     @property
     def planned_steps(self) -> int:
-        """Steps that the configuration asks for."""
-        return int(self.settings[f"{'sft' if self.kind == 'sft' else 'train'}.steps"])
+        """Steps that the configuration asks for; rounds of `herl improve`."""
+        return int(self.settings[_PLANNED.get(self.kind, "train.steps")])
 
     def rollout_files(self) -> list[tuple[int, Path]]:
         """Rollouts of the training steps, in order."""
@@ -189,7 +192,8 @@ def _read_settings(path: Path) -> dict[str, Any]:
     except ValidationError:
         pass  # written by another version: shown as it stands
     flat = dict(_flatten(values))
-    return {"run.seed": 0, "train.steps": 0, "sft.steps": 0, "run.name": path.parent.name} | flat
+    counts = dict.fromkeys(("train.steps", *_PLANNED.values()), 0)
+    return {"run.seed": 0, "run.name": path.parent.name} | counts | flat
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

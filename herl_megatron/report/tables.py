@@ -10,7 +10,11 @@ from herl_megatron.report.rollouts import RolloutStats, Tally
 from herl_megatron.report.runs import Run, RunGroup
 
 Pair = tuple[float, float]
-_KEYS = (("eval/reward", "eval/all_satisfied"), ("reward/mean", "reward/all_satisfied"))
+_KEYS = (
+    ("eval/reward", "eval/all_satisfied", "held-out prompts"),
+    ("reward/mean", "reward/all_satisfied", "training rollouts"),
+    ("improve/reward", "improve/all_satisfied", "held-out prompts, best by round"),
+)
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,7 @@ class BeforeAfter:
     """A run's first and last numbers.
 
     measured_on: `held-out prompts`, or `training rollouts` where nothing was evaluated.
-    first_step, last_step: updates made when the numbers were taken.
+    first_step, last_step: updates made when the numbers were taken; rounds of `herl improve`.
     reward, all_satisfied: (before, after); None if it was never logged.
     """
 
@@ -46,10 +50,9 @@ class CheckLine:
 
 
 def before_after(run: Run) -> BeforeAfter | None:
-    """First and last held-out numbers, else those of the first and last step's own rollouts."""
-    for (reward, satisfied), where in zip(
-        _KEYS, ("held-out prompts", "training rollouts"), strict=True
-    ):
+    """First and last held-out numbers, else those of the first and last step's own rollouts, or of
+    `herl improve`'s first and last round."""
+    for reward, satisfied, where in _KEYS:
         steps = [s for s, value in sorted(run.metrics.get(reward, {}).items()) if isfinite(value)]
         if steps:
             ends = (steps[0], steps[-1])

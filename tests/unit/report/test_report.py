@@ -68,6 +68,24 @@ def test_lines_are_means_and_bands_are_ranges(seeds: list[Path]) -> None:
     assert [[0, 0.3125], [2, 0.75]] in drawn  # held-out: (0.25 + 0.375) / 2, (0.5 + 1) / 2
 
 
+def test_rounds_of_improvement_are_before_and_after_with_panels_of_their_own(
+    tmp_path: Path,
+) -> None:
+    rounds = [
+        {"step": step, "improve/reward": value, "improve/all_satisfied": value / 2,
+         "best_of_n/reward": value - 0.125, "improve/samples": 4}
+        for step, value in ((0, 0.25), (1, 0.5), (2, 0.75))
+    ]  # fmt: skip
+    run = make_run(tmp_path, seed=0, lines=rounds)
+    (chapter,) = chapters_for(group_runs([read_run(run)]))
+    assert [panel.train for panel in chapter.panels] == [
+        "improve/reward", "best_of_n/reward", "improve/all_satisfied",
+    ]  # fmt: skip
+    text = Elements(write_report([run], out=tmp_path / "out").read_text()).text
+    assert "held-out prompts, best by round, step 0 -> 2" in text
+    assert "3 rounds" in text and "+0.500" in text and "not finished" not in text
+
+
 def test_many_groups_show_held_out_numbers_alone_and_smoothed_lines(tmp_path: Path) -> None:
     held_out = [{"step": s, "eval/reward": s / 10, "eval/all_satisfied": 0.5} for s in (0, 8)]
     gains = [{"step": s, "reward/mean": 0.9, "hindsight/gain": float(s == 4)} for s in range(8)]

@@ -30,6 +30,20 @@ def test_a_running_run_is_read_up_to_its_last_whole_line(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
+    ("metric", "kind", "planned"),
+    [
+        ("sft/loss", "sft", 100), ("dpo/loss", "dpo", 100), ("improve/reward", "improve", 3),
+        ("reward/mean", "train", 9), ("eval/reward", "eval", 9),
+    ],
+)  # fmt: skip
+def test_what_was_run_is_told_by_what_was_logged(
+    tmp_path: Path, metric: str, kind: str, planned: int
+) -> None:
+    run = read_run(make_run(tmp_path, seed=0, lines=[{"step": 0, metric: 0.5}], steps=9))
+    assert (run.kind, run.planned_steps) == (kind, planned)
+
+
+@pytest.mark.parametrize(
     ("spoil", "said"),
     [
         (lambda run: (run / "config.yaml").unlink(), "is no run"),
