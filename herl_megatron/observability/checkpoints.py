@@ -34,7 +34,7 @@ _DECIDES_NUMBERS = (
     "rollout.group_size", "rollout.temperature", "rollout.top_p", "rollout.top_k",
     "rollout.max_response_tokens", "rollout.dtype", "rollout.quantization",
     "rollout.mode", "rollout.oversample",
-    "rollout.max_staleness", "hindsight", "algorithm",
+    "rollout.max_staleness", "hindsight", "algorithm", "scoring.answer_after",
     "train.prompts_per_step", "train.prompts_per_optimizer_step", "optimizer",
     "megatron.precision", "megatron.fp8", "megatron.fp8_bf16_layers",
     "megatron.distributed_optimizer",

@@ -19,6 +19,7 @@ from herl_megatron.config.schema import (
     ModelConfig,
     OptimizerConfig,
     RunConfig,
+    ScoringConfig,
     TrainConfig,
 )
 from herl_megatron.observability.checkpoints import (
@@ -229,6 +230,8 @@ def test_what_decides_the_numbers_must_be_as_it_was(run: Path, tmp_path: Path) -
         find_checkpoint(config(tmp_path, megatron=MegatronConfig(precision="fp32")))
     with pytest.raises(ValueError, match=r"optimizer.lr is 0.5 but .* with 1e-06"):
         find_checkpoint(config(tmp_path, optimizer=OptimizerConfig(lr=0.5)))
+    with pytest.raises(ValueError, match="scoring.answer_after is '</think>' but .* with ''"):
+        find_checkpoint(config(tmp_path, scoring=ScoringConfig(answer_after="</think>")))
     with pytest.raises(ValueError, match="train.steps is 19 but .* has done 20"):
         find_checkpoint(config(tmp_path, train=TrainConfig(steps=19)))
     assert find_checkpoint(config(tmp_path, train=TrainConfig(steps=200))) is not None
