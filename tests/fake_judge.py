@@ -143,6 +143,9 @@ class FakeJudge:
                 said = {"error": {"message": f"Unrecognized request argument: {unknown[0]}"}}
                 send(handler, 400, json.dumps(said), {})
                 return
+        if name == "says":
+            send(handler, 400, json.dumps({"error": {"message": argument}}), {})
+            return
         if name == "reset":
             linger = struct.pack("ii", 1, 0)
             handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)

@@ -142,24 +142,34 @@ class Endpoints:
         return _read(body)
 
     async def _send(self, index: int, request: dict[str, Any]) -> bytes:
-        """The answer's body; a field that the server refuses by name is left out from then on."""
+        """The answer's body; a field that the server refuses by name is left out.
+
+        From then on only where it answers without: a refusal may name a field for another reason,
+        as "max_completion_tokens is too large" of one long response.
+        """
+        create = self._clients[index].chat.completions.with_raw_response.create
+        left_out = set(self._unknown[index])
+        first: openai.APIStatusError | None = None
         while True:
-            create = self._clients[index].chat.completions.with_raw_response.create
-            known = _without(request, self._unknown[index])
+            known = _without(request, left_out)
             try:
                 response: Any = await create(**known)
+                break
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                first = first or error
                 said = _said(error)
                 refused = [n for n in _INSTEAD if n in known and re.search(rf"\b{n}\b", said)]
                 if not refused:
-                    raise
-                self._unknown[index].update(refused)
-                _log.warning(
-                    "%s does not take %s: %s; asking without",
-                    self.urls[index], " and ".join(refused), self._redact(said),
-                )  # fmt: skip
-            else:
-                return bytes(response.http_response.content)
+                    raise first from None
+                left_out.update(refused)
+        if learnt := left_out - self._unknown[index]:
+            self._unknown[index] |= learnt
+            assert first is not None, "a field was left out that nobody refused"
+            _log.warning(
+                "%s does not take %s: %s; asking without",
+                self.urls[index], " and ".join(sorted(learnt)), self._redact(_said(first)),
+            )  # fmt: skip
+        return bytes(response.http_response.content)
 
     async def close(self) -> None:
         """Close all connections."""

@@ -100,7 +100,23 @@ def test_a_server_that_lacks_a_field_is_asked_without_it(
             assert request[limit] == 777
     assert stats["calls"] == 4 and stats["retries"] == 0
     warned = [r.getMessage() for r in caplog.records if "does not take" in r.getMessage()]
-    assert len(warned) == len(fields)
+    assert len(warned) == 1 and all(field in warned[0] for field in fields)
+
+
+def test_a_refusal_that_only_names_a_field_changes_no_other_request() -> None:
+    """One long response must not take the field from all that follow, which may be refused then."""
+
+    def script(response: str, call: int) -> str:
+        return "says:max_completion_tokens is too large: 777" if response == "long" else "ok"
+
+    with fake_judge(script) as server:
+        (bad, good), _ = judge_all(
+            settings(server, concurrency=1, max_tokens=777), ["long", "river"]
+        )
+        assert server.calls == {"long": 2, "river": 1}
+        assert server.requests[-1]["max_completion_tokens"] == 777
+    assert "max_completion_tokens is too large" in bad[0].reason
+    assert verdicts(good) == expected("river")
 
 
 def test_a_server_that_lacks_a_field_that_it_needs_is_told_of() -> None:
