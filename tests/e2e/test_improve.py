@@ -6,8 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from herl_megatron.cli import app
 
 pytestmark = pytest.mark.e2e
+CONFIG = Path(__file__).parents[2] / "configs/quickstart_cpu.yaml"
 
 
 def lines(path: Path) -> list[dict]:
@@ -55,5 +59,8 @@ def test_improve_adds_up_and_goes_on_where_it_was_stopped(herl, small: list[str]
         trajectories, key=str
     )
 
-    code, output = herl(*arguments, "run.resume=true", "improve.temperature=0.4").wait()
-    assert code == 2 and "improve.temperature is 0.4, it was 0.3" in output, output
+    other = [f"run.dir={run.folder.parent}", "run.name=run", "improve.temperature=0.4"]
+    command = ["improve", str(CONFIG), *small, "improve.rounds=2", *other, "run.resume=true"]
+    refused = CliRunner().invoke(app, command)  # here: it ends before a process is started
+    assert refused.exit_code == 2
+    assert "improve.temperature is 0.4, it was 0.3" in " ".join(refused.output.split())
