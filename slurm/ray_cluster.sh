@@ -41,6 +41,7 @@ ray_node() {
         --num-cpus="${SLURM_CPUS_ON_NODE:-1}" --num-gpus="${HERL_GPUS_PER_NODE:-0}"
     )
     mkdir -p -m 700 "$RAY_FOLDER"
+    [ -O "$RAY_FOLDER" ] || fail "$RAY_FOLDER belongs to somebody else: set HERL_TMP to a folder of your own"
     if [ "$role" = head ]; then
         options+=(--head --port="$RAY_PORT" --ray-client-server-port="$((RAY_PORT + 1))"
             --temp-dir="$RAY_FOLDER" --include-dashboard=false)
@@ -108,9 +109,16 @@ on_head() {
     exec "$@"
 }
 
+# CPUs of the job's smallest node (SLURM_JOB_CPUS_PER_NODE is like 96(x2),64): a step asks for as
+# many on each.
+fewest_cpus() {
+    awk -F, '{ for (i = 1; i <= NF; i++) if (i == 1 || $i + 0 < least) least = $i + 0; print least }' \
+        <<<"${SLURM_JOB_CPUS_PER_NODE:-1}"
+}
+
 start_ray() {
     local nodes=$SLURM_JOB_NUM_NODES script="$HERL_ROOT/slurm/ray_cluster.sh"
-    local step=(srun --overlap --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_ON_NODE:-1}"
+    local step=(srun --overlap --ntasks-per-node=1 --cpus-per-task="$(fewest_cpus)"
         --output="$HERL_LOGS/ray-%N.%s.log" "${CONTAINER[@]}")
     say "Ray on $nodes nodes (${SLURM_JOB_NODELIST}), ${HERL_GPUS_PER_NODE} GPUs each; logs in $HERL_LOGS"
     "${step[@]}" --nodes=1 --ntasks=1 --nodelist="$HEAD_NODE" bash "$script" node head &
@@ -178,6 +186,11 @@ run_herl() {
     if [ "$command" = train ]; then plan_first "$config" "$@" || exit; set -- run.resume=true "$@"; fi
     RAY_HEAD="$(node_address on_head):$RAY_PORT"
     export RAY_HEAD
+    case "$SLURM_JOB_NUM_NODES:$RAY_HEAD" in
+        1:*) ;;
+        *:127.*) fail "this node calls itself ${RAY_HEAD%:*}, which no other node can reach: name the" \
+            "network interface in HERL_INTERFACE (slurm/env.sh)" ;;
+    esac
     trap 'fail "stopped before the run began"' TERM USR1
     start_ray
     say "herl $command $config $*"
@@ -185,7 +198,8 @@ run_herl() {
         cluster.address="$RAY_HEAD" "$@") &
     DRIVER=$!
     trap 'say "time is nearly up: asking for a checkpoint"; kill -USR1 "$DRIVER" 2>/dev/null || true' USR1
-    trap 'kill -TERM "$DRIVER" 2>/dev/null || true' TERM
+    CANCELLED=0
+    trap 'CANCELLED=1; kill -TERM "$DRIVER" 2>/dev/null || true' TERM
     local code=0
     wait_for_driver || code=$?
     stop_ray
@@ -208,18 +222,25 @@ wait_for_driver() {
 
 # Puts the job back into the queue where that helps; it goes on from its last checkpoint.
 another_turn() {
-    local code=$1 turns=${SLURM_RESTART_COUNT:-0}
+    local code=$1 failed
+    if [ "$CANCELLED" = 1 ]; then  # `scontrol requeue` would bring a cancelled job back
+        say "ended by scancel, the time limit or a preemption; what is queued again is Slurm's to say"
+        return
+    fi
     case "$code" in
         0 | 2) return ;;  # done; or an error that another turn would find again
         "$SAVED") [ "$HERL_REQUEUE" = 1 ] || { say "saved; HERL_REQUEUE is not 1"; return; } ;;
         *)
             say "the run failed with exit code $code: its last lines are above, Ray's in $HERL_LOGS"
-            if [ "$turns" -ge "$HERL_REQUEUE_FAILED" ]; then
+            # Turns that the time limit ended are in SLURM_RESTART_COUNT too.
+            echo "$code" >>"$HERL_LOGS/failed_turns"
+            failed=$(wc -l <"$HERL_LOGS/failed_turns")
+            if [ "$failed" -gt "$HERL_REQUEUE_FAILED" ]; then
                 say "sbatch again to resume it, or let jobs do so with HERL_REQUEUE_FAILED=3"
                 return
             fi ;;
     esac
-    say "requeue (turn $((turns + 2)) goes on from the last checkpoint)"
+    say "requeue (turn $((${SLURM_RESTART_COUNT:-0} + 2)) goes on from the last checkpoint)"
     if scontrol requeue "$SLURM_JOB_ID"; then
         # Slurm ends this turn itself; an exit code of ours could be taken for the next turn's.
         trap - TERM USR1

@@ -36,7 +36,8 @@ ReturnToService=2
 MpiDefault=none
 SchedulerParameters=sched_interval=1,sched_min_interval=200000,batch_sched_delay=0
 SlurmdParameters=config_overrides
-NodeName=n[1-2] NodeHostname=localhost Port=[{ports[1]}-{ports[2]}] CPUs=4 RealMemory=4000
+NodeName=n1 NodeHostname=localhost Port={ports[1]} CPUs=4 RealMemory=4000
+NodeName=n2 NodeHostname=localhost Port={ports[2]} CPUs=3 RealMemory=4000
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 

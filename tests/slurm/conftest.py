@@ -1,7 +1,18 @@
-"""The toy task of the end-to-end tests, for jobs too."""
+"""The toy task of the end-to-end tests, for jobs too; one Slurm for all tests."""
 
 from __future__ import annotations
 
-from tests.e2e.conftest import herl, small, toy
+from collections.abc import Iterator
 
-__all__ = ["herl", "small", "toy"]
+import pytest
+
+from tests.e2e.conftest import herl, small, toy
+from tests.slurm.cluster import Slurm, two_node_slurm
+
+__all__ = ["herl", "slurm", "small", "toy"]
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[Slurm]:
+    with two_node_slurm() as cluster:
+        yield cluster

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.conftest import ROOT
-from tests.slurm.cluster import Slurm, two_node_slurm, why_not
+from tests.slurm.cluster import Slurm, why_not
 
 pytestmark = [pytest.mark.e2e, pytest.mark.skipif(bool(why_not()), reason=why_not())]
 STEPS = 16
-
-
-@pytest.fixture(scope="module")
-def slurm() -> Iterator[Slurm]:
-    with two_node_slurm() as cluster:
-        yield cluster
 
 
 @pytest.fixture
