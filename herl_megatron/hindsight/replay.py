@@ -26,7 +26,7 @@ from statistics import fmean
 from herl_megatron.config.schema import HindsightConfig
 from herl_megatron.hindsight.experience import PromptTokenizer
 from herl_megatron.hindsight.prompts import plain_text
-from herl_megatron.rubrics.rubric import describe
+from herl_megatron.rubrics.rubric import answer_part, describe
 from herl_megatron.types import (
     Criterion,
     Message,
@@ -56,15 +56,21 @@ def build_replays(
     *,
     step: int,
     max_tokens: int,
+    answer_after: str = "",
 ) -> tuple[tuple[Replay, ...], int]:
     """The group's replays, best first, and how many candidates have no reduced instruction (or
-    one longer than `max_tokens`)."""
+    one longer than `max_tokens`).
+
+    A response with nothing after `answer_after` (`scoring.answer_after`) is no candidate: it can
+    meet what is to be avoided or limited, and is the success of no instruction.
+    """
     growth = config.replay_integrity_growth ** min(step, _LAST_GROWTH_STEP)
     weight = min(config.replay_integrity * growth, _MAX_INTEGRITY)
     ranked: list[tuple[float, Replay]] = []
     impossible = 0
     for index, score in enumerate(scores):
-        if not (isinstance(score, Scored) and score.satisfied and score.unmet):
+        answer = answer_part(group.rollouts[index].text, answer_after) or ""
+        if not (isinstance(score, Scored) and score.satisfied and score.unmet and answer.strip()):
             continue
         messages = reduced_messages(group.prompt, satisfied=score.satisfied, unmet=score.unmet)
         ids = None if messages is None else tokenizer.prompt_ids(messages)

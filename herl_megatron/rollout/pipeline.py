@@ -334,6 +334,7 @@ class RolloutPipeline:
             self._tokenizer,
             step=job.step,
             max_tokens=self._max_experience_tokens,
+            answer_after=self._answer_after,
         )
         return replace(scored, replays=replays, replays_impossible=impossible)
 

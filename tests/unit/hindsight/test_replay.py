@@ -151,6 +151,19 @@ def test_the_choice_weighs_what_is_met_against_surprise_more_with_every_step() -
     assert chosen(10**9) == [0, 2]  # no overflow
 
 
+def test_a_response_without_an_answer_is_the_success_of_nothing() -> None:
+    group = make_group([0.0] * 4, prompt=PROMPT).group
+    texts = ("thinking", "thinking</think> \n", "thinking</think>Hi.", "</think>Hi.")
+    rollouts = tuple(
+        replace(rollout, text=text) for rollout, text in zip(group.rollouts, texts, strict=True)
+    )
+    found, impossible = build_replays(
+        replace(group, rollouts=rollouts), [scored(0.3, "short")] * 4, REPLAY, CharTokenizer(),
+        step=0, max_tokens=1000, answer_after="</think>",
+    )  # fmt: skip
+    assert (sorted(replay.rollout_index for replay in found), impossible) == ([2, 3], 0)
+
+
 def test_what_cannot_be_reduced_is_counted() -> None:
     scores = [scored(0.3, "short")] * 3
     assert replays_of(scores, max_tokens=10) == ((), 3)
