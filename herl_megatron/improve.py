@@ -3,12 +3,14 @@
 For each prompt: sample, score, revise against the unmet criteria, keep the best, for
 `improve.rounds` rounds. The run's folder gets every trajectory as it ends (`trajectories.jsonl`,
 `best_of_n.jsonl`), the numbers (`improve.json`) and a table. Stopped, it goes on with
-`run.resume=true`: complete trajectories are not drawn again, and the judge's cache knows the rest.
+`run.resume=true`: trajectories that are complete and scored are not drawn again, and the judge's
+cache knows the rest.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -20,7 +22,13 @@ from herl_megatron.cluster.parts import Inputs, Parts, load_inputs, open_parts
 from herl_megatron.config.paths import run_path
 from herl_megatron.config.schema import Config
 from herl_megatron.hindsight.prompts import check_prompts
-from herl_megatron.hindsight.trajectory import Attempt, Outcome, RoundResult, round_results
+from herl_megatron.hindsight.trajectory import (
+    Attempt,
+    Outcome,
+    RoundResult,
+    Trajectory,
+    round_results,
+)
 from herl_megatron.observability.run_folder import RunFolder
 from herl_megatron.rollout.improvement import Improver
 from herl_megatron.rollout.trajectory_log import (
@@ -29,6 +37,7 @@ from herl_megatron.rollout.trajectory_log import (
     TrajectoryLog,
     check_continues,
 )
+from herl_megatron.types import Scored, Unscored
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +47,8 @@ async def improve(config: Config) -> list[RoundResult]:
 
     Raises:
         ValueError: bad input; with `run.resume` also another configuration than the folder's.
-        RuntimeError: an engine or the judge is gone for good; what was complete is on disk.
+        RuntimeError: an engine or the judge is gone for good, or nothing could be scored; what was
+            complete is on disk.
     """
     inputs = load_inputs(config, training=False)
     check_prompts(inputs.eval, config.hindsight.prompt_style)
@@ -80,11 +90,21 @@ async def _run(
         scoring_paused_s=parts.scorer.paused_s,
     )
     trajectories = await improver.improve(inputs.eval, dict(log.trajectories))
+    _require_scores(trajectories)
     samples: Sequence[Sequence[Attempt]] | None = None
     if config.improve.best_of_n:
         known = {key: list(drawn) for key, drawn in log.samples.items()}
         samples = await improver.sample_baseline(inputs.eval, trajectories, known)
     return round_results(trajectories, samples, rounds=config.improve.rounds)
+
+
+def _require_scores(trajectories: Sequence[Trajectory]) -> None:
+    scores = [attempt.score for trajectory in trajectories for attempt in trajectory.attempts]
+    if any(isinstance(score, Scored) for score in scores):
+        return
+    reasons = Counter(score.reason for score in scores if isinstance(score, Unscored))
+    shown = "; ".join(f"{count} x {text}" for text, count in reasons.most_common(3))
+    raise RuntimeError(f"none of {len(scores)} responses could be scored: {shown}")
 
 
 def summary(config: Config, inputs: Inputs, results: Sequence[RoundResult]) -> dict[str, Any]:

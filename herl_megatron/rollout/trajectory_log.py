@@ -1,7 +1,8 @@
 """Trajectories and best-of-N samples as JSON lines, written one by one as they are complete.
 
 What is on disk when a run dies is not drawn again: `TrajectoryLog` reads it back first, where
-`check_continues` has nothing against it.
+`check_continues` has nothing against it. Where a response has no score, its trajectory, or the
+samples from it on, are drawn once more: the texts will be the same, and the judge may be back.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from herl_megatron.config.schema import Config, JudgeConfig
 from herl_megatron.data.rows import row_from_prompt
 from herl_megatron.hindsight.trajectory import Attempt, Trajectory, accepted, best_attempt
 from herl_megatron.rollout.improvement import Key
-from herl_megatron.types import Prompt
+from herl_megatron.types import Prompt, Scored
 
 TRAJECTORIES = "trajectories.jsonl"
 SAMPLES = "best_of_n.jsonl"
@@ -70,8 +71,9 @@ class TrajectoryLog:
     """Both files of a folder, open to append; use as a context manager.
 
     Attributes:
-        trajectories: complete ones by prompt id and number.
-        samples: best-of-N samples of each, without the trajectory's own first sample, in order.
+        trajectories: complete and wholly scored ones by prompt id and number.
+        samples: best-of-N samples of each, without the trajectory's own first sample, in order, up
+            to the first one without a score.
 
     Raises ValueError where a file holds something of other prompts than `prompts`.
     """
@@ -80,14 +82,8 @@ class TrajectoryLog:
         self._prompts = {prompt.id: prompt for prompt in prompts}
         self.trajectories: dict[Key, Trajectory] = {}
         self.samples: dict[Key, list[Attempt]] = {}
-        for line in _whole_lines(folder / TRAJECTORIES):
-            self._check(line, folder / TRAJECTORIES)
-            known = _TRAJECTORY.validate_python(line)
-            self.trajectories[known.prompt_id, known.index] = known
-        for line in _whole_lines(folder / SAMPLES):
-            self._check(line, folder / SAMPLES)
-            samples = self.samples.setdefault((line["prompt_id"], line["index"]), [])
-            samples.append(_ATTEMPT.validate_python(line["attempt"]))
+        self._read_trajectories(folder / TRAJECTORIES)
+        self._read_samples(folder / SAMPLES)
         self._trajectory_file = (folder / TRAJECTORIES).open("a", encoding="utf-8")
         self._sample_file = (folder / SAMPLES).open("a", encoding="utf-8")
 
@@ -102,6 +98,29 @@ class TrajectoryLog:
     ) -> None:
         self._trajectory_file.close()
         self._sample_file.close()
+
+    def _read_trajectories(self, path: Path) -> None:
+        kept = []
+        for line in (lines := _whole_lines(path)):
+            self._check(line, path)
+            known = _TRAJECTORY.validate_python(line)
+            if all(isinstance(attempt.score, Scored) for attempt in known.attempts):
+                self.trajectories[known.prompt_id, known.index] = known
+                kept.append(line)
+        _keep(path, kept, of=lines)
+
+    def _read_samples(self, path: Path) -> None:
+        kept, unscored = [], set()
+        for line in (lines := _whole_lines(path)):
+            self._check(line, path)
+            key = (line["prompt_id"], line["index"])
+            sample = _ATTEMPT.validate_python(line["attempt"])
+            if not isinstance(sample.score, Scored):
+                unscored.add(key)
+            if key not in unscored:
+                self.samples.setdefault(key, []).append(sample)
+                kept.append(line)
+        _keep(path, kept, of=lines)
 
     def add_trajectory(self, trajectory: Trajectory) -> None:
         """Keep a complete trajectory, with its prompt and what became of each attempt."""
@@ -144,6 +163,17 @@ class TrajectoryLog:
 def _append(file: Any, record: dict[str, Any]) -> None:
     file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
     file.flush()
+
+
+def _keep(path: Path, lines: list[dict[str, Any]], *, of: list[dict[str, Any]]) -> None:
+    """Write the file anew where it holds more than `lines`; it appears whole, by rename."""
+    if len(lines) == len(of):
+        return
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        for line in lines:
+            _append(file, line)
+    os.replace(temporary, path)
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:

@@ -285,11 +285,36 @@ def test_what_was_complete_survives_a_judge_that_dies_and_is_not_drawn_again(
     assert again == (trajectories, samples)
 
 
+def test_what_has_no_score_is_drawn_again_and_stands_in_the_files_once(tmp_path: Path) -> None:
+    """Of best-of-N from the first one without a score on: those after it may not have been drawn,
+    had it been scored."""
+    prompts, scorer = tuple(make_prompts(2)), LetterScorer()
+
+    def attempt(number: int, text: str) -> Attempt:
+        return Attempt(number, None, text, 1, 1, "stop", scorer._score(text))
+
+    with TrajectoryLog(tmp_path, prompts) as log:
+        log.add_trajectory(Trajectory("q0", 0, (attempt(0, "?"), attempt(1, "a"))))
+        log.add_trajectory(Trajectory("q1", 0, (attempt(0, "a"),)))
+        for name, texts in (("q0", "ab"), ("q1", "c?d")):
+            for number, text in enumerate(texts, start=1):
+                log.add_sample((name, 0), attempt(number, text))
+    with TrajectoryLog(tmp_path, prompts) as log:
+        assert list(log.trajectories) == [("q1", 0)]
+        samples = {name: [s.text for s in drawn] for (name, _), drawn in log.samples.items()}
+        assert samples == {"q0": ["a", "b"], "q1": ["c"]}
+        log.add_trajectory(Trajectory("q0", 0, (attempt(0, "b"), attempt(1, "a"))))
+    lines = [json.loads(line) for line in (tmp_path / TRAJECTORIES).read_text().splitlines()]
+    assert [line["prompt_id"] for line in lines] == ["q1", "q0"]
+    assert len((tmp_path / SAMPLES).read_text().splitlines()) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == [SAMPLES, TRAJECTORIES]
+
+
 def test_a_file_of_other_prompts_is_refused(tmp_path: Path) -> None:
     prompts = tuple(make_prompts(1))
     with TrajectoryLog(tmp_path, prompts) as log:
         log.add_trajectory(
-            Trajectory("q0", 0, (Attempt(0, None, "a", 1, 1, "stop", Unscored("x")),))
+            Trajectory("q0", 0, (Attempt(0, None, "a", 1, 1, "stop", LetterScorer()._score("a")),))
         )
     rubric = prompts[0].rubric
     heavier = replace(rubric, criteria=(replace(rubric.criteria[0], weight=2), *CRITERIA[1:]))
