@@ -199,7 +199,7 @@ def _time_table(seconds: Mapping[str, float], *, steps: int) -> Table:
 def _next_steps(folder: Path, *, replayed: bool) -> Panel:
     other = ("HeRL without the bonus", "-no-bonus hindsight.alpha=0")
     if replayed:
-        other = ("HeRL", "-herl hindsight.method=revise hindsight.off_policy_loss=shaped")
+        other = ("HeRL", "-herl hindsight.method=revise \\\n    hindsight.off_policy_loss=shaped")
     again = f"herl train {shlex.quote(str(folder / 'config.yaml'))} \\\n    "
     name = f"run.name={shlex.quote(folder.name)}"
     lines = (
