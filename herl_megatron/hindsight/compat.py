@@ -11,6 +11,7 @@ REFERENCE_VALUES: dict[str, str | bool] = {
     "chat_template": False,
     "replace": "random",
     "no_qualified": "copy_best",
+    "off_policy_loss": "shaped",
 }
 """The keys that `reference_compat` sets; sampling follows `rollout` (see `effective`)."""
 

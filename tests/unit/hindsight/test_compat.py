@@ -48,6 +48,7 @@ def test_resolving_twice_changes_nothing() -> None:
         ("chat_template", True, "False"),
         ("replace", "worst", "'random'"),
         ("no_qualified", "keep", "'copy_best'"),
+        ("off_policy_loss", "clip", "'shaped'"),
         ("temperature", 0.3, "0.9"),
         ("top_p", 1.0, "0.8"),
     ],
