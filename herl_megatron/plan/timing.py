@@ -53,7 +53,11 @@ def step_seconds(
     train, megatron = config.train, config.megatron
     rows = train.prompts_per_step * config.rollout.group_size
     row_tokens = mean_tokens(config, assumed)
-    forward = rows * row_tokens * forward_flops_per_token(architecture, row_tokens)
+    hindsight = config.hindsight
+    replays = hindsight.enabled and hindsight.method == "replay"
+    # Replays join a group; at most so many, and a revision takes the place of another row.
+    joined = train.prompts_per_step * hindsight.replays_per_group if replays else 0
+    forward = (rows + joined) * row_tokens * forward_flops_per_token(architecture, row_tokens)
     peak = megatron.world_size * gpu.bf16_tflops * 1e12
     if megatron.fp8:
         peak *= assumed.fp8_gain
@@ -65,10 +69,11 @@ def step_seconds(
     weights = model_parameters(architecture) * _BYTES[megatron.precision]
     in_gpus = transport == "cuda_ipc"
     sync_rate = assumed.sync_ipc_gb_per_s if in_gpus else assumed.sync_gb_per_s
-    samples = rows * (1 + (assumed.revised if config.hindsight.enabled else 0))
+    samples = rows * (1 + (assumed.revised if hindsight.enabled and not replays else 0))
     scoring = samples * assumed.score_s / config.scoring.workers
     if config.judge.base_url:
-        scoring += samples * assumed.judge_s / config.judge.concurrency
+        calls = samples * config.judge.samples
+        scoring += calls * assumed.judge_s / config.judge.concurrency
     return {
         "rollout": _rollout_s(config, architecture, engine, samples, gpu=gpu, assumed=assumed),
         "scoring": scoring * (1 - assumed.scoring_hidden),

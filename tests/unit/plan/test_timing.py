@@ -23,9 +23,11 @@ def architecture(name: str) -> Architecture:
     return read_architecture(str(ROOT / f"configs/models/{name}.json"))
 
 
-def seconds(changes: dict[str, float] | None = None, **megatron: object) -> dict[str, float]:
+def seconds(
+    changes: dict[str, float] | None = None, *, keys: tuple[str, ...] = (), **megatron: object
+) -> dict[str, float]:
     """Of one 7B step on eight GPUs."""
-    config: Config = load_config(ROOT / "configs/qwen2.5_7b_if_8gpu.yaml")
+    config: Config = load_config(ROOT / "configs/qwen2.5_7b_if_8gpu.yaml", list(keys))
     config = config.model_copy(update={"megatron": config.megatron.model_copy(update=megatron)})
     assumed = replace(Assumptions(), **(changes or {}))
     model = architecture("Qwen2.5-7B-Instruct")
@@ -67,6 +69,24 @@ def test_times_follow_their_causes() -> None:
     assert piped["train"] == pytest.approx(usual["train"] * 1.1)
     assert seconds({"decode_bandwidth": 0.3})["rollout"] > usual["rollout"]
     assert seconds({"sync_fixed_s": 3.0})["weight sync"] == pytest.approx(usual["weight sync"] + 2)
+
+
+def test_replays_are_trained_on_and_revisions_are_sampled() -> None:
+    """Two replays in a group of 8 rows; without hindsight neither."""
+    plain, replayed, revised = (
+        seconds(keys=(key,))
+        for key in ("hindsight.enabled=false", "hindsight.method=replay", "hindsight.alpha=0.05")
+    )
+    assert replayed["train"] == pytest.approx(plain["train"] * 10 / 8)
+    assert replayed["rollout"] == plain["rollout"] < revised["rollout"]
+    assert revised["train"] == plain["train"]
+
+
+def test_every_judgement_of_a_response_takes_its_time() -> None:
+    judge = ("judge.base_url=http://a/v1", "judge.model=m")
+    rules = seconds()["scoring"]
+    one, three = (seconds(keys=(*judge, f"judge.samples={n}"))["scoring"] for n in (1, 3))
+    assert three - rules == pytest.approx(3 * (one - rules))
 
 
 def test_experts_reach_less_of_the_peak() -> None:
