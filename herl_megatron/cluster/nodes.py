@@ -77,10 +77,8 @@ class NodeAgent:
 
     def listen(self) -> tuple[str, int]:
         """Accept connections on this node's address from now on; returns address and port."""
-        listener = self._stack.enter_context(socket.socket())
         address = ray.util.get_node_ip_address()
-        listener.bind((address, 0))
-        listener.listen(1024)
+        listener = self._stack.enter_context(listen_at(address))
         return address, listener.getsockname()[1]
 
     def reach(self, addresses: Sequence[tuple[str, int]]) -> list[str]:
@@ -208,6 +206,18 @@ async def open_nodes(config: Config, placement: Placement) -> Nodes:
         raise
     logger.info("%d nodes: %s", len(slots), ", ".join(slot.node_ip for slot in slots.values()))
     return nodes
+
+
+def listen_at(address: str) -> socket.socket:
+    """A socket that listens at any free port of this address, IPv4 or IPv6."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    return socket.create_server((address, 0), family=family, backlog=1024)
+
+
+def tcp_url(address: tuple[str, int]) -> str:
+    """`tcp://HOST:PORT` of host and port; an IPv6 address stands in brackets."""
+    host, port = address
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 
 
 def interface_of(address: str) -> str | None:

@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from herl_megatron.cluster.health import WorkerError
 from herl_megatron.cluster.placement import DeviceKind, Node, Placement, in_order, place
 from herl_megatron.config.schema import ClusterConfig, Config
 from herl_megatron.device import choose_kind, has_cuda
@@ -63,6 +65,7 @@ def reserve(
 
     Raises:
         ValueError: see `place`; also GPUs that another run has, with what is free where.
+        WorkerError: a node starts no process.
     """
     nodes = ray_nodes()
     planned = place(config, nodes, device=device, trains=trains, samples=samples)
@@ -80,7 +83,7 @@ def reserve(
             ).remote()
             for index, bundle in enumerate(bundles)
         ]
-        facts = ray.get([holder.node.remote() for holder in holders], timeout=_TIMEOUT_S)
+        facts = _ask(holders, timeout_s=config.cluster.start_timeout_s)
         held = in_order(facts, driver=ray.get_runtime_context().get_node_id())
         placement = place(config, held, device=device, trains=trains, samples=samples)
     except BaseException:
@@ -107,6 +110,17 @@ def _gpus_to_hold(planned: Placement, nodes: Sequence[Node]) -> list[int]:
     if len(used) == 1:
         return [len({gpu for slot in slots for gpu in slot.gpus})]
     return [len(node.gpus) for node in nodes if node.id in used]
+
+
+def _ask(holders: Sequence[Any], *, timeout_s: float) -> list[Node]:
+    try:
+        nodes: list[Node] = ray.get([h.node.remote() for h in holders], timeout=timeout_s)
+    except GetTimeoutError as error:
+        raise WorkerError(
+            f"of {len(holders)} nodes not all started a Python process within {timeout_s:g} s; look"
+            " at their load and file systems, or raise cluster.start_timeout_s"
+        ) from error
+    return nodes
 
 
 def _hold(bundles: Sequence[dict[str, float]]) -> PlacementGroup:

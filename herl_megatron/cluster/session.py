@@ -43,7 +43,7 @@ def check_address(config: ClusterConfig) -> None:
         return
     host, _, port = address.rpartition(":")
     try:
-        with socket.create_connection((host, int(port)), timeout=_PROBE_TIMEOUT_S):
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_TIMEOUT_S):
             pass
     except (OSError, ValueError) as error:
         raise ValueError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,9 +37,10 @@ class TrainerRank:
 
     def address(self) -> tuple[str, int]:
         """Host and a free port for the process group (asked of rank 0 only)."""
+        from herl_megatron.cluster.nodes import listen_at
+
         host = ray.util.get_node_ip_address()
-        with socket.socket() as probe:
-            probe.bind(("", 0))
+        with listen_at(host) as probe:
             return host, probe.getsockname()[1]
 
     def join(
@@ -48,20 +48,20 @@ class TrainerRank:
     ) -> None:
         """Join the trainer's process group, which meets at rank 0's address."""
         # Imported here: the driver imports this module and must stay free of Megatron.
-        from herl_megatron.cluster.nodes import interface_of
+        from herl_megatron.cluster.nodes import interface_of, tcp_url
         from herl_megatron.device import choose_device
         from herl_megatron.megatron.parallel import init_parallel
 
         name = interface_of(ray.util.get_node_ip_address()) if several_nodes else None
         if name is not None:
             # Left alone, gloo listens where the host name points, in many /etc/hosts to 127.0.1.1.
-            for library in ("GLOO", "NCCL"):
-                os.environ.setdefault(f"{library}_SOCKET_IFNAME", name)
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")  # else eth1 means eth10 too
         self._groups = init_parallel(
             config.megatron,
             rank=rank,
             world_size=config.megatron.world_size,
-            init_method=f"tcp://{address[0]}:{address[1]}",
+            init_method=tcp_url(address),
             device=choose_device(config.cluster.device),
             seed=config.run.seed,
         )

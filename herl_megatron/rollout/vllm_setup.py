@@ -15,6 +15,8 @@ from herl_megatron.rollout.engine import engine_environment
 
 # A whole number of GiB that would override EngineConfig.kv_cache_bytes.
 os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
+# Where engines would begin to look for a free port: two that start on one node would find the same.
+os.environ.pop("VLLM_PORT", None)
 
 # Says at every import on CPU that Triton is absent, which it should be.
 logging.getLogger("torch._library.triton").setLevel(logging.ERROR)

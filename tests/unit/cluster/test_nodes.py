@@ -5,10 +5,20 @@ from __future__ import annotations
 import dataclasses
 import socket
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
-from herl_megatron.cluster.nodes import NodeAgent, NodeFacts, check_facts, interface_of
+from herl_megatron.cluster.nodes import (
+    NodeAgent,
+    NodeFacts,
+    check_facts,
+    interface_of,
+    listen_at,
+    tcp_url,
+)
+from herl_megatron.cluster.session import check_address
+from herl_megatron.config.schema import ClusterConfig
 from herl_megatron.weight_sync.bucket_folder import BucketFolder, memory_id
 
 
@@ -67,6 +77,19 @@ def test_nodes_that_cannot_be_reached_are_named(agent: NodeAgent) -> None:
             closed_port = other.getsockname()[1]
         problems = agent.reach([("127.0.0.1", open_port), ("127.0.0.1", closed_port)])
     assert len(problems) == 1 and problems[0].startswith(f"127.0.0.1:{closed_port} (")
+
+
+@pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")])
+def test_addresses_of_both_kinds(agent: NodeAgent, host: str, shown: str) -> None:
+    if interface_of(host) is None:
+        pytest.skip(f"no interface has {host}")
+    with listen_at(host) as server:
+        port = server.getsockname()[1]
+        assert agent.reach([(host, port)]) == []
+        url = tcp_url((host, port))
+        assert url == f"tcp://{shown}:{port}"
+        assert (urlsplit(url).hostname, urlsplit(url).port) == (host, port)  # as torch reads it
+        check_address(ClusterConfig(address=f"{shown}:{port}"))
 
 
 def test_a_bucket_folder_goes_with_its_owner_only(agent: NodeAgent, tmp_path: Path) -> None:
