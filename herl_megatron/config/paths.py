@@ -9,6 +9,8 @@ from herl_megatron.config.schema import Config
 
 LOCK_FILE = "run.lock"
 """In a run's folder, locked by the process that writes there (`observability.run_lock`)."""
+IMPROVED = "trajectories.jsonl"
+"""In the folder of a run of `herl improve`."""
 _STEP = re.compile(r"step_\d{6,}")
 _STARTING_FILES = {"config.yaml", "metrics.jsonl", "run.log", "tensorboard", LOCK_FILE}
 
@@ -16,6 +18,15 @@ _STARTING_FILES = {"config.yaml", "metrics.jsonl", "run.log", "tensorboard", LOC
 def run_path(config: Config) -> Path:
     """The folder of this run."""
     return Path(config.run.dir) / config.run.name
+
+
+def on_any_node(config: Config) -> Config:
+    """The same with absolute paths of the model: workers run in the folder that Ray was started
+    in, which need not be the driver's."""
+    model = config.model
+    megatron_path = str(Path(model.megatron_path).resolve()) if model.megatron_path else ""
+    found = {"path": str(Path(model.path).resolve()), "megatron_path": megatron_path}
+    return config.model_copy(update={"model": model.model_copy(update=found)})
 
 
 def checkpoint_folders(run: Path) -> list[Path]:
@@ -46,6 +57,12 @@ def folder_problem(config: Config) -> str | None:
     if config.run.resume:
         if checkpoint_folders(path):
             return None
+        if command := _trained_by(path):
+            return (
+                f"run.resume is true, but {path} is a run of `herl {command}`, which cannot be"
+                f" resumed and would be deleted; choose another run.name (and model.path="
+                f"{path}/policy to go on from what it learnt)"
+            )
         if (path / "summary.json").exists():
             return (
                 f"run.resume is true, but {path} is a finished run without a checkpoint; choose"
@@ -65,6 +82,16 @@ def folder_problem(config: Config) -> str | None:
                 " another run.name"
             )
     return None
+
+
+def _trained_by(path: Path) -> str:
+    """`sft` or `dpo` where that command wrote the run's metrics, else the empty string."""
+    metrics = path / "metrics.jsonl"
+    if not metrics.is_file():
+        return ""
+    with metrics.open(encoding="utf-8", errors="replace") as file:
+        first = file.readline()
+    return next((name for name in ("sft", "dpo") if f'"{name}/' in first), "")
 
 
 def _has_results(path: Path) -> bool:

@@ -13,7 +13,7 @@ from herl_megatron.config.judge_rules import judge_problems
 from herl_megatron.config.load import ConfigError
 from herl_megatron.config.machine import Machine, look_at_machine
 from herl_megatron.config.model_rules import model_problems, weights_bytes
-from herl_megatron.config.paths import folder_problem
+from herl_megatron.config.paths import IMPROVED, folder_problem, run_path
 from herl_megatron.config.purpose import RESUMES, SAMPLES, TRAINS, Purpose
 from herl_megatron.config.schema import Config
 
@@ -35,6 +35,11 @@ def _problems(config: Config, purpose: Purpose, machine: Machine) -> Iterator[st
         yield problem
     if config.run.resume and purpose not in RESUMES:
         yield f"run.resume is true, but `herl {purpose}` writes no checkpoints; set it to false"
+    elif config.run.resume and purpose == "train" and (run_path(config) / IMPROVED).exists():
+        yield (
+            f"run.resume is true, but {run_path(config)} is a run of `herl improve`, whose"
+            " trajectories would be deleted; choose another run.name"
+        )
     yield from _files(config, purpose)
     yield from judge_problems(config.judge)
     yield from model_problems(

@@ -17,13 +17,14 @@ from pydantic import TypeAdapter
 
 from herl_megatron.config.judge_rules import DECIDES_VERDICTS
 from herl_megatron.config.load import load_config
+from herl_megatron.config.paths import IMPROVED
 from herl_megatron.config.schema import Config, JudgeConfig
 from herl_megatron.data.rows import row_from_prompt
 from herl_megatron.hindsight.trajectory import Attempt, Trajectory, accepted, best_attempt
 from herl_megatron.rollout.improvement import Key
 from herl_megatron.types import Prompt, Scored
 
-TRAJECTORIES = "trajectories.jsonl"
+TRAJECTORIES = IMPROVED
 SAMPLES = "best_of_n.jsonl"
 
 _DECIDES_NUMBERS = (

@@ -336,6 +336,27 @@ def test_resume_is_for_runs_that_keep_what_they_have(files: Path) -> None:
         assert f"`herl {purpose}` writes no checkpoints" in problem
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("metrics.jsonl", '{"step": 0, "sft/loss": 1.0}\n', "is a run of `herl sft`"),
+        ("metrics.jsonl", '{"step": 0, "dpo/loss": 1.0}\n', "is a run of `herl dpo`"),
+        ("trajectories.jsonl", "", "is a run of `herl improve`"),
+    ],
+)
+def test_resuming_training_deletes_no_other_kind_of_run(
+    files: Path, name: str, content: str, said: str
+) -> None:
+    run = files / "runs" / "herl"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text("")
+    (run / "metrics.jsonl").write_text('{"step": 0, "eval/reward": 0.5}\n')
+    assert problems(files, "run.resume=true") == ()  # killed before its first checkpoint
+    (run / name).write_text(content)
+    (problem,) = problems(files, "run.resume=true")
+    assert said in problem and "choose another run.name" in problem
+
+
 def test_replay_and_the_released_code_exclude_each_other(files: Path) -> None:
     assert problems(files, "hindsight.method=replay") == ()
     (problem,) = problems(files, "hindsight.method=replay", "hindsight.reference_compat=true")
