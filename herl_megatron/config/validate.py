@@ -367,6 +367,8 @@ def _shared_memory(config: Config, machine: Machine) -> Iterator[str]:
                 " memory from process to process; use 'auto' or 'shared_memory'"
             )
         return
+    if config.weight_sync.transport == "auto" and machine.device(config.cluster.device) == "cuda":
+        return  # buckets stay in GPU memory where every GPU of an engine has a trainer rank
     stored = weights_bytes(config.model.path)
     if machine.shared_memory_bytes is None or not stored:
         return  # `weight_sync.sync` knows the exact sizes and checks again

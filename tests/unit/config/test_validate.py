@@ -263,6 +263,9 @@ def test_shared_memory_holds_two_buckets_or_the_model_twice(files: Path) -> None
     (problem,) = problems(files, machine=Machine(shared_memory_bytes=3999))
     assert "need 4000 bytes" in problem
     assert "3999 free" in problem
+    gpu = Machine(gpus=1, shared_memory_bytes=3999)
+    assert problems(files, machine=gpu) == ()  # they stay in the GPU's memory
+    assert problems(files, "weight_sync.transport=shared_memory", machine=gpu) == (problem,)
     small = Machine(shared_memory_bytes=600)
     assert problems(files, "weight_sync.bucket_bytes=300", machine=small) == ()
     assert problems(files, purpose="sft", machine=Machine(shared_memory_bytes=0)) == ()
