@@ -14,13 +14,15 @@ _CHANGE_TAGS = {"added": "ins", "removed": "del"}
 
 
 def sample(step: int, record: Record, names: CriterionNames, *, opened: bool) -> Html:
-    """One group: its prompt, each revision beside its draft, then the whole group as a table."""
+    """One group: its prompt, each revision beside its draft and each replay beside what it answers,
+    then the whole group as a table."""
     criteria = names.text(record)
     prompt = join(
         tag("div", tag("b", text(m["role"])), tag("pre", text(_cut(m["content"]))))
         for m in record["messages"]
     )
     pairs = [_pair(record, revision, criteria) for revision in record.get("revisions", ())]
+    pairs += [_replay(record, replay, criteria) for replay in record.get("replays", ())]
     note = "" if pairs else " No revision was sampled for it."
     rewards = [_reward(r) for r in record["rollouts"]]
     title = f"step {step}, prompt {record['prompt_id']}: rewards {', '.join(rewards)}.{note}"
@@ -42,6 +44,23 @@ def _pair(record: Record, revision: Mapping[str, Any], criteria: Mapping[str, st
         tag("h4", text(f"revision: reward {_reward(revision)}, {_fate(revision)}")),
         tag("pre", _diff(draft["text"], revision["text"])),
         _verdicts(revision, criteria, before=draft),
+    )
+    return tag("div", left, right, css="pair")
+
+
+def _replay(record: Record, replay: Mapping[str, Any], criteria: Mapping[str, str]) -> Html:
+    """A failed response, and the instruction of which it is replayed as a success."""
+    failed = record["rollouts"][replay["of"]]
+    left = tag(
+        "div",
+        tag("h4", text(f"rollout {failed['index']}: reward {_reward(failed)}")),
+        tag("pre", text(_cut(failed["text"]))),
+        _verdicts(failed, criteria),
+    )
+    right = tag(
+        "div",
+        tag("h4", text("replayed as a success of")),
+        tag("pre", text(_cut(replay["prompt"]))),
     )
     return tag("div", left, right, css="pair")
 

@@ -86,6 +86,17 @@ def test_rounds_of_improvement_are_before_and_after_with_panels_of_their_own(
     assert "3 rounds" in text and "+0.500" in text and "not finished" not in text
 
 
+def test_a_replay_is_shown_with_what_it_answers(tmp_path: Path) -> None:
+    run = make_run(tmp_path, seed=0, lines=[{"step": 0, "reward/mean": 0.5}])
+    record = group("p", [response(0, ["c1"], ["c2"], text="be kind")])
+    replay = {"of": 0, "prompt": f"user: Use lowercase. {EVIL}", "satisfied": ["c1"]}
+    write_step(run, 0, [record | {"replays": [replay]}])
+    page = Elements(write_report([run], out=tmp_path / "out").read_text())
+    shown = page.text.split("replayed as a success of")[1]
+    assert f"user: Use lowercase. {EVIL}" in shown.replace("\n", "")
+    assert "No revision was sampled" not in page.text
+
+
 def test_many_groups_show_held_out_numbers_alone_and_smoothed_lines(tmp_path: Path) -> None:
     held_out = [{"step": s, "eval/reward": s / 10, "eval/all_satisfied": 0.5} for s in (0, 8)]
     gains = [{"step": s, "reward/mean": 0.9, "hindsight/gain": float(s == 4)} for s in range(8)]
