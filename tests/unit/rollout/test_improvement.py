@@ -352,12 +352,13 @@ def test_it_goes_on_with_the_same_answers_and_verdicts_only(tmp_path: Path) -> N
         check_continues(tmp_path, config)
 
 
-def test_hindsight_prompt_options_are_followed() -> None:
+@pytest.mark.parametrize("without_template", [{"chat_template": False}, {"reference_compat": True}])
+def test_hindsight_prompt_options_are_followed(without_template: dict[str, bool]) -> None:
     engine = Writer("a", "ab")
     config = make_config(
         eval=ONE,
         improve=ImproveConfig(rounds=1),
-        hindsight=HindsightConfig(prompt_style="naive", chat_template=False),
+        hindsight=HindsightConfig(prompt_style="naive", **without_template),
     )
     asyncio.run(make_improver([engine], LetterScorer(), config).improve(make_prompts(1), {}))
     text = CharTokenizer().decode(engine.requests[1].prompt_token_ids)
