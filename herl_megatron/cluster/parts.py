@@ -21,6 +21,7 @@ from herl_megatron.cluster.session import ray_session
 from herl_megatron.cluster.stop import stop_request
 from herl_megatron.cluster.trainer import TrainerGroup, start_trainer
 from herl_megatron.cluster.turns import Turns
+from herl_megatron.config.paths import on_any_node
 from herl_megatron.config.schema import Config
 from herl_megatron.data.chat import ChatTokenizer
 from herl_megatron.data.prompts import (
@@ -343,7 +344,7 @@ def _engine_config(
     config: Config, inputs: Inputs, *, device: DeviceKind, training: bool
 ) -> EngineConfig:
     return EngineConfig(
-        model_path=config.model.path,
+        model_path=on_any_node(config).model.path,
         dtype=_TORCH_DTYPES[config.rollout.dtype],
         max_model_tokens=_max_model_tokens(config),
         max_num_seqs=config.rollout.max_num_seqs,

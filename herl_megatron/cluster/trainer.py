@@ -28,6 +28,7 @@ from herl_megatron.cluster.placement import (
     trainer_environment,
 )
 from herl_megatron.cluster.workers import RankInfo, TrainerRank
+from herl_megatron.config.paths import on_any_node
 from herl_megatron.config.schema import Config, RolloutConfig
 from herl_megatron.device import Transport
 from herl_megatron.observability.manifest import FileFacts
@@ -251,6 +252,7 @@ class TrainerGroup:
             raise WorkerError("a checkpoint was not read whole, so the weights are no policy's")
         from herl_megatron.weight_sync.hf_folder import finish_export, start_export
 
+        folder = folder.resolve()  # the ranks' working directory may be another
         staging = start_export(folder)
         owners = [info.rank for info in self._infos if info.sends_weights]
         refs = [self._actors[rank].export_shard.remote(str(staging)) for rank in owners]
@@ -355,7 +357,7 @@ async def start_trainer(
     actors = [
         remote.options(**actor_options(slot, device=device, env=env)).remote() for slot in slots
     ]
-    group = TrainerGroup(config, actors, slots)
+    group = TrainerGroup(on_any_node(config), actors, slots)
     homes = machines or {}
     writers_of = partial(
         bucket_writers,

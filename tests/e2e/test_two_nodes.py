@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -40,22 +41,26 @@ def files(folder: Path) -> dict[str, bytes]:
 def train(node: Node, folder: Path, overrides: Sequence[str], env: dict[str, str]) -> Popen[str]:
     command = [
         sys.executable, "-m", "herl_megatron.cli", "train", ROOT / "configs/quickstart_cpu.yaml",
-        f"run.dir={folder}", "run.name=two", "cluster.address=10.77.0.1:6379", *overrides,
+        "run.dir=.", "run.name=two", "cluster.address=10.77.0.1:6379", *overrides,
     ]  # fmt: skip
     return node.start(command, log=folder / "output", **env)
 
 
 def test_two_nodes_compute_what_one_does_and_a_lost_node_is_survived(
-    herl, small: list[str], nodes: Nodes, tmp_path: Path
+    herl, small: list[str], toy: Path, nodes: Nodes, tmp_path: Path
 ) -> None:
     """The first run loses a node without a word, ends with a named error and leaves nothing in the
-    other's memory. Resumed on two nodes, it ends with the files of a run on one node."""
+    other's memory. Resumed on two nodes, it ends with the files of a run on one node. Paths are
+    relative to the driver's folder, and Ray is started in another one."""
     settings = [
         *small, *LAYOUT, "train.steps=6", "checkpoint.every=2", "megatron.timeout_s=20",
         "rollout.max_engine_restarts=0",
     ]  # fmt: skip
     whole = herl("train", "quickstart_cpu.yaml", *settings)
-    with ray_cluster(nodes, tmp_path / "ray.log") as env:
+    settings.append(f"model.path={os.path.relpath(toy / 'model', tmp_path)}")
+    log = tmp_path / "elsewhere" / "ray.log"
+    log.parent.mkdir()
+    with ray_cluster(nodes, log) as env:
         begun = train(nodes[0], tmp_path, settings, env)
         done = tmp_path / "two" / "checkpoints" / "step_000002"
         _wait(done.exists, begun, tmp_path / "output")
@@ -68,7 +73,7 @@ def test_two_nodes_compute_what_one_does_and_a_lost_node_is_survived(
     code, output = whole.wait()
     assert code == 0, output
 
-    with two_nodes() as fresh, ray_cluster(fresh, tmp_path / "ray.log") as env:
+    with two_nodes() as fresh, ray_cluster(fresh, log) as env:
         again = train(fresh[0], tmp_path, [*settings, "run.resume=true"], env)
         assert again.wait(timeout=120) == 0, (tmp_path / "output").read_text()
         assert [node.shared_memory() for node in fresh] == [[], []]

@@ -14,7 +14,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -140,8 +140,12 @@ def ray_cluster(nodes: Sequence[Node], log: Path, *, gpus: int = 0) -> Iterator[
     finally:
         for process in started:
             process.terminate()
-        for process in started:
-            process.wait(timeout=30)
+        with suppress(subprocess.TimeoutExpired):  # cut off from the head it would wait for 30 s
+            for process in started:
+                process.wait(timeout=5)
+        for node in nodes:
+            for running in node.processes():
+                running.kill()
         shutil.rmtree(folder, ignore_errors=True)
 
 
