@@ -64,10 +64,10 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     with ExitStack() as stack:
+        stack.enter_context(orphan_guard())  # a joined Ray's processes end without it, files do not
         if config.address:
             _join(config.address)
         else:
-            stack.enter_context(orphan_guard())
             _start()
         stack.callback(ray.shutdown)
         _cancel_on_sigterm()

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -83,6 +87,36 @@ def test_a_driver_without_gpus_uses_those_of_the_cluster(monkeypatch: pytest.Mon
     assert run_device(joined.model_copy(update={"device": "cpu"})) == "cpu"
     with pytest.raises(ValueError, match=r"'auto' .* no CUDA device here, but .* has 8 GPUs"):
         run_device(joined.model_copy(update={"device": "auto"}))
+
+
+_DRIVER = """
+import asyncio, sys, time
+from herl_megatron.cluster.session import ray_session
+from herl_megatron.config.schema import ClusterConfig
+from herl_megatron.weight_sync.bucket_folder import BucketFolder
+
+async def main():
+    with ray_session(ClusterConfig(address=sys.argv[1])):
+        print(BucketFolder("joined").folder, flush=True)
+        time.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.usefixtures("eight_gpus")
+def test_a_killed_driver_leaves_no_files_where_it_joined() -> None:
+    address = ray.get_runtime_context().gcs_address
+    command = [sys.executable, "-c", _DRIVER, address]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as driver:
+        assert driver.stdout is not None
+        folder = Path(driver.stdout.readline().strip())
+        assert folder.is_dir() and folder.name.startswith("herl-weights-joined-")
+        driver.kill()
+    end = time.monotonic() + 60
+    while folder.exists():
+        assert time.monotonic() < end, f"{folder} is left"
+        time.sleep(0.1)
 
 
 def test_what_a_cluster_lacks() -> None:
