@@ -22,7 +22,6 @@ import psutil
 
 ROOT = Path(__file__).parents[2]
 RAY_PORT = 6379
-RAY = str(Path(sys.executable).with_name("ray"))
 
 
 @dataclass
@@ -115,6 +114,9 @@ def two_nodes() -> Iterator[tuple[Node, Node]]:
 def ray_cluster(nodes: Sequence[Node], log: Path, *, gpus: int = 0) -> Iterator[dict[str, str]]:
     """Ray on the nodes, the first is its head; gives the environment of who joins it."""
     folder = tempfile.mkdtemp(prefix="herl-ray-", dir="/tmp")  # short: socket names have a limit
+    # Ray's head starts Python through a shell without quotes, and a checkout's path may hold a space.
+    Path(folder, "venv").symlink_to(sys.prefix)
+    ray = [f"{folder}/venv/bin/python", "-m", "ray.scripts.scripts", "start"]
     env = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": uuid.uuid4().hex,
@@ -134,7 +136,7 @@ def ray_cluster(nodes: Sequence[Node], log: Path, *, gpus: int = 0) -> Iterator[
                 f"--node-ip-address={node.address}", "--num-cpus=4", f"--num-gpus={gpus}",
                 "--object-store-memory=83886080", "--block", "--disable-usage-stats",
             ]  # fmt: skip
-            started.append(node.start([RAY, "start", *role, *common], log=log, **env))
+            started.append(node.start([*ray, *role, *common], log=log, **env))
             _wait_for(node, started[-1], log)
         yield env
     finally:
