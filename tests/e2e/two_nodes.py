@@ -114,7 +114,7 @@ def two_nodes() -> Iterator[tuple[Node, Node]]:
 def ray_cluster(nodes: Sequence[Node], log: Path, *, gpus: int = 0) -> Iterator[dict[str, str]]:
     """Ray on the nodes, the first is its head; gives the environment of who joins it."""
     folder = tempfile.mkdtemp(prefix="herl-ray-", dir="/tmp")  # short: socket names have a limit
-    # Ray's head starts Python through a shell without quotes, and a checkout's path may hold a space.
+    # Ray's head starts Python through an unquoted shell line, and our path may hold a space.
     Path(folder, "venv").symlink_to(sys.prefix)
     ray = [f"{folder}/venv/bin/python", "-m", "ray.scripts.scripts", "start"]
     env = {
