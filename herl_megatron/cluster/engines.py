@@ -35,9 +35,10 @@ class RemoteEngine:
         start_limit_s: longest wait for its start.
     """
 
-    def __init__(self, actor: Any, *, index: int, config: Config) -> None:
+    def __init__(self, actor: Any, *, index: int, config: Config, node_ip: str = "") -> None:
+        """`node_ip` where there are several nodes to tell apart."""
         self.actor = actor
-        self.name = f"rollout engine {index}"
+        self.name = f"rollout engine {index}" + (f" on {node_ip}" if node_ip else "")
         self._generate_timeout_s = config.rollout.timeout_s
         # A large model is read and compiled for minutes; who waits longer raises the same limit.
         self.start_limit_s = max(_START_TIMEOUT_S, config.rollout.timeout_s)
@@ -171,10 +172,14 @@ async def start_engines(
         EngineLost, ValueError: an engine did not start; the others are ended first.
     """
     shared = restarts or Restarts(limit=0)
-    begun = [
-        asyncio.create_task(_start(config, engine, slot, index=index))
+    several_nodes = len({slot.node_id for slot in slots}) > 1
+    starts = [
+        functools.partial(
+            _start, config, engine, slot, index=index, node_ip=slot.node_ip if several_nodes else ""
+        )
         for index, slot in enumerate(slots)
     ]
+    begun = [asyncio.create_task(start()) for start in starts]
     try:
         processes = await asyncio.gather(*begun)
     except BaseException:
@@ -185,10 +190,8 @@ async def start_engines(
                 process.kill()
         raise
     return [
-        RestartingEngine(
-            process, functools.partial(_start, config, engine, slot, index=index), shared
-        )
-        for index, (slot, process) in enumerate(zip(slots, processes, strict=True))
+        RestartingEngine(process, start, shared)
+        for process, start in zip(processes, starts, strict=True)
     ]
 
 
@@ -197,11 +200,13 @@ async def stop_engines(engines: Sequence[RestartingEngine]) -> None:
     await asyncio.gather(*(engine.shutdown() for engine in engines))
 
 
-async def _start(config: Config, engine: EngineConfig, slot: Slot, *, index: int) -> RemoteEngine:
+async def _start(
+    config: Config, engine: EngineConfig, slot: Slot, *, index: int, node_ip: str
+) -> RemoteEngine:
     env = engine_environment(device=engine.device, threads=config.cluster.threads_per_rank)
     options = actor_options(slot, device=engine.device, env=env)
     remote = ray.remote(concurrency_groups={HEALTH: 1})(EngineWorker)
     actor = remote.options(**options).remote()
-    process = RemoteEngine(actor, index=index, config=config)
+    process = RemoteEngine(actor, index=index, config=config, node_ip=node_ip)
     await process.start(engine)
     return process
