@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from herl_megatron.cluster.parts import Parts, load_inputs, open_parts
+from herl_megatron.config.paths import EVALUATED
 from herl_megatron.config.schema import Config
 from herl_megatron.observability.run_folder import RunFolder
 from herl_megatron.rubrics.rubric import counted_under
@@ -101,13 +102,13 @@ async def run_evaluation(config: Config) -> EvalResult:
             restarts = parts.restarts.metrics()
         folder.log(0, result.metrics() | restarts)
         folder.log_rollouts("eval", groups)
-        folder.write_json("eval.json", vars(result))
+        folder.write_json(EVALUATED, vars(result))
         logger.info(
             "%d responses: mean reward %.3f, all satisfied %.3f, %d unscored; %s",
             result.responses,
             result.reward,
             result.all_satisfied,
             result.unscored,
-            folder.path / "eval.json",
+            folder.path / EVALUATED,
         )
     return result

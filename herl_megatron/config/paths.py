@@ -11,6 +11,8 @@ LOCK_FILE = "run.lock"
 """In a run's folder, locked by the process that writes there (`observability.run_lock`)."""
 IMPROVED = "trajectories.jsonl"
 """In the folder of a run of `herl improve`."""
+EVALUATED = "eval.json"
+"""In the folder of a run of `herl eval`."""
 _STEP = re.compile(r"step_\d{6,}")
 _STARTING_FILES = {"config.yaml", "metrics.jsonl", "run.log", "tensorboard", LOCK_FILE}
 
@@ -57,6 +59,11 @@ def folder_problem(config: Config) -> str | None:
     if config.run.resume:
         if checkpoint_folders(path):
             return None
+        if (path / EVALUATED).exists():
+            return (
+                f"run.resume is true, but {path} is a run of `herl eval`, which would be deleted;"
+                " choose another run.name"
+            )
         if command := _trained_by(path):
             return (
                 f"run.resume is true, but {path} is a run of `herl {command}`, which cannot be"

@@ -345,6 +345,7 @@ def test_resume_is_for_runs_that_keep_what_they_have(files: Path) -> None:
         ("metrics.jsonl", '{"step": 0, "sft/loss": 1.0}\n', "is a run of `herl sft`"),
         ("metrics.jsonl", '{"step": 0, "dpo/loss": 1.0}\n', "is a run of `herl dpo`"),
         ("trajectories.jsonl", "", "is a run of `herl improve`"),
+        ("eval.json", "{}", "is a run of `herl eval`"),
     ],
 )
 def test_resuming_training_deletes_no_other_kind_of_run(
