@@ -92,12 +92,17 @@ def test_two_workers_compute_the_synced_weights(tmp_path: Path, buckets: BucketF
             await gate.check(2)
 
     async def one_dead_worker(engine: VLLMEngine) -> None:
-        """Every call fails with the reason, and the other worker does not outlive the engine."""
+        """A hang shows; after a death every call fails with the reason, and no worker outlives the
+        engine."""
         first, second = workers()
         endless = asyncio.create_task(
             engine.generate(make_requests(2, max_tokens=400, prefix="endless"))
         )
         await engine.generate(make_requests(1, max_tokens=2, prefix="short"))  # so it has begun
+        second.suspend()  # one that hangs is seen by who watches the engine
+        async with asyncio.timeout(30):
+            while engine.stalled_s() < 1:
+                await asyncio.sleep(0.1)
         second.kill()
         for call in (endless, engine.generate(SAMPLED), engine.start_weight_update()):
             with pytest.raises(RuntimeError, match=r"worker processes .* ended.* 1 \(exit code -9"):
