@@ -36,12 +36,16 @@ class TrainerRank:
     """One Megatron rank in its own process."""
 
     def address(self) -> tuple[str, int]:
-        """Host and a free port for the process group (asked of rank 0 only)."""
-        from herl_megatron.cluster.nodes import listen_at
+        """Host and port where the process group meets (asked of rank 0 only).
+
+        The store listens from now on, on a port that is free: one that was only looked up could be
+        another process's by the time of `join`, which finds this store again by its port.
+        """
+        from torch.distributed import TCPStore
 
         host = ray.util.get_node_ip_address()
-        with listen_at(host) as probe:
-            return host, probe.getsockname()[1]
+        self._meeting = TCPStore(host, 0, is_master=True, wait_for_workers=False, multi_tenant=True)
+        return host, self._meeting.port
 
     def join(
         self, config: Config, *, rank: int, address: tuple[str, int], several_nodes: bool
