@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -28,6 +29,7 @@ def eight_gpus() -> Iterator[None]:
     ray.init(
         address="local", num_cpus=2, num_gpus=8, include_dashboard=False, log_to_driver=False,
         object_store_memory=80 << 20,
+        runtime_env={"py_executable": shlex.quote(sys.executable)},  # a path may hold a space
     )  # fmt: skip
     yield
     ray.shutdown()
