@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets up (see _venv.sh), then lint, types and every test that needs no GPU. Arguments go to pytest:
 #
-#   bash tools/test.sh                        everything, about 13 minutes on 2 cores
+#   bash tools/test.sh                        everything, about 20 minutes on 2 cores
 #   bash tools/test.sh tests/unit -k rubric   some of it
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_venv.sh"
@@ -25,21 +25,20 @@ fi
 
 # Both halves wait for processes most of the time, so they run side by side. vLLM changes its whole
 # process (default process group, threads), so its tests have their own.
-whole_runs=(tests/e2e tests/slurm)
 other_half() {
     local failed=0
     say "pytest tests/engine"
     run_pytest tests/engine || failed=1
     say "pytest, everything else"
-    run_pytest "${whole_runs[@]/#/--ignore=}" --ignore=tests/engine || failed=1
+    run_pytest --ignore=tests/engine --ignore=tests/e2e || failed=1
     return $failed
 }
 log=$(mktemp "${TMPDIR:-/tmp}/herl_tests.XXXXXX")
 trap 'rm -f "$log"' EXIT
-say "pytest ${whole_runs[*]}; beside it everything else, printed after it"
+say "pytest tests/e2e; beside it everything else, printed after it"
 other_half >"$log" 2>&1 &
 failed=0
-run_pytest "${whole_runs[@]}" || failed=1
+run_pytest tests/e2e || failed=1
 wait $! || failed=1
 cat "$log"
 exit $failed
