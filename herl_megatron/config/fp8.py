@@ -138,7 +138,7 @@ def shape_problems(
         yield (
             f"{key} but the model's hidden_size is {hidden}, below megatron.fp8_min_hidden"
             f" {min_hidden}: small matrices lose time in FP8; set megatron.fp8 to null, or lower"
-            " fp8_min_hidden where tools/bench_gpu_step.py measured a gain"
+            " fp8_min_hidden where tools/bench/bench_gpu_step.py measured a gain"
         )
     sizes = _matrix_sizes(shape, tensor_parallel, expert_tensor_parallel)
     for size_name, (size, ranks) in sizes.items():

@@ -58,6 +58,7 @@ class ActivationModel:
     architecture: Architecture
     megatron: MegatronConfig
     fused: bool
+    fp32_logits: bool = False
 
     @property
     def element_bytes(self) -> int:
@@ -104,7 +105,7 @@ class ActivationModel:
         norm = shape.tokens * hidden * (self._norm + each) / self._split
         picked = shape.response_tokens * (hidden * each + _LOSS_BYTES_PER_TOKEN)
         chunk = min(shape.response_tokens, self.megatron.log_prob_chunk_tokens)
-        logits = chunk * self._vocab_shard * each  # the last chunk's
+        logits = chunk * self._vocab_shard * self._logit_bytes  # the last chunk's
         return int(norm + picked + logits)
 
     def head_working_bytes(self, *, backward: bool, scratch_bytes: int) -> int:
@@ -112,10 +113,16 @@ class ActivationModel:
         lie where they were kept, but the output matrix's gradient comes to be."""
         each = self.element_bytes
         if not backward:
-            logits = self.megatron.log_prob_chunk_tokens * self._vocab_shard * each
+            logits = self.megatron.log_prob_chunk_tokens * self._vocab_shard * self._logit_bytes
             return logits + 3 * scratch_bytes
         matrix = self._vocab_shard * self.architecture.hidden_size
-        return matrix * (4 + each) + 3 * scratch_bytes
+        narrowed = self.megatron.log_prob_chunk_tokens * self._vocab_shard * each
+        copied = narrowed if self._logit_bytes != each else 0  # of the logits' gradient
+        return matrix * (4 + each) + copied + 3 * scratch_bytes
+
+    @property
+    def _logit_bytes(self) -> int:
+        return 4 if self.fp32_logits else self.element_bytes
 
     @property
     def _vocab_shard(self) -> int:

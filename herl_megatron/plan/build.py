@@ -6,21 +6,25 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from herl_megatron.cluster.placement import Node, place, ranks_beside_engines
+from herl_megatron.cluster.placement import Demand, Node, demand, place, ranks_beside_engines
 from herl_megatron.config import fp8
+from herl_megatron.config.hub import is_hub_name, local_folder
 from herl_megatron.config.machine import Machine
-from herl_megatron.config.model_rules import read_shape, shape_problems
+from herl_megatron.config.rules.data import read_shape
 from herl_megatron.config.schema import Config
-from herl_megatron.config.validate import rule_problems
+from herl_megatron.config.validate import rule_problems, shape_problems
 from herl_megatron.device import Device, Transport, choose_transport, memory_bytes
 from herl_megatron.megatron.meta import RankBytes, rank_bytes, stage_ranks
+from herl_megatron.observability.os_errors import absent
 from herl_megatron.plan.cluster import GIB, Assumptions, Cluster
-from herl_megatron.plan.engine import EnginePlan, mean_tokens, model_parameters, plan_engine
+from herl_megatron.plan.engine import EnginePlan, mean_tokens, plan_engine
 from herl_megatron.plan.environment import environment_warnings
 from herl_megatron.plan.host import SHARED, cpu_host_bytes, host_bytes
+from herl_megatron.plan.judge import JudgePlan, plan_judge
 from herl_megatron.plan.memory import (
     RankPlan,
     largest_bucket_bytes,
@@ -28,6 +32,7 @@ from herl_megatron.plan.memory import (
     plan_ranks,
 )
 from herl_megatron.plan.timing import step_seconds
+from herl_megatron.weight_sync.flops import model_parameters
 from herl_megatron.weight_sync.hf_config import read_architecture
 from herl_megatron.weight_sync.hf_names import Architecture
 
@@ -48,7 +53,7 @@ class Plan:
 
     ranks: one per pipeline stage; problems: why it cannot run anywhere; warnings: what to look at
     before the launch; gpu_bytes: what one GPU (CPU: nothing) may be filled to; host: memory of the
-    fullest node by use.
+    fullest node by use; judge: what it is asked, None without one.
     """
 
     parameters: int
@@ -63,6 +68,7 @@ class Plan:
     problems: tuple[str, ...]
     warnings: tuple[str, ...]
     assumed: Assumptions
+    judge: JudgePlan | None
 
     @property
     def worst(self) -> RankPlan:
@@ -78,11 +84,6 @@ class Plan:
     def fits(self) -> bool:
         """Whether every GPU and host holds what it must and no rule is broken."""
         return self._all_but_gpus and self._on_gpus(self.worst.worst[1])
-
-    @property
-    def fits_asleep(self) -> bool:
-        """Whether it fits if sleeping engines give back as much as is assumed."""
-        return self._all_but_gpus and all(self._on_gpus(r.worst_asleep[1]) for r in self.ranks)
 
     @property
     def only_host_misfits(self) -> bool:
@@ -102,30 +103,35 @@ class Plan:
         worst, (phase, needed) = self.worst, self.worst.worst
         return {
             "fits": self.fits,
-            "fits_asleep": self.fits_asleep,
             "worst": {"ranks": worst.ranks, "phase": phase, "bytes": needed},
             **asdict(self),
         }
 
 
 def find_shape(config: Config, *, near: Path, given: Path | None = None) -> Path:
-    """The `config.json` of the model: `given`, that of the folder `model.path`, or the file
-    `models/NAME.json` beside the configuration `near` or in a folder above it.
+    """The `config.json` of the model: `given`, that of the folder `model.path`, the file
+    `shapes/NAME.json` beside the configuration `near` or in a folder above it, or that of the model
+    of this name on the Hugging Face Hub (no weights are fetched).
 
     Raises:
         ValueError: none of them exists.
     """
     if given is not None:
-        path = given / "config.json" if given.is_dir() else given
-        if not path.is_file():
-            raise ValueError(f"--model-config: no such file: {path}")
+        path = given / "config.json" if os.path.isdir(given) else given
+        if problem := absent(path, "file"):
+            raise ValueError(f"--model-config: {problem}: {path}")
         return path
     folder = Path(config.model.path)
-    name = f"models/{folder.name}.json"
+    name = f"shapes/{folder.name}.json"
     candidates = [folder / "config.json", *(up / name for up in near.absolute().parents)]
     for path in candidates:
-        if path.is_file():
+        if os.path.isfile(path):
             return path
+    if is_hub_name(config.model.path):
+        try:
+            return local_folder(config.model.path, key="model.path", weights=False) / "config.json"
+        except ValueError as error:
+            raise ValueError(f"{error}, or give its config.json with --model-config") from error
     raise ValueError(
         f"model.path {config.model.path!r} is no Hugging Face folder here and there is no {name}"
         f" beside {near}; give the model's config.json with --model-config"
@@ -171,6 +177,7 @@ def make_plan(
         sleep_residue_bytes=residue,
         transport=transport,
     )
+    judge = plan_judge(config, assumed)
     bucket = largest_bucket_bytes(config, architecture)
     host = (
         cpu_host_bytes(config, stages, engine, assumed, bucket_bytes=bucket)
@@ -188,10 +195,13 @@ def make_plan(
         sleep_residue_bytes=residue,
         host=host,
         host_limit_bytes=cluster.host_bytes if cluster else memory_bytes(Device("cpu"))[1],
-        seconds=_seconds(config, architecture, engine, cluster, micro_batches, assumed, transport),
+        seconds=_seconds(
+            config, architecture, engine, cluster, micro_batches, assumed, transport, judge
+        ),
         problems=problems,
         warnings=tuple(_warnings(config, cluster, host)),
         assumed=assumed,
+        judge=judge,
     )
 
 
@@ -204,7 +214,7 @@ def find_problems(config: Config, shape: Path, cluster: Cluster | None) -> tuple
     )
     problems = [
         *rule_problems(here, purpose="train", machine=machine),
-        *shape_problems(config, read_shape(shape), trains=True, samples=True, device=device),
+        *shape_problems(config, read_shape(shape), purpose="train", device=device),
     ]
     if cluster is not None:
         problems += _conflicts(config, cluster)
@@ -236,11 +246,16 @@ def _choose_transport(config: Config, cluster: Cluster) -> Transport:
     Raises:
         ValueError: ranks and engines cannot be placed, or not as the transport needs it.
     """
-    gpus = tuple(str(index) for index in range(cluster.gpus_per_node))
-    nodes = [Node(id=str(n), ip=f"node{n}", gpus=gpus) for n in range(cluster.nodes)]
-    placement = place(config, nodes, device="cuda")
-    shares = ranks_beside_engines(placement) is not None
+    wanted = demand(config.megatron, config.rollout)
+    shares = _share_gpus(wanted, cluster.nodes, cluster.gpus_per_node)
     return choose_transport(config.weight_sync.transport, device="cuda", shares_gpus=shares)
+
+
+@lru_cache(maxsize=256)  # a search asks for thousands of layouts of few sizes
+def _share_gpus(wanted: Demand, nodes: int, gpus_per_node: int) -> bool:
+    gpus = tuple(str(index) for index in range(gpus_per_node))
+    found = [Node(id=str(n), ip=f"node{n}", gpus=gpus) for n in range(nodes)]
+    return ranks_beside_engines(place(wanted, found, device="cuda")) is not None
 
 
 def _warnings(config: Config, cluster: Cluster | None, host: Mapping[str, int]) -> Iterator[str]:
@@ -271,6 +286,7 @@ def _seconds(
     micro_batches: int,
     assumed: Assumptions,
     transport: Transport,
+    judge: JudgePlan | None,
 ) -> dict[str, float]:
     if cluster is None or not engine.sequences:
         return {}  # no rates are stated for a CPU, and no engine without a sequence gets anywhere
@@ -282,9 +298,10 @@ def _seconds(
         micro_batches=micro_batches,
         assumed=assumed,
         transport=transport,
+        judge_calls=judge.step.calls if judge else 0.0,
     )
 
 
 def to_json(plan: Plan) -> str:
     """The plan as JSON text."""
-    return json.dumps(plan.as_dict(), indent=2)
+    return json.dumps(plan.as_dict(), indent=2, allow_nan=False)

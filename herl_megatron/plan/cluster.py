@@ -1,39 +1,18 @@
-"""The GPUs that a plan is made for, and the rates that its times are estimated from.
+"""The machines that a plan is made for, and the rates that its times are estimated from.
 
-Nothing here was measured by this project: memory is what `nvidia-smi` reports as total, peaks and
-bandwidths are the vendor's data sheets (dense, without sparsity), shares are round assumptions.
-Every number that a plan uses is printed with it and can be given on the command line.
+Nothing here was measured by this project: the GPUs are those of `herl_megatron.gpus`, shares are
+round assumptions. Every number that a plan uses is printed with it and can be given on the command
+line.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+
+from herl_megatron.gpus import GPUS, Gpu
 
 GIB = 1 << 30
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """A GPU for the plan: total memory, CUDA's compute capability, dense bf16 peak and memory
-    bandwidth."""
-
-    name: str
-    memory_bytes: int
-    capability: tuple[int, int]
-    bf16_tflops: float
-    memory_gb_per_s: float
-
-
-GPUS: Mapping[str, Gpu] = {
-    gpu.name: gpu
-    for gpu in (
-        Gpu("h100-80", 81559 << 20, (9, 0), 989, 3350),
-        Gpu("h200-141", 143771 << 20, (9, 0), 989, 4800),
-        Gpu("a100-80", 81920 << 20, (8, 0), 312, 2039),
-        Gpu("a100-40", 40960 << 20, (8, 0), 312, 1555),
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -51,58 +30,67 @@ class Cluster:
         return self.nodes * self.gpus_per_node
 
 
+def _rate(value: float, meaning: str) -> float:
+    """An assumption's default and what it is, in words that a plan prints."""
+    made: float = field(default=value, metadata={"meaning": meaning})
+    return made
+
+
 @dataclass(frozen=True)
 class Assumptions:
     """What a plan takes for granted; each can be replaced by `name=value`."""
 
-    reserve_gib: float = 4.0
-    """Not planned per GPU: two CUDA contexts, NCCL buffers, workspaces, fragmentation."""
-    engine_reserve_gib: float = 1.0
-    """Of an engine's share: CUDA graphs and what vLLM does not count as weights or activations."""
-    sleep_residue_gib: float = 1.5
-    """What a sleeping engine would still hold of its share; nothing that needs it to be true is
-    said to fit."""
-    process_host_gib: float = 3.0
-    """Host memory of a trainer or engine process before any of the model."""
-    scorer_host_gib: float = 0.3
-    """Host memory of a scoring worker; all are counted on the fullest node."""
-    object_store_gib: float = 1.0
-    """Shared memory of Ray's object store on each node; a Ray that `herl` starts takes no more."""
-    process_cpu_gib: float = 0.7
-    """The same where all of it runs on the CPU."""
-    train_mfu: float = 0.35
-    """Share of the peak that training reaches."""
-    forward_mfu: float = 0.40
-    """Share of the peak of log-probs and prompts."""
-    experts_mfu: float = 0.3
-    """What experts leave of both shares: published H100 runs of sparse models reach 118 to 338
-    TFLOP/s where dense ones reach 700 to 800."""
-    fp8_gain: float = 1.2
-    """Speed of an FP8 step over a bf16 one."""
-    decode_bandwidth: float = 0.6
-    """Share of the memory bandwidth that decoding reaches."""
-    decode_overhead_ms: float = 5.0
-    """Time of one decoding step that does not depend on sizes."""
-    sync_gb_per_s: float = 5.0
-    """Weights from the trainer through shared memory into all engines."""
-    sync_ipc_gb_per_s: float = 10.0
-    """The same where they stay in GPU memory (`weight_sync.transport`)."""
-    sync_fixed_s: float = 1.0
-    """Time of a weight sync that does not depend on sizes."""
-    score_s: float = 0.05
-    """One response's rubric in one scoring worker."""
-    judge_s: float = 4.0
-    """One call of the judge, where there is one; judge.concurrency of them run together."""
-    scoring_hidden: float = 0.95
-    """Share of the scoring that runs beside generation."""
-    mean_prompt: float = 0.25
-    """Mean prompt over data.max_prompt_tokens."""
-    mean_response: float = 0.5
-    """Mean response over rollout.max_response_tokens."""
-    longest_response: float = 1.0
-    """The step's longest response over rollout.max_response_tokens: nothing ends before it."""
-    revised: float = 0.125
-    """Revisions per first sample."""
+    reserve_gib: float = _rate(
+        4.0, "GiB of each GPU left free: CUDA contexts, NCCL, workspaces, fragmentation"
+    )
+    engine_reserve_gib: float = _rate(
+        1.0, "GiB of an engine's share for CUDA graphs and what vLLM does not count"
+    )
+    sleep_residue_gib: float = _rate(
+        1.5, "GiB that a sleeping engine still holds while the trainer learns"
+    )
+    process_host_gib: float = _rate(
+        3.0, "GiB of host memory of a trainer or engine process, before any model"
+    )
+    scorer_host_gib: float = _rate(
+        0.3, "GiB of host memory of a scoring worker; all counted on the fullest node"
+    )
+    object_store_gib: float = _rate(1.0, "GiB of shared memory of Ray's object store on each node")
+    process_cpu_gib: float = _rate(0.7, "GiB of a process where all of it runs on the CPU")
+    train_mfu: float = _rate(0.35, "share of the GPU's peak that training reaches")
+    forward_mfu: float = _rate(0.40, "share of the peak that log-probs and prompts reach")
+    experts_mfu: float = _rate(0.3, "what experts leave of both shares (published H100 runs)")
+    fp8_gain: float = _rate(1.2, "speed of an FP8 step over a bf16 one")
+    decode_bandwidth: float = _rate(0.6, "share of the memory bandwidth that decoding reaches")
+    decode_overhead_ms: float = _rate(5.0, "milliseconds of a decoding step whatever its size")
+    sync_gb_per_s: float = _rate(
+        5.0, "GB/s of weights from the trainer through the host into all engines"
+    )
+    sync_ipc_gb_per_s: float = _rate(
+        10.0, "the same where they stay in GPU memory (weight_sync.transport)"
+    )
+    sync_fixed_s: float = _rate(1.0, "seconds of a weight sync whatever its size")
+    score_s: float = _rate(0.05, "seconds that one scoring worker takes for a response's rules")
+    judge_s: float = _rate(
+        4.0, "seconds of one call of the judge, judge.concurrency of them together"
+    )
+    scoring_hidden: float = _rate(0.95, "share of the scoring that runs beside generation")
+    mean_prompt: float = _rate(0.25, "mean prompt over data.max_prompt_tokens")
+    mean_response: float = _rate(0.5, "mean response over rollout.max_response_tokens")
+    longest_response: float = _rate(
+        1.0, "a step's longest response over rollout.max_response_tokens"
+    )
+    revised: float = _rate(0.125, "revisions per first sample")
+    judge_criteria: float = _rate(
+        8.0, "criteria a response that are judged, where data is not here"
+    )
+    judge_fixed_tokens: float = _rate(
+        500.0, "tokens of the judge's instructions in a call, prompt and response come on top"
+    )
+    judge_criterion_tokens_in: float = _rate(40.0, "tokens of a criterion in a call of the judge")
+    judge_criterion_tokens_out: float = _rate(
+        40.0, "tokens of the judge's answer about a criterion, with its quote"
+    )
 
     def with_values(self, given: Sequence[str]) -> Assumptions:
         """Replace those given as `name=value`.
@@ -110,7 +98,7 @@ class Assumptions:
         Raises:
             ValueError: no such name, or no number.
         """
-        known = {field.name for field in fields(self)}
+        known = {one.name for one in fields(self)}
         values: dict[str, float] = {}
         for item in given:
             name, _, text = item.partition("=")
@@ -124,24 +112,37 @@ class Assumptions:
                 raise ValueError(f"--rate {item!r}: {text!r} is not a number") from error
         return replace(self, **values)
 
+    @classmethod
+    def meanings(cls) -> dict[str, str]:
+        """What each of them is, by name."""
+        return {one.name: one.metadata["meaning"] for one in fields(cls)}
+
     def as_dict(self) -> dict[str, float]:
         """Every assumption by name."""
         return asdict(self)
 
 
-def choose_gpu(name: str) -> Gpu:
+_LARGEST_GIB = 1e6
+
+
+def choose_gpu(name: str, gpus: Mapping[str, Gpu] = GPUS) -> Gpu:
     """A GPU by name, or `NUMBER_GiB` for one of that memory with an H100's rates.
 
     Raises:
         ValueError: neither.
     """
-    if name in GPUS:
-        return GPUS[name]
+    if name in gpus:
+        return gpus[name]
     number = name.removesuffix("_GiB").removesuffix("GiB")
     try:
         memory = float(number)
     except ValueError:
         memory = 0.0
-    if memory <= 0:
-        raise ValueError(f"--gpu {name!r}: one of {', '.join(GPUS)}, or a memory such as 48_GiB")
-    return replace(GPUS["h100-80"], name=f"{memory:g} GiB", memory_bytes=int(memory * GIB))
+    if not 0 < memory < _LARGEST_GIB:
+        raise ValueError(
+            f"--gpu {name!r}: one of {', '.join(gpus)}, one of a file (--gpus FILE), or a memory"
+            " such as 48_GiB"
+        )
+    return replace(
+        gpus["h100-80"], name=f"{memory:g} GiB (an H100's rates)", memory_bytes=int(memory * GIB)
+    )

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 from herl_megatron.config.schema import Config
-from herl_megatron.plan.cluster import GIB, Assumptions, Gpu
+from herl_megatron.gpus import Gpu
+from herl_megatron.plan.cluster import GIB, Assumptions
+from herl_megatron.weight_sync.flops import model_parameters
 from herl_megatron.weight_sync.hf_names import Architecture, parameters
 
 _BYTES = {"fp32": 4, "bf16": 2}
@@ -32,22 +35,9 @@ class EnginePlan:
     mean_sequences: int
 
 
-def model_parameters(architecture: Architecture) -> int:
-    """Parameters of the Hugging Face model; a tied output matrix counts once."""
-    return sum(
-        math.prod(shape)
-        for parameter in parameters(architecture)
-        if not parameter.tied_copy
-        for shape in parameter.hf_shapes
-    )
-
-
-def weight_bytes(architecture: Architecture, config: Config) -> int:
-    """Weights of one engine on all its GPUs: in FP8 the layers' matrices take a byte each; the
-    embedding, the output matrix and vectors stay as they are (small routers are taken to)."""
-    each = _BYTES[config.rollout.dtype]
-    if config.rollout.quantization is None:
-        return model_parameters(architecture) * each
+@lru_cache(maxsize=8)
+def _fp8_bytes(architecture: Architecture, each: int) -> int:
+    """In FP8 the layers' matrices take a byte each, all else `each`."""
     total = 0
     for parameter in parameters(architecture):
         if parameter.tied_copy:
@@ -56,6 +46,15 @@ def weight_bytes(architecture: Architecture, config: Config) -> int:
             wide = len(shape) < 2 or any(part in name for part in _NEVER_QUANTIZED)
             total += math.prod(shape) * (each if wide else 1)
     return total
+
+
+def weight_bytes(architecture: Architecture, config: Config) -> int:
+    """Weights of one engine on all its GPUs: in FP8 the layers' matrices take a byte each; the
+    embedding, the output matrix and vectors stay as they are (small routers are taken to)."""
+    each = _BYTES[config.rollout.dtype]
+    if config.rollout.quantization is None:
+        return model_parameters(architecture) * each
+    return _fp8_bytes(architecture, each)
 
 
 def kv_bytes_per_token(architecture: Architecture, config: Config) -> int:

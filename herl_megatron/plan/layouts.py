@@ -1,4 +1,4 @@
-"""Another layout for a run that does not fit: the first of a short list that does.
+"""Another layout for a trainer that does not fit: the first of a short list that does.
 
 Tried are TP within a node, PP, CP where one longest row fills a micro-batch, EP, experts whole or
 cut like all else, and recomputation, over the same number of ranks; those with fewer ranks per
@@ -9,100 +9,126 @@ spread over several nodes make a copy count as so many times as large.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 from herl_megatron.config.schema import Config, MegatronConfig
 from herl_megatron.megatron.meta import RankBytes, rank_bytes, stage_ranks
+from herl_megatron.plan.activations import chunk_layers
 from herl_megatron.plan.build import Plan, find_problems, make_plan
-from herl_megatron.plan.cluster import Assumptions, Cluster
-from herl_megatron.plan.engine import model_parameters, plan_engine
+from herl_megatron.plan.cluster import GIB, Assumptions, Cluster
+from herl_megatron.plan.engine import plan_engine
 from herl_megatron.plan.memory import largest_micro_batch
+from herl_megatron.weight_sync.flops import model_parameters
 from herl_megatron.weight_sync.hf_config import read_architecture
 from herl_megatron.weight_sync.hf_names import Architecture
 
 _MOST_STAGES = 16
 _MOST_CONTEXT = 16
-_MOST_BUILT = 12  # candidates whose model is built; each takes up to some seconds
+_MOST_BUILT = 12  # layouts whose model is built; each takes up to some seconds
+_SIZES = (
+    "tensor_parallel", "pipeline_parallel", "context_parallel", "expert_parallel",
+    "expert_tensor_parallel", "data_parallel",
+)  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Suggestion:
-    """Overrides that make a configuration fit, its plan, and why these."""
+class Layouts:
+    """Searches layouts; what one search counted serves the next."""
 
-    overrides: tuple[str, ...]
-    plan: Plan
-    why: str
+    def __init__(self, shape: Path, assumed: Assumptions) -> None:
+        self._shape = shape
+        self._architecture = read_architecture(str(shape))
+        self._assumed = assumed
+        self._built: dict[MegatronConfig, tuple[RankBytes, ...]] = {}
+        self._searched: set[MegatronConfig] = set()
+
+    def fitting_plan(
+        self, config: Config, cluster: Cluster, *, searching: bool = False
+    ) -> Plan | None:
+        """The plan if it fits; what is held is looked at first. In a search, None also where it
+        would be one model too many to build."""
+        engine = plan_engine(self._architecture, config, gpu=cluster.gpu, assumed=self._assumed)
+        room = cluster.gpu.memory_bytes - self._assumed.reserve_gib * GIB - engine.budget_bytes
+        if _least_bytes(self._architecture, config.megatron) > room:  # no rank has less than that
+            return None
+        if searching and not self._may_build(config.megatron):
+            return None
+        ranks = self._ranks(config.megatron)
+        if max(rank.total_bytes for rank in ranks) > room:
+            return None
+        assumed = self._assumed
+        plan = make_plan(config, self._shape, cluster=cluster, assumed=assumed, ranks=ranks)
+        return plan if plan.fits else None
+
+    def find(self, config: Config, cluster: Cluster) -> tuple[MegatronConfig, Plan] | None:
+        """The first other layout that fits; None for none of those tried."""
+        for megatron in _candidates(config, self._architecture, cluster):
+            candidate = config.model_copy(update={"megatron": megatron})
+            if _sizes(megatron) == _sizes(config.megatron):
+                continue
+            if find_problems(candidate, self._shape, cluster):
+                continue
+            if plan := self.fitting_plan(candidate, cluster, searching=True):
+                return megatron, plan
+        return None
+
+    def _may_build(self, megatron: MegatronConfig) -> bool:
+        key = _key(megatron)
+        if key in self._built:
+            return True
+        self._searched.add(key)
+        return len(self._searched) <= _MOST_BUILT
+
+    def _ranks(self, megatron: MegatronConfig) -> tuple[RankBytes, ...]:
+        key = _key(megatron)
+        if key not in self._built:
+            self._built[key] = stages_bytes(self._architecture, megatron)
+        return self._built[key]
 
 
-def suggest(
-    config: Config, shape: Path, *, cluster: Cluster, assumed: Assumptions
-) -> Suggestion | str:
-    """The first layout that fits, or why none was found."""
-    architecture = read_architecture(str(shape))
-    config, engine_overrides = _mend_engine(config, architecture, cluster, assumed)
-    if engine_overrides is None:
-        return "no engine layout within a node holds the weights and one longest sequence"
-    built: dict[MegatronConfig, tuple[RankBytes, ...]] = {}
-    planned = too_large = 0
-    for megatron in _candidates(config, architecture, cluster):
-        candidate = config.model_copy(update={"megatron": megatron})
-        room = cluster.gpu.memory_bytes * (1 - config.rollout.gpu_memory_utilization)
-        if find_problems(candidate, shape, cluster):
-            continue
-        if _least_bytes(architecture, megatron) > room:
-            too_large += 1
-            continue
-        same_parameters = _without_activations(megatron)
-        if same_parameters not in built:
-            if len(built) == _MOST_BUILT:
-                break
-            built[same_parameters] = rank_bytes(architecture, megatron, stage_ranks(megatron))
-        planned += 1
-        plan = make_plan(
-            candidate, shape, cluster=cluster, assumed=assumed, ranks=built[same_parameters]
-        )
-        if plan.fits:
-            changed = _overrides(config.megatron, megatron)
-            why = (
-                f"fewest ranks per model copy that fit: {too_large} smaller layouts are too large"
-                f" by weights, gradients and optimizer alone, {planned - 1} by activations too"
-            )
-            return Suggestion((*engine_overrides, *changed), plan, why)
-    return (
-        f"no layout of {config.megatron.world_size} ranks fits ({too_large} too large by weights"
-        f" alone, {planned} planned in full): more nodes, a smaller megatron.micro_batch_tokens, or"
-        " a smaller rollout.gpu_memory_utilization"
+def stages_bytes(architecture: Architecture, megatron: MegatronConfig) -> tuple[RankBytes, ...]:
+    """`rank_bytes` of the stages' first ranks; of stages with the same layers one is built."""
+    ranks = stage_ranks(megatron)
+    kinds = [_kind(architecture, megatron, stage) for stage in range(len(ranks))]
+    first: dict[object, int] = {}
+    for kind, rank in zip(kinds, ranks, strict=True):
+        first.setdefault(kind, rank)
+    built = rank_bytes(architecture, megatron, tuple(first.values()))
+    of_kind = dict(zip(first, built, strict=True))
+    return tuple(
+        replace(of_kind[kind], rank=rank, pp_rank=stage)
+        for stage, (kind, rank) in enumerate(zip(kinds, ranks, strict=True))
     )
 
 
-def _without_activations(megatron: MegatronConfig) -> MegatronConfig:
+def _kind(architecture: Architecture, megatron: MegatronConfig, stage: int) -> object:
+    """What the parameters of a stage depend on: which of its layers have experts, and whether it
+    has the embedding or the output."""
+    chunks = chunk_layers(architecture, megatron, stage)
+    experts = architecture.experts.layers if architecture.experts else ()
+    layers = tuple(bool(experts) and bool(experts[layer]) for chunk in chunks for layer in chunk)
+    return layers, stage == 0, stage == megatron.pipeline_parallel - 1
+
+
+def _key(megatron: MegatronConfig) -> MegatronConfig:
     """The layout that ranks of this one share their parameters' bytes with: CP ranks hold copies,
-    as DP ranks do."""
+    as DP ranks do, and activations are not counted."""
     copies = megatron.context_parallel * megatron.data_parallel
     return megatron.model_copy(
-        update={"context_parallel": 1, "data_parallel": copies, "recompute": "none"}
+        update={
+            "context_parallel": 1,
+            "data_parallel": copies,
+            "recompute": "none",
+            "micro_batch_tokens": 1,
+            "reference": "resident",
+        }
     )
 
 
-def _mend_engine(
-    config: Config, architecture: Architecture, cluster: Cluster, assumed: Assumptions
-) -> tuple[Config, tuple[str, ...] | None]:
-    """The smallest engine TP that holds one longest sequence, over as many GPUs as before."""
-    rollout = config.rollout
-    if plan_engine(architecture, config, gpu=cluster.gpu, assumed=assumed).sequences:
-        return config, ()
-    gpus = rollout.replicas * rollout.tensor_parallel
-    for tp in _divisors(cluster.gpus_per_node):
-        if tp <= rollout.tensor_parallel or architecture.num_heads % tp:
-            continue
-        replicas = max(1, gpus // tp)
-        update = {"tensor_parallel": tp, "replicas": replicas}
-        mended = config.model_copy(update={"rollout": rollout.model_copy(update=update)})
-        if plan_engine(architecture, mended, gpu=cluster.gpu, assumed=assumed).sequences:
-            return mended, (f"rollout.tensor_parallel={tp}", f"rollout.replicas={replicas}")
-    return config, None
+def _sizes(megatron: MegatronConfig) -> tuple[object, ...]:
+    values = dict(megatron)
+    return tuple(values[name] for name in _SIZES)
 
 
 def _candidates(
@@ -112,9 +138,9 @@ def _candidates(
     world = min(config.megatron.world_size, cluster.gpus)
     sizes = []
     for tp, pp, cp in product(
-        _divisors(cluster.gpus_per_node),
-        [pp for pp in _divisors(architecture.num_layers) if pp <= _MOST_STAGES],
-        _divisors(_MOST_CONTEXT) if _one_row_fills_it(config) else [1],
+        divisors(cluster.gpus_per_node),
+        [pp for pp in divisors(architecture.num_layers) if pp <= _MOST_STAGES],
+        divisors(_MOST_CONTEXT) if _one_row_fills_it(config) else [1],
     ):
         if world % (tp * pp * cp) == 0:
             sizes += [
@@ -156,7 +182,7 @@ def _expert_sizes(architecture: Architecture, tp: int, of_stage: int) -> list[tu
         return [(1, tp)]
     return [
         (ep, etp)
-        for ep in _divisors(architecture.experts.count)
+        for ep in divisors(architecture.experts.count)
         for etp in {1, tp}
         if of_stage % (ep * etp) == 0
     ]
@@ -185,14 +211,6 @@ def _least_bytes(architecture: Architecture, megatron: MegatronConfig) -> float:
     return needed
 
 
-def _overrides(before: MegatronConfig, after: MegatronConfig) -> tuple[str, ...]:
-    old, new = before.model_dump(mode="json"), after.model_dump(mode="json")
-    return tuple(f"megatron.{key}={_text(new[key])}" for key in new if new[key] != old[key])
-
-
-def _text(value: object) -> str:
-    return "null" if value is None else str(value).lower()
-
-
-def _divisors(number: int) -> list[int]:
+def divisors(number: int) -> list[int]:
+    """From 1 to the number itself."""
     return [n for n in range(1, number + 1) if number % n == 0]

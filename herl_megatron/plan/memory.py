@@ -1,8 +1,9 @@
 """Bytes per rank and phase of a run.
 
 Policy, gradients, optimizer and a resident reference model stay where they are for the whole run;
-a phase adds what it needs while it lasts. An engine counts in every phase: what it gives back when
-it sleeps (`rollout.sleep`) was not measured on a GPU, so that is a second number beside the first.
+a phase adds what it needs while it lasts. An engine counts as it behaves (`cluster.turns`): awake
+while it samples, takes weights and is compared with the trainer, and where `rollout.sleep` says so
+asleep while the trainer learns. What it still holds then is assumed.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
 from herl_megatron.batching.schedule import length_multiple, padded_length
-from herl_megatron.config.schema import Config
+from herl_megatron.config.schema import Config, MegatronConfig
 from herl_megatron.device import Transport, scratch_bytes
 from herl_megatron.megatron.meta import RankBytes
 from herl_megatron.megatron.precision import compute_dtype
@@ -23,13 +25,16 @@ from herl_megatron.plan.engine import EnginePlan
 from herl_megatron.weight_sync.hf_names import Architecture
 from herl_megatron.weight_sync.plan import plan_buckets
 
+LEARNING = ("log-probs", "train step")
+"""The phases between `Turns.to_trainer` and `Turns.to_engines`."""
+
 
 @dataclass(frozen=True)
 class RankPlan:
     """One trainer rank, an engine beside it where there are enough.
 
-    held: what stays, by name; phases: total bytes in each phase, `held` and the engine included;
-    asleep: the phases in which the engine sleeps, by `rollout.sleep`, with an assumed rest of it.
+    held: what stays, by name; engine: what the engine beside it holds in each phase; phases: total
+    bytes in each phase, `held` and the engine included.
     """
 
     ranks: str
@@ -37,18 +42,13 @@ class RankPlan:
     held: Mapping[str, int]
     activations: int
     working: int
+    engine: Mapping[str, int]
     phases: Mapping[str, int]
-    asleep: Mapping[str, int]
 
     @property
     def worst(self) -> tuple[str, int]:
-        """The phase that needs most, and how much, were the engine to keep all it may take."""
+        """The phase that needs most, and how much."""
         return max(self.phases.items(), key=lambda item: item[1])
-
-    @property
-    def worst_asleep(self) -> tuple[str, int]:
-        """The same if a sleeping engine gives back what is assumed."""
-        return max({**self.phases, **self.asleep}.items(), key=lambda item: item[1])
 
 
 def largest_micro_batch(config: Config) -> MicroBatchShape:
@@ -79,11 +79,20 @@ def engines_sleep(config: Config) -> bool:
 
 def largest_bucket_bytes(config: Config, architecture: Architecture) -> int:
     """The largest bucket of a weight sync, which one tensor alone may exceed."""
+    megatron = config.megatron
+    # All that a bucket depends on; a search makes many plans that differ in other things.
+    cut = MegatronConfig(
+        pipeline_parallel=megatron.pipeline_parallel,
+        virtual_pipeline=megatron.virtual_pipeline,
+        precision=megatron.precision,
+    )
+    return _largest_bucket(architecture, cut, config.weight_sync.bucket_bytes)
+
+
+@lru_cache(maxsize=256)
+def _largest_bucket(architecture: Architecture, megatron: MegatronConfig, bucket_bytes: int) -> int:
     buckets = plan_buckets(
-        architecture,
-        config.megatron,
-        bucket_bytes=config.weight_sync.bucket_bytes,
-        dtype=compute_dtype(config.megatron),
+        architecture, megatron, bucket_bytes=bucket_bytes, dtype=compute_dtype(megatron)
     )
     return max(bucket.num_bytes for bucket in buckets)
 
@@ -103,24 +112,31 @@ def plan_ranks(
 
     sleep_residue_bytes: what a sleeping engine is assumed to hold.
     """
-    model = ActivationModel(architecture, config.megatron, fused=on_gpu)
+    model = ActivationModel(
+        architecture,
+        config.megatron,
+        fused=on_gpu,
+        fp32_logits=config.model.fp32_output_layer,
+    )
     shape = largest_micro_batch(config)
     largest = largest_bucket_bytes(config, architecture)
     per_stage = config.megatron.stage_ranks
-    freed = engine.budget_bytes - sleep_residue_bytes if on_gpu and engines_sleep(config) else 0
+    # On the CPU an engine is another process, which `host` counts.
+    awake = engine.budget_bytes if on_gpu else 0
+    learning = min(awake, sleep_residue_bytes) if engines_sleep(config) else awake
     return tuple(
         _plan_rank(
             config,
             model,
             rank,
-            engine,
             shape=shape,
             on_gpu=on_gpu,
             micro_batches=micro_batches,
             bucket_bytes=largest,
-            freed_bytes=freed,
+            awake_bytes=awake,
+            learning_bytes=learning,
             transport=transport,
-            name=f"{rank.rank}-{rank.rank + per_stage - 1}" if per_stage > 1 else str(rank.rank),
+            ranks=f"{rank.rank}-{rank.rank + per_stage - 1}" if per_stage > 1 else str(rank.rank),
         )
         for rank in ranks
     )
@@ -130,15 +146,15 @@ def _plan_rank(
     config: Config,
     model: ActivationModel,
     rank: RankBytes,
-    engine: EnginePlan,
     *,
     shape: MicroBatchShape,
     on_gpu: bool,
     micro_batches: int,
     bucket_bytes: int,
-    freed_bytes: int,
+    awake_bytes: int,
+    learning_bytes: int,
     transport: Transport,
-    name: str,
+    ranks: str,
 ) -> RankPlan:
     held = {
         "weights": rank.weight_bytes,
@@ -163,23 +179,29 @@ def _plan_rank(
     forward = one_layer + model.layer_input_bytes(shape)
     if last:
         forward += model.head_working_bytes(backward=False, scratch_bytes=scratch)
+    reference = 0
     if config.algorithm.kl_coef and config.megatron.reference == "host":
-        forward += bucket_bytes  # no parameter that arrives from the host is larger
-    # On the CPU an engine is another process, which `host` counts.
-    always = sum(held.values()) + (engine.budget_bytes if on_gpu else 0)
-    phases = {
-        "rollout": always,
-        "log-probs": always + forward,
-        "train step": always + activations + working,
-        "weight sync": always + synced,
+        reference = bucket_bytes  # no parameter that arrives from the host is larger
+    added = {
+        "rollout": 0,
+        "log-probs": forward + reference,
+        "train step": activations + working,
+        "weight sync": synced,
     }
-    learning = ("log-probs", "train step") if freed_bytes > 0 else ()
+    if config.parity.every:
+        added["parity check"] = forward
+    engine = dict.fromkeys(added, awake_bytes) | dict.fromkeys(LEARNING, learning_bytes)
+    always = sum(held.values())
+    # Megatron-Core's DDP copies the weights into its buffer before the first copy goes; the
+    # optimizer comes after it, the engine beside it.
+    phases = {"start-up": 2 * rank.weight_bytes + rank.gradient_bytes + awake_bytes}
+    engine["start-up"] = awake_bytes
     return RankPlan(
-        ranks=name,
+        ranks=ranks,
         pp_rank=rank.pp_rank,
         held=held,
         activations=activations,
         working=working,
-        phases=phases,
-        asleep={phase: phases[phase] - freed_bytes for phase in learning},
+        engine=engine,
+        phases=phases | {name: always + engine[name] + size for name, size in added.items()},
     )

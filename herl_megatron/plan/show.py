@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 from rich.console import Console
@@ -11,8 +11,10 @@ from rich.table import Table
 
 from herl_megatron.config.schema import Config
 from herl_megatron.plan.build import Plan
-from herl_megatron.plan.cluster import GIB, Cluster
-from herl_megatron.plan.memory import RankPlan
+from herl_megatron.plan.cluster import GIB, Assumptions, Cluster
+from herl_megatron.plan.judge import JudgePlan
+from herl_megatron.plan.memory import LEARNING, RankPlan, engines_sleep
+from herl_megatron.plan.remedies import Change
 
 _MOST_COLUMNS = 6
 
@@ -20,18 +22,21 @@ _MOST_COLUMNS = 6
 def show_plan(console: Console, plan: Plan, config: Config, cluster: Cluster | None) -> None:
     """Print layout, memory per rank and phase, engine, host, time and the verdict."""
     console.print(_title(plan, config, cluster), highlight=False)
-    console.print(*_ranks(plan, cluster), sep="\n", highlight=False)
-    console.print(_engine(plan, cluster), highlight=False)
+    console.print(*_ranks(plan, config, cluster), sep="\n", highlight=False)
+    console.print(_engine(plan, config, cluster), highlight=False)
     host = "host memory of the fullest node" if cluster else "memory of this machine"
     console.print(_column(host, plan.host, plan.host_limit_bytes))
     if plan.seconds:
         console.print(_times(plan))
-        console.print(_assumed(plan), highlight=False)
+    if plan.judge is not None:
+        console.print(_judge(plan.judge))
+        console.print(escape(_judge_notes(plan.judge, config)), highlight=False)
+    console.print(_assumed(plan))
     for warning in plan.warnings:
         console.print(f"[bold]note:[/] {escape(warning)}", highlight=False)
     for problem in plan.problems:
         console.print(f"[bold red]conflict:[/] {escape(problem)}", highlight=False)
-    console.print(_verdict(plan), highlight=False)
+    console.print(_verdict(plan, config, cluster), highlight=False)
 
 
 def _title(plan: Plan, config: Config, cluster: Cluster | None) -> str:
@@ -51,7 +56,37 @@ def _title(plan: Plan, config: Config, cluster: Cluster | None) -> str:
     )
 
 
-def _ranks(plan: Plan, cluster: Cluster | None) -> tuple[str, Table]:
+def show_changes(console: Console, changes: Sequence[Change], plan: Plan, cluster: Cluster) -> None:
+    """Print what would make `plan` fit, cheapest first."""
+    if not changes:
+        console.print(_none_found(plan, cluster), highlight=False)
+        return
+    console.print("[bold]fits with[/] (each was planned; cheapest first):")
+    for number, change in enumerate(changes, 1):
+        results = "changes what is sampled or trained" if change.changes_results else "same results"
+        gpus = f"{change.gpus} GPUs" if change.gpus > cluster.gpus else "same GPUs"
+        worst, engine = change.plan.worst.worst[1], change.plan.engine
+        step = sum(change.plan.seconds.values())
+        console.print(
+            f"{number}. {escape(' '.join(change.overrides))}\n   {results}, {gpus};"
+            f" needs {gib(worst)} GiB of {gib(plan.gpu_bytes)},"
+            f" {engine.sequences} longest sequences at once, a step in about {step:.0f} s",
+            highlight=False,
+        )
+
+
+def _none_found(plan: Plan, cluster: Cluster) -> str:
+    text = "[bold]nothing was found that fits[/]: "
+    if plan.only_host_misfits:
+        return text + "give the nodes more memory, or see the note above for what fills it"
+    return text + (
+        "tried were the engines' share, their TP and FP8, recomputation, smaller micro-batches,"
+        f" other layouts, and up to {4 * cluster.gpus} GPUs, three changes together at most: take"
+        " GPUs with more memory, or a smaller model"
+    )
+
+
+def _ranks(plan: Plan, config: Config, cluster: Cluster | None) -> tuple[str, Table]:
     """What ranks hold, then the phases; stages that need the same share a column."""
     columns = []
     for _, same in groupby(plan.ranks, key=lambda rank: (rank.held, rank.phases)):
@@ -60,7 +95,7 @@ def _ranks(plan: Plan, cluster: Cluster | None) -> tuple[str, Table]:
         columns.append((first if first == last else f"{first}-{last}", alike))
     title = "GiB per rank"
     if cluster is not None:
-        title += ", the engine's share of the same GPU included in each phase"
+        title += ", each phase with the engine on the same GPU"
     if len(columns) > _MOST_COLUMNS:
         title += f"; {len(columns)} kinds of ranks, shown are the first, the worst and the last"
         columns = [
@@ -75,15 +110,17 @@ def _ranks(plan: Plan, cluster: Cluster | None) -> tuple[str, Table]:
     ranks = [alike[0] for _, alike in columns]
     for name in ranks[0].held:
         table.add_row(name, *(gib(rank.held[name]) for rank in ranks))
-    table.add_row("engine", *(gib(plan.engine.budget_bytes) for _ in ranks))
+    sleeps = cluster is not None and engines_sleep(config)
+    table.add_row(
+        "engine, awake" if sleeps else "engine", *(gib(plan.engine.budget_bytes) for _ in ranks)
+    )
+    if sleeps:
+        table.add_row("engine, asleep", *(gib(rank.engine[LEARNING[0]]) for rank in ranks))
     table.add_row("activations", *(gib(rank.activations) for rank in ranks))
     table.add_row("working", *(gib(rank.working) for rank in ranks), end_section=True)
     for phase in ranks[0].phases:
-        ends = phase == list(ranks[0].phases)[-1]
-        sizes = (_phase(rank, phase, plan) for rank in ranks)
-        table.add_row(f"in {phase}", *sizes, end_section=ends)
-    for phase in ranks[0].asleep:
-        table.add_row(f"in {phase}, engine asleep (*)", *(gib(r.asleep[phase]) for r in ranks))
+        asleep = ", engine asleep" if sleeps and phase in LEARNING else ""
+        table.add_row(f"in {phase}{asleep}", *(_phase(rank, phase, plan) for rank in ranks))
     return title, table
 
 
@@ -93,22 +130,26 @@ def _phase(rank: RankPlan, phase: str, plan: Plan) -> str:
     return f"[bold]{size}[/]" if worst else size
 
 
-def _engine(plan: Plan, cluster: Cluster | None) -> str:
-    engine = plan.engine
-    parts = f"weights {gib(engine.weight_bytes)}, working {gib(engine.working_bytes)}"
+def _engine(plan: Plan, config: Config, cluster: Cluster | None) -> str:
+    engine, rollout = plan.engine, config.rollout
     text = (
         f"[bold]vLLM, {'one GPU of an engine' if cluster else 'one engine'}[/]: may take"
-        f" {gib(engine.budget_bytes)} GiB: {parts}, KV cache {gib(engine.kv_cache_bytes)}"
-        f" ({engine.kv_bytes_per_token / 1024:.0f} KiB a token): together fit"
-        f" {engine.sequences} sequences of {engine.longest_tokens} tokens, the longest, or"
-        f" {engine.mean_sequences} of the mean"
+        f" {gib(engine.budget_bytes)} GiB: weights {gib(engine.weight_bytes)}, working"
+        f" {gib(engine.working_bytes)}"
     )
-    if plan.ranks[0].asleep:
-        text += (
-            f"\n(*) assumed, not measured: a sleeping engine holds"
-            f" {gib(plan.sleep_residue_bytes)} GiB (--rate sleep_residue_gib=...)"
+    if engine.kv_cache_bytes <= 0:
+        share = f"rollout.gpu_memory_utilization {rollout.gpu_memory_utilization:g}"
+        return f"{text}, which leaves no room for a KV cache ({share})"
+    text += f", KV cache {gib(engine.kv_cache_bytes)} ({engine.kv_bytes_per_token / 1024:.0f} KiB a"
+    if not engine.sequences:
+        return (
+            f"{text} token): room for {engine.kv_cache_bytes // engine.kv_bytes_per_token} tokens,"
+            f" less than the {engine.longest_tokens} of one longest sequence"
         )
-    return text
+    return (
+        f"{text} token): together fit {engine.sequences} sequences of {engine.longest_tokens}"
+        f" tokens, the longest, or {engine.mean_sequences} of the mean"
+    )
 
 
 def _column(title: str, sizes: Mapping[str, int], limit: int) -> Table:
@@ -139,12 +180,52 @@ def _times(plan: Plan) -> Table:
     return table
 
 
-def _assumed(plan: Plan) -> str:
-    values = ", ".join(f"{name}={value:g}" for name, value in plan.assumed.as_dict().items())
-    return f"assumed, not measured (change with --rate name=value): {values}"
+def _judge(judge: JudgePlan) -> Table:
+    table = Table()
+    table.add_column("asked of the judge")
+    for name in ("calls", "tokens in", "tokens out", "cost"):
+        table.add_column(name, justify="right")
+    for name, work in (
+        ("one step", judge.step),
+        ("one evaluation", judge.evaluation),
+        (f"the run, {judge.evaluations} evaluations", judge.run),
+    ):
+        counts = (work.calls, work.tokens_in, work.tokens_out)
+        table.add_row(name, *(f"{count:,.0f}" for count in counts), f"{work.cost:,.2f}")
+    return table
 
 
-def _verdict(plan: Plan) -> str:
+def _judge_notes(judge: JudgePlan, config: Config) -> str:
+    """Where the numbers come from, and what a cap does with them."""
+    text = f"counted in {judge.counted}; without retries and cached judgements"
+    section = config.judge
+    if not (section.price_in or section.price_out):
+        text += "; no cost: judge.price_in and judge.price_out are 0"
+    caps = [
+        f"judge.{name} {value:g}"
+        for name, value in (("max_calls", section.max_calls), ("max_cost", section.max_cost))
+        if value
+    ]
+    if not caps:
+        return text + "; no cap is set (judge.max_calls, judge.max_cost)"
+    if judge.paused_after is None:
+        return f"{text}; {' and '.join(caps)} is enough for the run"
+    after = f"after about {judge.paused_after} of {config.train.steps} steps"
+    return f"{text}; {' and '.join(caps)} pauses the run {after}"
+
+
+def _assumed(plan: Plan) -> Table:
+    table = Table()
+    table.add_column("assumed, not measured", overflow="fold")
+    table.add_column("value", justify="right")
+    table.add_column("--rate")
+    meanings = Assumptions.meanings()
+    for name, value in plan.assumed.as_dict().items():
+        table.add_row(meanings[name], f"{value:g}", f"{name}={value:g}")
+    return table
+
+
+def _verdict(plan: Plan, config: Config, cluster: Cluster | None) -> str:
     worst = plan.worst
     phase, needed = worst.worst
     text = f"most is needed by ranks {worst.ranks} in '{phase}': {gib(needed)} GiB"
@@ -154,11 +235,12 @@ def _verdict(plan: Plan) -> str:
         text += "; the engine cannot hold one longest sequence"
     if not plan.host_fits:
         text += "; the host memory of a node is too small"
-    if plan.fits:
-        return f"[bold green]fits[/]: {text}"
-    if plan.fits_asleep:
-        text += "; it would fit if sleeping engines give back as much as is assumed (*)"
-    return f"[bold red]does not fit[/]: {text}"
+    if cluster is not None and engines_sleep(config):
+        text += (
+            "; counted as the run behaves: engines are asleep while the trainer learns"
+            f" (rollout.sleep {config.rollout.sleep})"
+        )
+    return f"[bold green]fits[/]: {text}" if plan.fits else f"[bold red]does not fit[/]: {text}"
 
 
 def gib(size: int) -> str:

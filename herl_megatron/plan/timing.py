@@ -1,42 +1,26 @@
 """An estimate of one step's time from stated rates. No accuracy is claimed.
 
-Floating point operations per token of a forward pass: 2 per weight that the token meets (the
-embedding is a look-up) and 4 q L per earlier token for attention (Kaplan et al. 2020, arXiv
-2001.08361, section 2.1); a backward pass takes twice as many, full recomputation once more. A
-pipeline of P stages, V chunks and m micro-batches idles for (P - 1) / (m V) of its time (Narayanan
-et al. 2021, arXiv 2104.04473, section 2.2). Decoding reads all weights and the cache of all running
-sequences for each token.
+Floating point operations are those of `weight_sync.flops`; a backward pass takes twice as many as a
+forward pass, full recomputation once more. A pipeline of P stages, V chunks and m micro-batches
+idles for (P - 1) / (m V) of its time (Narayanan et al. 2021, arXiv 2104.04473, section 2.2).
+Decoding reads all weights and the cache of all running sequences for each token.
 """
 
 from __future__ import annotations
 
 import math
 
+from herl_megatron.cluster.measure import log_prob_passes
 from herl_megatron.config.schema import Config
 from herl_megatron.device import Transport
-from herl_megatron.plan.cluster import Assumptions, Gpu
-from herl_megatron.plan.engine import EnginePlan, mean_tokens, model_parameters
+from herl_megatron.gpus import Gpu
+from herl_megatron.plan.cluster import Assumptions
+from herl_megatron.plan.engine import EnginePlan, mean_tokens
+from herl_megatron.plan.judge import step_responses
+from herl_megatron.weight_sync.flops import forward_flops_per_token, model_parameters
 from herl_megatron.weight_sync.hf_names import Architecture
 
 _BYTES = {"fp32": 4, "bf16": 2}
-
-
-def active_parameters(architecture: Architecture) -> int:
-    """Weights that one token is multiplied with, the output matrix included."""
-    a = architecture
-    total = model_parameters(a)
-    if not a.tied:
-        total -= a.vocab_size * a.hidden_size
-    if a.experts is None:
-        return total
-    idle = (a.experts.count - a.experts.top_k) * 3 * a.hidden_size * a.experts.ffn_size
-    return total - idle * sum(a.experts.layers)
-
-
-def forward_flops_per_token(architecture: Architecture, row_tokens: float) -> float:
-    """Of a token in a causal row of `row_tokens`, which sees half of them on average."""
-    attention = 4 * architecture.num_heads * architecture.head_dim * architecture.num_layers
-    return 2 * active_parameters(architecture) + attention * row_tokens / 2
 
 
 def step_seconds(
@@ -48,8 +32,12 @@ def step_seconds(
     micro_batches: int,
     assumed: Assumptions,
     transport: Transport = "shared_memory",
+    judge_calls: float = 0.0,
 ) -> dict[str, float]:
-    """Seconds of each phase of a step; scoring is what is left of it beside generation."""
+    """Seconds of each phase of a step; scoring is what is left of it beside generation.
+
+    judge_calls: of one step (`plan.judge`).
+    """
     train, megatron = config.train, config.megatron
     rows = train.prompts_per_step * config.rollout.group_size
     row_tokens = mean_tokens(config, assumed)
@@ -64,16 +52,14 @@ def step_seconds(
     if architecture.experts is not None:
         peak *= assumed.experts_mfu
     idle = (megatron.pipeline_parallel - 1) / (micro_batches * (megatron.virtual_pipeline or 1))
-    passes = (train.optimizer_steps_per_step > 1) + (config.algorithm.kl_coef > 0)
+    passes = log_prob_passes(train, config.algorithm)
     backward = 4 if megatron.recompute == "full" else 3
     weights = model_parameters(architecture) * _BYTES[megatron.precision]
     in_gpus = transport == "cuda_ipc"
     sync_rate = assumed.sync_ipc_gb_per_s if in_gpus else assumed.sync_gb_per_s
-    samples = rows * (1 + (assumed.revised if hindsight.enabled and not replays else 0))
+    samples = step_responses(config, assumed)
     scoring = samples * assumed.score_s / config.scoring.workers
-    if config.judge.base_url:
-        calls = samples * config.judge.samples
-        scoring += calls * assumed.judge_s / config.judge.concurrency
+    scoring += judge_calls * assumed.judge_s / config.judge.concurrency
     return {
         "rollout": _rollout_s(config, architecture, engine, samples, gpu=gpu, assumed=assumed),
         "scoring": scoring * (1 - assumed.scoring_hidden),

@@ -1,0 +1,87 @@
+"""Rules of sections `train`, `sft` and `dpo`: what each command does in which batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from herl_megatron.config.machine import Machine
+from herl_megatron.config.purpose import Purpose
+from herl_megatron.config.schema import Config
+
+
+def problems(config: Config, *, purpose: Purpose, machine: Machine) -> Iterator[str]:
+    """Between keys."""
+    if purpose == "train":
+        yield from _train_batches(config)
+        yield from _loop(config)
+    if purpose == "sft":
+        yield from _rows(config)
+    if purpose == "dpo":
+        yield from _pairs(config)
+
+
+def _train_batches(config: Config) -> Iterator[str]:
+    dp = config.megatron.data_parallel
+    train, group = config.train, config.rollout.group_size
+    if train.prompts_per_step % train.prompts_per_optimizer_step:
+        yield (
+            f"train.prompts_per_step {train.prompts_per_step} is not divisible by"
+            f" train.prompts_per_optimizer_step {train.prompts_per_optimizer_step}"
+        )
+    rows = train.prompts_per_optimizer_step * group
+    if rows < dp:
+        yield (
+            f"train.prompts_per_optimizer_step {train.prompts_per_optimizer_step} *"
+            f" rollout.group_size {group} = {rows} rows, fewer than megatron.data_parallel {dp};"
+            " every rank needs a row"
+        )
+
+
+def _loop(config: Config) -> Iterator[str]:
+    train, data = config.train, config.data
+    if not train.steps and not data.eval and not train.export:
+        yield "train.steps is 0, data.eval is empty and train.export is false: nothing to do"
+    if train.eval_every and not data.eval:
+        yield (
+            f"train.eval_every is {train.eval_every} but data.eval is empty; give held-out rows or"
+            " set eval_every to 0"
+        )
+
+
+def _rows(config: Config) -> Iterator[str]:
+    dp = config.megatron.data_parallel
+    if config.sft.rows_per_step < dp:
+        yield (
+            f"sft.rows_per_step is {config.sft.rows_per_step}, fewer than"
+            f" megatron.data_parallel {dp}; every rank needs a row"
+        )
+
+
+def _pairs(config: Config) -> Iterator[str]:
+    dpo, dp = config.dpo, config.megatron.data_parallel
+    if 2 * dpo.pairs_per_step < dp:
+        yield (
+            f"dpo.pairs_per_step is {dpo.pairs_per_step}, two rows each, fewer than"
+            f" megatron.data_parallel {dp}; every rank needs a row"
+        )
+    if dpo.loss == "ipo" and dpo.label_smoothing:
+        yield (
+            f"dpo.label_smoothing is {dpo.label_smoothing} with dpo.loss 'ipo', which has none; set"
+            " it to 0 or use 'sigmoid'"
+        )
+
+
+def shape_problems(
+    config: Config, shape: Mapping[str, Any], *, purpose: Purpose, device: Literal["cpu", "cuda"]
+) -> Iterator[str]:
+    """Rows that are only trained on end where the model's positions do."""
+    if purpose not in ("sft", "dpo"):
+        return
+    longest = config.sft.max_tokens if purpose == "sft" else config.dpo.max_tokens
+    positions = shape.get("max_position_embeddings")
+    if positions and longest > positions:
+        yield (
+            f"{purpose}.max_tokens is {longest}, but the model's max_position_embeddings is"
+            f" {positions}; lower it"
+        )

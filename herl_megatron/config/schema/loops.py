@@ -1,0 +1,74 @@
+"""Sections `train`, `sft` and `dpo`: how long each command runs, in which batches."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from herl_megatron.config.schema.base import (
+    BY_CONTENT,
+    MOST_ROWS,
+    MOST_STEPS,
+    MOST_TOKENS,
+    Nothing,
+    Numbers,
+    Section,
+)
+
+
+class TrainConfig(Section):
+    """The loop and its batches, in prompts and steps."""
+
+    steps: Numbers[int] = Field(default=100, ge=0, le=MOST_STEPS)
+    """Steps of the loop; one step is one weight version. 0 only evaluates and exports."""
+    prompts_per_step: Numbers[int] = Field(default=64, gt=0, le=MOST_ROWS)
+    """Prompts sampled per step."""
+    prompts_per_optimizer_step: Numbers[int] = Field(default=32, gt=0, le=MOST_ROWS)
+    """Groups per optimizer step; divides `prompts_per_step`."""
+    eval_every: Nothing[int] = Field(default=0, ge=0)
+    """Evaluate every so many steps; 0 evaluates before the first and after the last only."""
+    log_rollouts: Nothing[bool] = True
+    """Write rollouts with verdicts and revisions to `rollouts/step_*.jsonl`."""
+    export: Nothing[bool] = True
+    """Write the final policy as a Hugging Face folder."""
+
+    @property
+    def optimizer_steps_per_step(self) -> int:
+        """Planned optimizer steps of one step; those with nothing to learn from are not taken."""
+        return self.prompts_per_step // self.prompts_per_optimizer_step
+
+
+class SFTConfig(Section):
+    """Supervised fine-tuning with the same trainer."""
+
+    data: Annotated[Numbers[str], BY_CONTENT] = ""
+    """JSONL rows with `messages`, the last one the assistant's answer to learn."""
+    steps: Numbers[int] = Field(default=100, gt=0, le=MOST_STEPS)
+    """Optimizer steps."""
+    rows_per_step: Numbers[int] = Field(default=32, gt=0, le=MOST_ROWS)
+    """Rows per optimizer step over all DP ranks."""
+    max_tokens: Numbers[int] = Field(default=4096, gt=1, le=MOST_TOKENS)
+    """Longest row after the chat template, all messages together, in tokens; a longer one is
+    refused with its line, never cut."""
+
+
+class DPOConfig(Section):
+    """Direct preference optimisation with the same trainer (`herl dpo`); the reference is the model
+    as it starts, and only its log-probs are kept."""
+
+    data: Annotated[Numbers[str], BY_CONTENT] = ""
+    """JSONL rows with `id`, `messages` (the prompt), `chosen` and `rejected` (answers)."""
+    steps: Numbers[int] = Field(default=100, gt=0, le=MOST_STEPS)
+    """Optimizer steps."""
+    pairs_per_step: Numbers[int] = Field(default=32, gt=0, le=MOST_ROWS)
+    """Pairs per optimizer step over all DP ranks, two rows each."""
+    max_tokens: Numbers[int] = Field(default=4096, gt=1, le=MOST_TOKENS)
+    """Longest row after the chat template, prompt and one of its answers together, in tokens; a
+    longer one is refused with its line, never cut."""
+    loss: Numbers[Literal["sigmoid", "ipo"]] = "sigmoid"
+    """DPO's logistic loss, or IPO's squared distance; `algos.losses_dpo` has both equations."""
+    beta: Numbers[float] = Field(default=0.1, gt=0)
+    """Scale of the implicit reward: the larger, the closer the policy stays to the reference."""
+    label_smoothing: Numbers[float] = Field(default=0.0, ge=0, lt=0.5)
+    """Chance that a preference is the wrong way round (cDPO); `sigmoid` only."""

@@ -1,0 +1,167 @@
+"""What a run will ask its judge: calls, tokens and cost of a step, an evaluation and the run.
+
+Criteria are counted in the rows where `data.train` and `data.eval` are there, else assumed. Every
+response of a step is judged, revisions included, `judge.samples` times; equal responses and what
+the cache knows cost less, retries more: neither is counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from herl_megatron.config.schema import Config
+from herl_megatron.data.prompts import parsed_rows
+from herl_megatron.plan.cluster import Assumptions
+from herl_megatron.rubrics.judge.units import ONE_BY_ONE
+from herl_megatron.rubrics.rubric import judge_format
+from herl_megatron.types import Rubric
+
+
+@dataclass(frozen=True)
+class JudgeWork:
+    """Means, so not whole numbers; cost by `judge.price_in` and `price_out`."""
+
+    calls: float = 0.0
+    tokens_in: float = 0.0
+    tokens_out: float = 0.0
+    cost: float = 0.0
+
+    def times(self, count: float) -> JudgeWork:
+        """So many of it."""
+        return JudgeWork(
+            self.calls * count, self.tokens_in * count, self.tokens_out * count, self.cost * count
+        )
+
+    def plus(self, other: JudgeWork) -> JudgeWork:
+        """Both."""
+        return JudgeWork(
+            self.calls + other.calls,
+            self.tokens_in + other.tokens_in,
+            self.tokens_out + other.tokens_out,
+            self.cost + other.cost,
+        )
+
+
+@dataclass(frozen=True)
+class JudgePlan:
+    """step, evaluation: one of each; run: all steps and `evaluations` evaluations.
+
+    counted: where the numbers of criteria come from.
+    paused_after: steps after which a cap pauses the run; None for none.
+    """
+
+    step: JudgeWork
+    evaluation: JudgeWork
+    evaluations: int
+    run: JudgeWork
+    counted: str
+    paused_after: int | None
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Of a file: rows, and how many calls and criteria one response to a mean row makes."""
+
+    count: int
+    calls: float
+    criteria: float
+
+
+def plan_judge(config: Config, assumed: Assumptions) -> JudgePlan | None:
+    """None without a judge (`judge.base_url` is empty).
+
+    Raises:
+        ValueError: a row of the data has no rubric that can be read (file and line).
+    """
+    if not config.judge.base_url:
+        return None
+    guess = _Rows(0, 1.0, assumed.judge_criteria)
+    train, held_out = _count(config.data.train), _count(config.data.eval)
+    step = _work(config, assumed, train or guess).times(step_responses(config, assumed))
+    evaluation, evaluations = JudgeWork(), 0
+    if held_out is not None:
+        responses = held_out.count * config.eval.samples_per_prompt
+        evaluation = _work(config, assumed, held_out).times(responses)
+        evaluations = _evaluations(config)
+    counted = [
+        f"{key} ({rows.count} rows, {rows.criteria:.1f} criteria for the judge in a mean one)"
+        if rows
+        else f"{key} is not here: {missing}"
+        for key, rows, missing in (
+            ("data.train", train, f"{assumed.judge_criteria:g} criteria a response assumed"),
+            ("data.eval", held_out, "no evaluation is counted"),
+        )
+    ]
+    return JudgePlan(
+        step=step,
+        evaluation=evaluation,
+        evaluations=evaluations,
+        run=step.times(config.train.steps).plus(evaluation.times(evaluations)),
+        counted="; ".join(counted),
+        paused_after=_paused_after(config, step, evaluation),
+    )
+
+
+def step_responses(config: Config, assumed: Assumptions) -> float:
+    """First samples and revisions of a step."""
+    hindsight = config.hindsight
+    revises = hindsight.enabled and hindsight.method != "replay"
+    rows = config.train.prompts_per_step * config.rollout.group_size
+    return rows * (1 + (assumed.revised if revises else 0))
+
+
+def _work(config: Config, assumed: Assumptions, rows: _Rows) -> JudgeWork:
+    """The judge's work on one response to a mean row."""
+    judge = config.judge
+    shown = assumed.judge_fixed_tokens + assumed.mean_prompt * config.data.max_prompt_tokens
+    shown += assumed.mean_response * config.rollout.max_response_tokens
+    tokens_in = rows.calls * shown + rows.criteria * assumed.judge_criterion_tokens_in
+    tokens_out = rows.criteria * assumed.judge_criterion_tokens_out
+    cost = (tokens_in * judge.price_in + tokens_out * judge.price_out) / 1e6
+    return JudgeWork(rows.calls, tokens_in, tokens_out, cost).times(judge.samples)
+
+
+def _evaluations(config: Config) -> int:
+    """Before the first step, every `train.eval_every` within the run, after the last."""
+    steps, every = config.train.steps, config.train.eval_every
+    within = (steps - 1) // every if every and steps else 0
+    return 1 + within + (steps > 0)
+
+
+def _paused_after(config: Config, step: JudgeWork, evaluation: JudgeWork) -> int | None:
+    """The first evaluation, then steps with their share of the evaluations between them."""
+    train, judge = config.train, config.judge
+    share = 1 / train.eval_every if train.eval_every else 0.0
+    each = step.plus(evaluation.times(share))
+    ends = [
+        max(1, int((cap - first) / of_step))
+        for cap, first, of_step in (
+            (judge.max_calls, evaluation.calls, each.calls),
+            (judge.max_cost, evaluation.cost, each.cost),
+        )
+        if cap and of_step
+    ]
+    return min((end for end in ends if end < train.steps), default=None)
+
+
+def _count(path: str) -> _Rows | None:
+    """None where there is no such file."""
+    if not path or not Path(path).is_file():
+        return None
+    found = [shape for _, shape in parsed_rows(path, _asked)]
+    rows = len(found)
+    calls, criteria = (sum(values) for values in zip(*found, strict=True))
+    return _Rows(rows, calls / rows, criteria / rows)
+
+
+def _asked(row: object) -> tuple[int, int]:
+    """Calls and criteria of one response to a row; the rest of the row is for `herl train`."""
+    try:
+        rubric: Any = dict(cast(Any, row))["rubric"]
+        criteria = sum(criterion.get("kind") == "judge" for criterion in rubric["criteria"])
+        form = judge_format(Rubric((), rubric.get("aggregation", Rubric(()).aggregation)))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError("no rubric with criteria can be read in this row") from error
+    return (criteria if form in ONE_BY_ONE else int(criteria > 0)), criteria
