@@ -1,23 +1,46 @@
 """Messages to token ids: the one place where the prompt/response boundary is decided.
 
 A response is the tokens of the assistant's text plus the token that ends its turn, exactly what
-an engine samples after the generation prompt.
+an engine samples after the generation prompt. Control tokens come from the template alone, however
+a message spells them (`data.control_tokens`).
 """
 
 from __future__ import annotations
 
-import json
-import logging
-from collections.abc import Sequence
-from pathlib import Path
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from herl_megatron.config.schema import DataConfig, ModelConfig
+from herl_megatron.data.chat_template import ChatTemplate
+from herl_megatron.data.control_tokens import ControlTokens
+from herl_megatron.data.tokenizer_files import generation_ends
+from herl_megatron.data.tokenizer_folder import open_tokenizer
 from herl_megatron.types import IntArray, Message
 
-_log = logging.getLogger(__name__)
-_PROBE = 'Write "two" short lines, please:\n\n* It is 12:30; don\'t wait.\n  * <<Good-bye>>'
+_THOUGHT = re.compile("think|thought|reason", re.IGNORECASE)
+"""In the name of a token that is no special one: part of an answer, wherever a template writes
+it."""
+
+
+def open_chat_tokenizer(
+    model: ModelConfig, data: DataConfig, *, answer_after: str = ""
+) -> ChatTokenizer:
+    """The tokenizer of a run: its template's arguments and date, and the tags that answers hold.
+
+    answer_after: `scoring.answer_after`, whose tag answers hold too, with the one that opens it.
+
+    Raises ValueError as `ChatTokenizer` does.
+    """
+    return ChatTokenizer(
+        model.path,
+        arguments=data.chat_template_args,
+        date=data.template_date,
+        tags=(*data.think_tags, answer_after, answer_after.replace("/", "", 1)),
+    )
 
 
 class ChatTokenizer:
@@ -27,39 +50,78 @@ class ChatTokenizer:
         chat template and is what supervised rows are ended with.
     pad_token_id: the padding token, or the end token where none is defined.
     vocab_size: number of token ids, added tokens included.
-
-    Raises ValueError for a folder without tokenizer, chat template or end token.
+    is_as_others_load_it: whether `transformers` builds the same from the folder.
     """
 
-    def __init__(self, path: str) -> None:
-        # Imported here: scoring workers and configuration tools never need it.
-        from transformers import AutoTokenizer
+    def __init__(
+        self,
+        path: str,
+        *,
+        arguments: Mapping[str, Any] | None = None,
+        date: str = "",
+        tags: Iterable[str] = (),
+    ) -> None:
+        """
+        arguments, date: see `ChatTemplate`.
+        tags: texts whose special tokens are part of what people write and read, as `</think>`:
+            messages may spell them, and they stay in a decoded response.
 
-        try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(path)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"model.path={path!r}: no tokenizer could be loaded ({error}); give a Hugging Face "
-                "folder that holds one"
-            ) from error
+        Raises:
+            ValueError: a folder without tokenizer, chat template or end token, or with a file that
+                cannot be read; a tokenizer that loses text; an argument that the template does
+                not read; a tag that ends responses.
+        """
+        self._tokenizer: Any
+        self._tokenizer, self.is_as_others_load_it = open_tokenizer(path)
         if not self._tokenizer.chat_template:
             raise ValueError(
                 f"model.path={path!r}: the tokenizer has no chat template; add chat_template.jinja "
                 "to the folder or take the model's instruct version"
             )
+        self._template = ChatTemplate(self._tokenizer, arguments=arguments, date=date)
+        self._special, self._marks = _marks(self._tokenizer)
+        self.vocab_size = len(self._tokenizer)
         self.end_token_ids = self._find_end_tokens(path)
         pad = self._tokenizer.pad_token_id
         self.pad_token_id = self.end_token_ids[0] if pad is None else int(pad)
-        self.vocab_size = len(self._tokenizer)
-        self._compare_with_file(path)
+        control = self._control_strings(tuple(tag for tag in tags if tag))
+        self._control = ControlTokens(self._tokenizer, control)
+        self._not_shown = np.asarray([*control.values(), *self.end_token_ids], dtype=np.int32)
+
+    @property
+    def chat_template(self) -> str:
+        """The template's source; of several all, by name."""
+        return self._template.source
+
+    @property
+    def largest_id(self) -> int:
+        """Of ids that any text, the chat template or a response's end can give. Tokens that were
+        added and that nothing of these uses, such as padding, need no embedding."""
+        used = self.prompt_ids([Message("user", "text")])
+        texts = int(self._tokenizer.vocab_size) - 1
+        return max(texts, *self.end_token_ids, *map(int, used))
 
     def prompt_ids(self, messages: Sequence[Message]) -> IntArray:
-        """Ids `[prompt]` of the templated messages plus the generation prompt."""
-        return self._encode(self._render(messages, generation_prompt=True))
+        """Ids `[prompt]` of the templated messages plus the generation prompt.
+
+        Raises ValueError where the chat template refuses them; so does `training_ids`.
+        """
+        contents = [message.content for message in messages]
+        if not self._control.needs_care(contents):
+            return self._encode(self._template.render(messages, generation_prompt=True))
+        marked, marks = self._control.marked(contents)
+        turns = [
+            replace(message, content=content)
+            for message, content in zip(messages, marked, strict=True)
+        ]
+        return self._control.encode(self._template.render(turns, generation_prompt=True), marks)
 
     def plain_ids(self, text: str) -> IntArray:
         """Ids `[tokens]` of a text without chat template, as the tokenizer encodes by default."""
-        return np.asarray(self._tokenizer.encode(text), dtype=np.int32)
+        if not self._control.needs_care([text]):
+            return np.asarray(self._tokenizer.encode(text), dtype=np.int32)
+        (marked,), marks = self._control.marked([text])
+        return self._control.encode(marked, marks, add_special=True)
 
     def training_ids(self, messages: Sequence[Message]) -> tuple[IntArray, IntArray]:
         """Context `[context]` and response `[response]` of a supervised row.
@@ -68,55 +130,33 @@ class ChatTokenizer:
         """
         if not messages or messages[-1].role != "assistant":
             raise ValueError("the last message of a supervised row must be the assistant's")
-        response = self._encode(messages[-1].content)
+        response = self._content_ids(messages[-1].content)
         end = np.asarray(self.end_token_ids[:1], dtype=np.int32)
         return self.prompt_ids(messages[:-1]), np.concatenate([response, end])
 
     def decode(self, ids: IntArray) -> str:
-        """The text of ids `[tokens]`, special tokens left out."""
-        return str(
-            self._tokenizer.decode(
-                ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
-        )
+        """The text of ids `[tokens]`, control tokens left out."""
+        shown = np.asarray(ids)[~np.isin(ids, self._not_shown)]
+        return str(self._tokenizer.decode(shown, clean_up_tokenization_spaces=False))
 
-    def _render(self, messages: Sequence[Message], *, generation_prompt: bool) -> str:
-        turns = [{"role": message.role, "content": message.content} for message in messages]
-        return str(
-            self._tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=generation_prompt
-            )
-        )
+    def _content_ids(self, text: str) -> IntArray:
+        if not self._control.needs_care([text]):
+            return self._encode(text)
+        (marked,), marks = self._control.marked([text])
+        return self._control.encode(marked, marks)
 
     def _encode(self, text: str) -> IntArray:
         ids = self._tokenizer.encode(text, add_special_tokens=False)
         return np.asarray(ids, dtype=np.int32)
 
-    def _compare_with_file(self, path: str) -> None:
-        """Warn if `transformers` encodes a probe otherwise than `tokenizer.json` says.
-
-        Version 5 rebuilds the tokenizers of some model types from their vocabulary alone; a
-        foreign pre-tokenizer is then ignored, and a model trained with it sees other tokens.
-        """
-        file = Path(path) / "tokenizer.json"
-        if not file.is_file():
-            return
-        from tokenizers import Tokenizer
-
-        written = Tokenizer.from_file(str(file)).encode(_PROBE, add_special_tokens=False).ids
-        rebuilt = self._encode(_PROBE).tolist()
-        if written != rebuilt:
-            _log.warning(
-                "model.path=%r: transformers encodes a probe text in %d tokens, tokenizer.json in "
-                "%d; check that tokenizer_class and model_type fit this tokenizer",
-                path,
-                len(rebuilt),
-                len(written),
-            )
-
     def _find_end_tokens(self, path: str) -> tuple[int, ...]:
         """The template's turn end, the tokenizer's end token, those of the generation config."""
-        found = [*self._turn_end(), self._tokenizer.eos_token_id, *_generation_ends(path)]
+        try:
+            turn_end = self._turn_end()
+        except ValueError as error:
+            raise ValueError(f"model.path={path!r}: {error}") from error
+        written = generation_ends(path, self.vocab_size)
+        found = [turn_end, self._tokenizer.eos_token_id, *written]
         ends = tuple(dict.fromkeys(int(token) for token in found if token is not None))
         if not ends:
             raise ValueError(
@@ -125,23 +165,47 @@ class ChatTokenizer:
             )
         return ends
 
-    def _turn_end(self) -> list[int]:
-        """The special token right after an assistant's text in the template, if there is one."""
-        marker = "herl"
-        text = self._render(
-            [Message("user", "text"), Message("assistant", marker)], generation_prompt=False
-        )
-        after = self._encode(text.rpartition(marker)[2])
-        special = set(self._tokenizer.all_special_ids)
-        return [int(token) for token in after[:1] if int(token) in special]
+    def _turn_end(self) -> int | None:
+        """The added token right after an assistant's text in the template, if there is one: where
+        nothing closes the last turn, the token that opens the user's next one."""
+        turns = [Message("user", "text"), Message("assistant", "herl"), Message("user", "next")]
+        for shown in (turns[:2], turns):
+            text = self._template.render(shown, generation_prompt=False)
+            _, answer, after = text.rpartition("herl")
+            after = after.partition("next")[0].lstrip()
+            closing = [token for token in self._marks if after.startswith(token)]
+            if answer and closing:
+                return self._marks[max(closing, key=len)]
+        return None
+
+    def _control_strings(self, tags: Sequence[str]) -> dict[str, int]:
+        """What is special, ends a response or marks turns, without what `tags` hold."""
+        turns = [Message("user", "text"), Message("assistant", "text"), Message("user", "text")]
+        written = self._encode(self._template.render(turns, generation_prompt=True)).tolist()
+        control = {
+            token: number
+            for token, number in self._marks.items()
+            if number in self._special
+            or number in self.end_token_ids
+            or (number in written and not _THOUGHT.search(token))
+        }
+        named = {token for token in control if any(token in tag for tag in tags)}
+        if ends := sorted(token for token in named if control[token] in self.end_token_ids):
+            raise ValueError(
+                f"{', '.join(ends)} in scoring.answer_after or data.think_tags ends a response, so"
+                " nothing could follow it; take it out"
+            )
+        return {token: number for token, number in control.items() if token not in named}
 
 
-def _generation_ends(path: str) -> list[int]:
-    """`eos_token_id` of the folder's generation config: one, several or none."""
-    file = Path(path) / "generation_config.json"
-    if not file.is_file():
-        return []
-    ends = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
-    if ends is None:
-        return []
-    return ends if isinstance(ends, list) else [ends]
+def _marks(tokenizer: Any) -> tuple[set[int], dict[str, int]]:
+    """Ids of the special tokens; and the added tokens that may be control tokens, special or not,
+    as they are spelled: words and blanks are never."""
+    special = set(map(int, tokenizer.all_special_ids))
+    marks: dict[str, int] = {}
+    for number, token in tokenizer.added_tokens_decoder.items():
+        if token.special:
+            special.add(int(number))
+        if int(number) in special or re.search(r"[^\w\s]", token.content):
+            marks[str(token.content)] = int(number)
+    return special, marks

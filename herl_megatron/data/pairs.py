@@ -60,4 +60,4 @@ def pair_from_group(
 
 
 def _usable(responses: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return [r for r in responses if r["reward"] is not None and r["finish_reason"] == "stop"]
+    return [r for r in responses if r["reward"] is not None and r.get("finish_reason") == "stop"]

@@ -7,10 +7,10 @@ import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from herl_megatron.data.chat import ChatTokenizer
+from herl_megatron.data.row_files import rows_of
 from herl_megatron.data.rows import messages_from_sft_row, prompt_from_row
 from herl_megatron.types import Message, Prompt
 
@@ -67,8 +67,14 @@ def load_sft_rows(path: str) -> list[SftRow]:
 def check_prompt_lengths(
     prompts: Sequence[Prompt], tokenizer: ChatTokenizer, limit_tokens: int
 ) -> None:
-    """Raise ValueError, naming the rows, if a templated prompt is longer than the limit."""
-    lengths = [(len(tokenizer.prompt_ids(prompt.messages)), prompt.id) for prompt in prompts]
+    """Raise ValueError, naming the rows, if a templated prompt is longer than the limit, or the
+    chat template refuses one."""
+    lengths = []
+    for prompt in prompts:
+        try:
+            lengths.append((len(tokenizer.prompt_ids(prompt.messages)), prompt.id))
+        except ValueError as error:
+            raise ValueError(f"prompt {prompt.id!r}: {error}") from error
     too_long = sorted((pair for pair in lengths if pair[0] > limit_tokens), reverse=True)
     if too_long:
         shown = ", ".join(f"{name} ({tokens} tokens)" for tokens, name in too_long[:5])
@@ -182,17 +188,14 @@ class PromptStream:
         return sorted(indices, key=keys.__getitem__)
 
     def _fingerprint(self) -> str:
-        ids = json.dumps([prompt.id for prompt in self._prompts])
+        ids = json.dumps([prompt.id for prompt in self._prompts], allow_nan=False)
         return f"{len(self._prompts)} rows {hashlib.sha256(ids.encode()).hexdigest()[:16]}"
 
 
 def parsed_rows(path: str, parse: Callable[[object], T]) -> Iterator[tuple[int, T]]:
     """Yield (line, parsed row); errors get file and line in front."""
-    if not Path(path).is_file():
-        raise ValueError(f"{path}: there is no such file")
-    rows = _parquet_rows(path) if path.endswith(".parquet") else _json_lines(path)
     line = 0
-    for line, row in rows:
+    for line, row in rows_of(path):
         try:
             parsed = parse(row)
         except ValueError as error:
@@ -200,29 +203,3 @@ def parsed_rows(path: str, parse: Callable[[object], T]) -> Iterator[tuple[int, 
         yield line, parsed
     if line == 0:
         raise ValueError(f"{path}: the file has no rows")
-
-
-def _json_lines(path: str) -> Iterator[tuple[int, object]]:
-    with open(path, encoding="utf-8") as file:
-        for line, text in enumerate(file, start=1):
-            if not text.strip():
-                continue
-            try:
-                row = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"{path}:{line}: not JSON ({error.msg} at column {error.colno}); "
-                    "every line must be one JSON object"
-                ) from error
-            yield line, row
-
-
-def _parquet_rows(path: str) -> Iterator[tuple[int, object]]:
-    import pyarrow.parquet  # Imported here: JSONL needs no Arrow.
-
-    with pyarrow.parquet.ParquetFile(path) as file:
-        line = 0
-        for batch in file.iter_batches(batch_size=1024):
-            for row in batch.to_pylist():
-                line += 1
-                yield line, row

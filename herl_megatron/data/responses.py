@@ -57,9 +57,10 @@ def _response_row(row: object) -> ResponseRow:
         if not isinstance(text, str):
             where = "response" if several is None else f"responses[{index}]"
             raise ValueError(f"{where} must be a text, not {text!r:.60}")
+    prompt = prompt_from_row(fields)  # half characters may be in a response alone: it is scored
     content = json.dumps(row, sort_keys=True, default=str)
     return ResponseRow(
-        prompt=prompt_from_row(fields),
+        prompt=prompt,
         texts=tuple(texts),
         listed=several is not None,
         digest=hashlib.sha256(content.encode()).hexdigest()[:16],

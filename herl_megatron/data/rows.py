@@ -10,10 +10,14 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Literal, cast, get_args
 
+from herl_megatron.config.strict_json import check_values
 from herl_megatron.rubrics.rubric import validate_rubric
 from herl_megatron.types import Aggregation, Criterion, Message, Polarity, Prompt, Role, Rubric
 
 _PROMPT_KEYS = ("id", "messages", "rubric", "source", "reference_answer", "extra")
+_PLAIN_PROMPTS = ("prompt", "question", "instruction", "query")
+_PLAIN_RUBRICS = ("rubric", "rubrics", "criteria")
+"""What `herl data plain` takes (`sources.plain`; a test keeps them equal)."""
 _SFT_KEYS = ("id", "messages", "source", "extra")
 _PAIR_KEYS = ("id", "messages", "chosen", "rejected", "source", "extra")
 _CRITERION_KEYS = ("id", "kind", "check", "params", "description", "weight", "polarity")
@@ -21,6 +25,8 @@ _CRITERION_KEYS = ("id", "kind", "check", "params", "description", "weight", "po
 
 def prompt_from_row(row: object) -> Prompt:
     """A canonical row as a Prompt with a valid rubric."""
+    check_values(row, "row")
+    _refuse_plain(row)
     fields = _fields(row, allowed=_PROMPT_KEYS, where="row")
     messages = _messages(fields)
     if messages[-1].role != "user":
@@ -47,6 +53,7 @@ def prompt_from_row(row: object) -> Prompt:
 
 def messages_from_sft_row(row: object) -> tuple[Message, ...]:
     """The messages of a supervised row; the last one is the assistant's answer to learn."""
+    check_values(row, "row")
     messages = _messages(_fields(row, allowed=_SFT_KEYS, where="row"))
     if messages[-1].role != "assistant" or len(messages) < 2:
         raise ValueError(
@@ -58,6 +65,7 @@ def messages_from_sft_row(row: object) -> tuple[Message, ...]:
 
 def pair_from_row(row: object) -> tuple[str, tuple[Message, ...], str, str]:
     """Id, prompt, chosen and rejected answer of a preference pair; answers are plain text."""
+    check_values(row, "row")
     fields = _fields(row, allowed=_PAIR_KEYS, where="row")
     messages = _messages(fields)
     if messages[-1].role == "assistant":
@@ -91,6 +99,25 @@ def row_from_prompt(prompt: Prompt) -> dict[str, Any]:
     return row
 
 
+def _refuse_plain(row: object) -> None:
+    """Rows as most data sets have them, with the command that makes rows to train on of them."""
+    if not isinstance(row, Mapping) or row.get("messages") is not None:
+        return
+    name = next((name for name in _PLAIN_PROMPTS if isinstance(row.get(name), str)), None)
+    if name is None:
+        return
+    lacks = ""
+    if not any(row.get(key) for key in _PLAIN_RUBRICS):
+        lacks = (
+            '; it needs criteria too, and this row has none: add them as "rubric", a list of'
+            ' statements such as ["It names the capital."] or of rules'
+        )
+    raise ValueError(
+        f"row: it has {name!r} and no 'messages'; `herl data plain --input FILE --out FOLDER` turns"
+        f" such rows into rows to train on{lacks}"
+    )
+
+
 def _criterion_row(criterion: Criterion) -> dict[str, Any]:
     row: dict[str, Any] = {"id": criterion.id, "kind": criterion.kind}
     if criterion.kind == "rule":
@@ -119,7 +146,7 @@ def _criterion(value: object, where: str) -> Criterion:
         _required(fields, "check", where=where)
     weight = fields.get("weight", 1.0)
     if isinstance(weight, bool) or not isinstance(weight, (int, float)):
-        raise ValueError(f"{where}.weight is {weight!r}; it must be a number above 0")
+        raise ValueError(f"{where}.weight is {_short(weight)}; it must be a number above 0")
     polarity = _choice(fields.get("polarity", "positive"), get_args(Polarity), f"{where}.polarity")
     params = _mapping(fields.get("params", {}), f"{where}.params")
     return Criterion(

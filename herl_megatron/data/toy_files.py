@@ -14,6 +14,9 @@ from herl_megatron.data.rows import row_from_prompt
 from herl_megatron.data.toy import WarmStart, draw_prompts, draw_sft_rows
 from herl_megatron.data.toy_model import write_model_folder
 
+TOY_FILES = ("model", "train.jsonl", "heldout.jsonl", "sft.jsonl")
+"""What `write_toy_task` writes, by name."""
+
 
 def write_toy_task(
     folder: Path, *, seed: int, train_prompts: int, heldout_prompts: int, sft_rows: int
@@ -46,4 +49,4 @@ def write_toy_task(
 def _write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     with open(path, "w", encoding="utf-8") as file:
         for row in rows:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(row, allow_nan=False) + "\n")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from herl_megatron.data.toy import WarmStart, draw_sft_rows
+from herl_megatron.observability.os_errors import with_usual_mode
 
 END_OF_TURN = "<|im_end|>"
 START_OF_TURN = "<|im_start|>"
@@ -92,7 +93,8 @@ def write_model_folder(folder: Path, *, seed: int) -> None:
         model = make_model(config)
     # `named_parameters` lists the tied embedding once, as Hugging Face files store it.
     weights = {name: tensor.detach() for name, tensor in model.named_parameters()}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with with_usual_mode(file := folder / "model.safetensors"):
+        save_file(weights, file, metadata={"format": "pt"})
 
 
 def _model_config(tokenizer: Any) -> Any:

@@ -57,11 +57,14 @@ class Options:
     judge: items without a usable check become statements for a judge; else they are left out.
     aggregation: instead of the source's own, None keeps it.
     unclear: see `Unclear`.
+    benchmark: for numbers that compare: every row is kept, repeated ones too, and where a
+        benchmark has a verdict that says nothing, ours is the same.
     """
 
     judge: bool = True
     aggregation: Aggregation | None = None
     unclear: Unclear = "leave_out"
+    benchmark: bool = False
 
 
 @dataclass
@@ -186,14 +189,11 @@ def rule_problem(criterion: Criterion) -> str:
     """
     try:
         problem = registry.parameter_problem(criterion)
-        check = registry.get(criterion.check)
     except ValueError:
         return "no such check"
     if problem:
         return f"its parameters do not fit: {problem}"
-    if check.unreadable is None:
-        return ""
-    unread = check.unreadable(**dict(check.params.model_validate(dict(criterion.params))))
+    unread = registry.unreadable(criterion)
     return "" if unread.startswith(_missing_here()) else unread
 
 
@@ -204,10 +204,10 @@ def missing_here(criterion: Criterion) -> str:
         if importlib.util.find_spec(module) is None:
             return f"the package {module} is not installed"
     needed = [problem for problem in map(nltk_tools.missing_data, check.data) if problem]
-    if needed or check.unreadable is None:
-        return needed[0] if needed else ""
+    if needed:
+        return needed[0]
     # A check that reads texts finds out with the text that it needs NLTK's data.
-    unread = check.unreadable(**dict(check.params.model_validate(dict(criterion.params))))
+    unread = registry.unreadable(criterion)
     return next((problem for problem in _missing_here() if unread.startswith(problem)), "")
 
 
@@ -220,4 +220,4 @@ def _missing_here() -> tuple[str, ...]:
 def prompt_key(messages: Sequence[Message]) -> str:
     """Hash of a conversation up to letter case and white space: equal prompts have equal keys."""
     turns = [[m.role, re.sub(r"\s+", " ", m.content).strip().casefold()] for m in messages]
-    return hashlib.sha256(json.dumps(turns).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(turns, allow_nan=False).encode()).hexdigest()

@@ -54,7 +54,8 @@ def convert_llmeval_med(row: SourceRow, options: Options) -> Converted:
     criterion = Criterion(
         "checklist",
         "judge",
-        params={"category": category} if category else {},
+        params=({"category": category} if category else {})
+        | ({} if checklist else {"no_checklist": True}),
         description=(checklist or WITHOUT_CHECKLIST).strip(),
     )
     messages = (*earlier, *messages_of(fields.get("problem"), "problem"))

@@ -26,10 +26,12 @@ def convert_muldimif(row: SourceRow, options: Options) -> Converted:
 
     A text that the rules cannot read stays in the rubric: it is unverifiable for every response
     and left out of the reward, and the report counts it. A row with nothing else is rejected.
+    With `options.benchmark` every text has the benchmark's verdict, and no row is rejected for it.
     """
     fields = row.fields
     asked = "prompt" if fields.get("prompt") else "conversations"
-    criteria = constraint_criteria(list_of(fields.get("constraints"), "constraints"))
+    constraints = list_of(fields.get("constraints"), "constraints")
+    criteria = constraint_criteria(constraints, benchmark=options.benchmark)
     problems = [rule_problem(criterion) for criterion in criteria]
     if all(problems):
         raise RejectedRow("no criterion can be verified", "; ".join(problems))
@@ -43,8 +45,13 @@ def convert_muldimif(row: SourceRow, options: Options) -> Converted:
     return Converted(prompt, (NOTHING_TO_READ,) * sum(map(bool, problems)))
 
 
-def constraint_criteria(constraints: Sequence[Any]) -> tuple[Criterion, ...]:
-    """One rule criterion per `[first label, second label, text]`."""
+def constraint_criteria(
+    constraints: Sequence[Any], *, benchmark: bool = False
+) -> tuple[Criterion, ...]:
+    """One rule criterion per `[first label, second label, text]`.
+
+    benchmark: a text without a readable requirement gets the benchmark's verdict.
+    """
     criteria = []
     for number, item in enumerate(constraints, start=1):
         parts = list_of(item, f"constraints[{number - 1}]")
@@ -54,7 +61,6 @@ def constraint_criteria(constraints: Sequence[Any]) -> tuple[Criterion, ...]:
                 f"constraints[{number - 1}] is {parts!r:.80}, not [label, label, text]",
             )
         first, second, text = parts
-        criteria.append(
-            Criterion(f"c{number}", "rule", f"muldimif/{first}/{second}", {"text": text})
-        )
+        params = {"text": text} | ({"benchmark": True} if benchmark else {})
+        criteria.append(Criterion(f"c{number}", "rule", f"muldimif/{first}/{second}", params))
     return tuple(criteria)

@@ -12,6 +12,10 @@ Read from the start of the statement, after its subject:
   an error                  "Confuses", "incorrectly", "overlooks"                 met is bad
   an act, stated as such    "Recommends X", "Claims that": named to be punished    met is bad
   anything else, among it "does not recommend X", where X may be right or wrong    unclear
+
+What is left out, or not, may itself be the fault: "does not mention irrelevant findings" is good,
+"avoids mentioning the risks" is bad. So where leaving out meets a word of error or excess, or
+avoiding meets something right, it is unclear: a criterion less beats one that pays the mistake.
 """
 
 from __future__ import annotations
@@ -27,7 +31,8 @@ _SUBJECT = re.compile(
 )
 _DUTY = re.compile(r"^(?:should|must|ought to|needs? to|has to) ")
 _DENIAL = re.compile(
-    r"^(?:do(?:es)? not|did not|do(?:es)?n't|didn't|is not|isn't|are not|has not|cannot|never) "
+    r"^(?:do(?:es)? not|did not|do(?:es)?n't|didn't|is not|isn't|are not|aren't|has not|hasn't|"
+    r"cannot|can't|can not|never|not) "
 )
 _ADVERB = re.compile(r"^(?:explicitly|clearly|fully|properly|adequately|even|simply|merely|also) ")
 
@@ -40,6 +45,39 @@ _ERRORS = re.compile(
     r"overlook|overstat|oversimplif|exaggerat|contradict|fabricat|hallucinat|mislead|ignor|neglect|"
     r"omit|omission|lack|miss(?:es|ing)\b|fail|underestimat|overestimat|trivializ|dismiss|assum|"
     r"invent|rel(?:y|ies|ying) (?:solely|only)|disregard|skip)"
+)
+_LEFT_OUT = re.compile(
+    r"^(?:overlook|ignor|neglect|omit|omission|lack|miss(?:es|ing)\b|fail|dismiss|disregard|skip|"
+    r"underestimat|trivializ)"
+)
+_FAULTS = re.compile(
+    r"\b(?:un(?:necessar|need|relat|support|prov[ea]n|verif|found|warrant|request|solicit|justif|"
+    r"substantiat|confirm|import|likel|safe|reliab|scientif|profession|eth|clear|specif|fair|tru)|"
+    r"irrelevan|incorrect|inaccura|inappropria|inconsisten|incomplet|invalid|insensitiv|improper|"
+    r"implausib|wrong|false|mis[a-z]{4}|mistak|erroneous|errors?\b|flaw|excess|extraneous|extra\b|"
+    r"superfluous|redundan|repetit|repeated|needless|tangent|off-topic|digress|filler|padding|"
+    r"verbos|speculat|guess|assum|opinion|anecdot|outdated|obsolete|contradict|confusing|ambigu|"
+    r"vague|generic|over(?:\b|ly|stat|simpl|confid|empha|general|complic|whelm)|too\b|more than|"
+    r"less (?:relevan|import|likel|specif|common|serious|signif)|beyond\b|other than|besides\b|"
+    r"aside from|apart from|instead\b|rather than|except\b|without\b|unless\b|only\b|solely\b|"
+    r"just\b|alone\b|merely\b|simply\b|minor\b|trivial|distract|harmful|dangerous|risky\b|"
+    r"contraindicated|fabricat|invent|hallucinat|made[- ]up|myth|bias|stereotyp|stigmatiz|"
+    r"judgmental|offens|blam|alarmis|graphic|jargon|slang|promotional|advert|sensational|"
+    r"exaggerat|conspirac|pseudo|baseless|bogus|dubious|questionable|not\b|no\b|never\b|"
+    r"cannot\b|non-|any(?:thing)? else|lengthy|long-winded)"
+)
+"""Words that may make a fault of what a statement speaks of: error, excess, another thing than the
+right one, a denial within the denial."""
+_MERITS = re.compile(
+    r"\b(?:correct|accura|clear|appropriat|relevan|proper|concis|evidence-based|thorough|complet|"
+    r"comprehensiv|balanc|necessar|disclaimer|caution|careful|help|support|safe|timely|key\b|"
+    r"important|essential|critical)"
+)
+# Verbs whose "that" may bring a wrong claim as well as a right one, and that may take sides.
+_CLAIMS = re.compile(
+    r"^(?:(?:stat|show|provid|offer|answer|describ|defin|present|advis|demonstrat|warn|conclud|"
+    r"giv|apply|appli|detail|list)[a-z]* (?:[a-z]+ ){0,3}?that\b|support|exclud|link|connect|"
+    r"reference|stat(?:e|es|ing)\b|advis|answer)"
 )
 _RIGHT_ACTS = re.compile(
     r"^(?:mention|includ|address|discuss|explain|consider|identif|specif|recogni[sz]|acknowledg|"
@@ -56,8 +94,13 @@ _ACTS = re.compile(
     r"label|identif|rel(?:y|ies)|prioriti[sz]|plac(?:e|es)|add|offer|describ)"
 )
 _AVOIDS = re.compile(
-    r"^(?:avoid|refrain|steer(?:s|ing)? clear|abstain|(?:is |be )?careful(?:ly)? (?:not|to avoid)|"
-    r"(?:caution|warn)(?:s|ing)? against|be(?:ware| wary)|not )"
+    r"^(?:avoid(?:s|ing|ed)?|(?:refrain|abstain)(?:s|ing)? from|steer(?:s|ing)? clear of|"
+    r"(?:is |be )?careful(?:ly)? (?:not to|to avoid)|be(?:ware of| wary of)) +"
+)
+_AGAINST = re.compile(r"^(?:caution|warn|advis)[a-z]* (?:[a-z]+ )?against\b")
+_SUBJECT_MATTER = re.compile(
+    r"^(?:the|any|all|a|an|its|this|that) (?:[a-z]+ )?(?:question|topic|issue|subject|answer|point|"
+    r"risk|problem|diagnos|need|discussion|mention)"
 )
 
 
@@ -68,17 +111,47 @@ def read_polarity(statement: str) -> Reading:
     text = _SUBJECT.sub("", text)
     told = _DUTY.match(text)
     text = _DUTY.sub("", text)
-    if _AVOIDS.match(text) or re.match(r"(?:shouldn't|mustn't) ", text):
+    if re.match(r"(?:shouldn't|mustn't) ", text) or (told and text.startswith("not ")):
         return "met_is_good"
+    if avoids := _AVOIDS.match(text):
+        return _avoided(text[avoids.end() :])
     if ordered:  # "Do not recommend X" says what to avoid, whatever X is.
         return "met_is_good"
-    denied = _DENIAL.match(text)
+    if _AGAINST.match(text):  # a right warning, or a wrong one
+        return "unclear"
+    denial = _DENIAL.match(text)
     text = _ADVERB.sub("", _DENIAL.sub("", text))
+    if denial:
+        return _denied(text)
     if _ERRORS.match(text):
-        return "met_is_good" if denied else "met_is_bad"
-    if denied:
-        return "met_is_bad" if _RIGHT_ACTS.match(text) else "unclear"
+        return "unclear" if _LEFT_OUT.match(text) and _is_fault(text) else "met_is_bad"
     if told:
         # "Should mention X": the opposite of a pitfall under a pitfall's heading.
         return "unclear"
-    return "met_is_bad" if _ACTS.match(text) else "unclear"
+    return "met_is_bad" if _ACTS.match(text) and not _MERITS.search(text) else "unclear"
+
+
+def _denied(text: str) -> Reading:
+    """What follows a "does not"."""
+    if _ERRORS.match(text):
+        return "unclear" if _LEFT_OUT.match(text) and _is_fault(text) else "met_is_good"
+    if not _RIGHT_ACTS.match(text) or _CLAIMS.match(text) or _is_fault(text):
+        return "unclear"
+    return "met_is_bad"
+
+
+def _avoided(text: str) -> Reading:
+    """What follows an "avoids"."""
+    if _is_fault(text, whole=True) or _ERRORS.match(text):
+        return "unclear" if _LEFT_OUT.match(text) and _is_fault(text) else "met_is_good"
+    if _RIGHT_ACTS.match(text) or _SUBJECT_MATTER.match(text) or _MERITS.search(text):
+        return "unclear"
+    return "met_is_good"
+
+
+def _is_fault(text: str, *, whole: bool = False) -> bool:
+    """Whether a word of error or excess is in the object of `text`, which begins with its verb.
+
+    whole: or in all of it.
+    """
+    return _FAULTS.search(text if whole else text.partition(" ")[2]) is not None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from herl_megatron.config.hub import local_folder
 from herl_megatron.data.chat import ChatTokenizer
 from herl_megatron.data.prompts import load_prompts
 from herl_megatron.data.rows import prompt_from_row, row_from_prompt
@@ -90,8 +92,9 @@ def prepare(job: Job) -> Report:
     share = source.eval_share if job.eval_share is None else job.eval_share
     placed = place(converted, eval_share=share, seed=job.seed)
     placed = _without_leaks(placed, job.keep_out, rejected)
-    placed = _without_repeats(placed, rejected)
-    lengths = _lengths(placed, job.tokenizer)
+    if not job.options.benchmark:
+        placed = _without_repeats(placed, rejected)
+    placed, lengths = _templated(placed, job.tokenizer, rejected)
     if job.drop_long:
         placed, lengths = _without_long(placed, lengths, job.max_prompt_tokens, rejected)
     named = [_without_field(item, job.responses) for item in _unique_ids(placed)]
@@ -162,7 +165,8 @@ def _read_back(converted: Converted) -> None:
     """The row as training will read it; RejectedRow where it would be refused."""
     try:
         row = json.loads(_json(row_from_prompt(converted.prompt)))
-        json.dumps(row, ensure_ascii=False).encode()  # no half characters: none could be tokenized
+        # No half characters: none could be tokenized.
+        json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
         prompt_from_row(row)
     except ValueError as error:
         raise RejectedRow("no valid canonical row", str(error)) from error
@@ -201,12 +205,23 @@ def _without_repeats(placed: Sequence[Placed], rejected: list[Rejected]) -> list
     return kept
 
 
-def _lengths(placed: Sequence[Placed], tokenizer: str) -> list[int]:
-    """Prompt tokens after the chat template, one per row; empty without a tokenizer."""
+def _templated(
+    placed: Sequence[Placed], tokenizer: str, rejected: list[Rejected]
+) -> tuple[list[Placed], list[int]]:
+    """What the chat template takes, and prompt tokens after it, one per row; without a tokenizer
+    all rows, and no lengths."""
     if not tokenizer:
-        return []
-    chat = ChatTokenizer(tokenizer)
-    return [len(chat.prompt_ids(item.converted.prompt.messages)) for item in placed]
+        return list(placed), []
+    chat = ChatTokenizer(str(local_folder(tokenizer, key="--tokenizer", weights=False)))
+    kept, lengths = [], []
+    for item in placed:
+        try:
+            lengths.append(len(chat.prompt_ids(item.converted.prompt.messages)))
+        except ValueError as error:
+            rejected.append(_reject(item.row, "refused by the chat template", str(error)))
+        else:
+            kept.append(item)
+    return kept, lengths
 
 
 def _without_long(
@@ -275,9 +290,9 @@ def _files(
         for output in OUTPUTS
     }
     ordered = sorted(rejected, key=lambda item: (item.split, item.row))
-    # What was rejected may hold NaN or half characters; Python reads both back.
-    files[REJECTED] = [json.dumps(asdict(item), default=str) for item in ordered]
-    files[REPORT] = [json.dumps(report, indent=2)]
+    # What was rejected may hold half characters, which Python reads back, or NaN.
+    files[REJECTED] = [_json(_spelled(asdict(item))) for item in ordered]
+    files[REPORT] = [json.dumps(report, indent=2, allow_nan=False)]
     return {name: lines for name, lines in files.items() if lines}
 
 
@@ -304,3 +319,12 @@ def _publish(folder: Path, files: Mapping[str, Iterable[str]]) -> None:
 def _json(value: object) -> str:
     """One line. Dates and the like, which Parquet may hold, become text; NaN is refused."""
     return json.dumps(value, allow_nan=False, default=str)
+
+
+def _spelled(value: object) -> object:
+    """The same with NaN and infinity, which JSON does not have, as text."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: _spelled(item) for key, item in value.items()}
+    return [_spelled(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -10,12 +10,18 @@ import gzip
 import hashlib
 import json
 import re
+import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from herl_megatron.config.hub import hub_answers
+from herl_megatron.config.proxies import by_way_of
+from herl_megatron.config.strict_json import check_levels, parse_json
 from herl_megatron.data.sources.common import SourceRow
+from herl_megatron.observability.os_errors import absent
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
@@ -50,9 +56,14 @@ class Input:
 def read_rows(source: Input) -> list[RawRow]:
     """All rows. ValueError, with the fix, for a place without rows."""
     path = Path(source.place).expanduser()
-    if path.is_file():
+    if not absent(path, "file"):
         rows = list(_file_rows(path, source.split))
-    elif path.is_dir() or _HUB_NAME.fullmatch(source.place) and not _looks_like_a_file(path):
+    elif (
+        source.place
+        and not absent(path, "folder")
+        or _HUB_NAME.fullmatch(source.place)
+        and not _looks_like_a_file(path)
+    ):
         rows = list(_dataset_rows(source, local=path.is_dir()))
     else:
         raise ValueError(
@@ -86,13 +97,18 @@ def _file_rows(path: Path, split: str) -> Iterator[RawRow]:
         raise ValueError(f"{path}: unknown kind of file; give {', '.join(_SUFFIXES)} (or .gz)")
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from error
     whole = _whole_document(data) if name.endswith(".json") else None
     if whole is None:
         yield from _lines(data, split)
     else:
         for number, row in enumerate(whole, start=1):
+            try:
+                check_levels(row)
+            except ValueError as error:
+                yield BrokenRow(number, f"row {number} of {path.name}", str(error), split)
+                continue
             yield _row(row, number, split)
 
 
@@ -117,10 +133,10 @@ def _lines(data: bytes, split: str) -> Iterator[RawRow]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            reason = f"not JSON: {error}"
-            yield BrokenRow(number, line.decode("utf-8", errors="replace"), reason, split)
+            row = parse_json(line.decode("utf-8-sig"), nan=True)
+            check_levels(row)
+        except ValueError as error:
+            yield BrokenRow(number, line.decode("utf-8", errors="replace"), str(error), split)
             continue
         yield _row(row, number, split)
 
@@ -136,10 +152,10 @@ def _parquet_rows(path: Path, split: str) -> Iterator[RawRow]:
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(path)
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{path}: is no Parquet file: {error}") from error
-    for number, row in enumerate(table.to_pylist(), start=1):
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise ValueError(f"{path}: is no Parquet file that can be read: {error}") from error
+    for number, row in enumerate(rows, start=1):
         yield SourceRow(number, row, split)
 
 
@@ -148,7 +164,8 @@ def _dataset_rows(source: Input, *, local: bool) -> Iterator[RawRow]:
     import datasets  # Takes a second, and files need none of it.
 
     try:
-        loaded = datasets.load_dataset(source.place, source.config or None)
+        with _no_endless_retries(local):
+            loaded = datasets.load_dataset(source.place, source.config or None)
     except ConnectionError as error:
         raise ValueError(_no_network(source.place, error)) from error
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
@@ -166,9 +183,31 @@ def _dataset_rows(source: Input, *, local: bool) -> Iterator[RawRow]:
             yield SourceRow(number, row, str(name))
 
 
+@contextmanager
+def _no_endless_retries(local: bool) -> Iterator[None]:
+    """Where the Hub does not answer, have `datasets` look into its cache alone: its clients would
+    ask again for half a minute."""
+    import datasets
+    import huggingface_hub
+
+    places: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
+    before = [place.HF_HUB_OFFLINE for place in places]
+    if not local and not hub_answers():
+        for place in places:
+            place.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = value
+
+
 def _no_network(name: str, error: Exception) -> str:
+    from huggingface_hub import constants
+
+    way = by_way_of(constants.ENDPOINT)
     return (
-        f"{name}: the Hub cannot be reached ({error}). Where there is network: "
+        f"{name}: the Hub cannot be reached ({error}){way}. Where there is network: "
         f"hf download --repo-type dataset {name} --local-dir DIR; then copy DIR here and give "
         "--input DIR, or one of its files"
     )
