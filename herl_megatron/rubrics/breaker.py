@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime
 from time import monotonic
 
-from herl_megatron.rubrics.endpoint import CallFailed, JudgeError
+from herl_megatron.rubrics.failures import CallFailed, JudgeError
 
 _log = logging.getLogger(__name__)
 _LONGEST_WAIT_S = 60.0
@@ -84,6 +84,10 @@ class Breaker:
         self._since = monotonic()
         self._way.clear()
         self._pause = asyncio.create_task(self._until_back(reason, wait_s))
+
+    def end(self, error: JudgeError) -> None:
+        """No call any more: everybody who asks from now on gets `error`."""
+        self._end = self._end or error
 
     async def close(self) -> None:
         """End a pause that nobody waits for any more."""

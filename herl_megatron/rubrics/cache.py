@@ -36,9 +36,12 @@ class JudgementCache:
         """What was kept under `key`."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._get, key)
 
-    async def put(self, key: str, value: str) -> None:
-        """Keep `value`; the first value of a key stays, whichever process wrote it."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._put, key, value)
+    async def put(self, key: str, value: str, *, replace: bool = False) -> None:
+        """Keep `value`; the first value of a key stays, whichever process wrote it, unless
+        `replace` says that it cannot be read."""
+        verb = "REPLACE" if replace else "IGNORE"
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._thread, self._put, verb, key, value)
 
     def close(self) -> None:
         """Finish what is under way and close the file."""
@@ -47,16 +50,20 @@ class JudgementCache:
 
     def _get(self, key: str) -> str | None:
         try:
-            row = self._db.execute("SELECT value FROM judgements WHERE key = ?", (key,)).fetchone()
+            row = self._db.execute(
+                "SELECT CAST(value AS BLOB) FROM judgements WHERE key = ?", (key,)
+            ).fetchone()
         except sqlite3.Error as error:  # the judge can still be asked
             _log.warning("a judgement could not be looked up: %s", error)
             return None
-        return None if row is None else str(row[0])
+        if row is None:
+            return None
+        return bytes(row[0]).decode("utf-8", errors="replace")  # damage shows when it is read
 
-    def _put(self, key: str, value: str) -> None:
+    def _put(self, verb: str, key: str, value: str) -> None:
         try:
             with self._db:
-                self._db.execute("INSERT OR IGNORE INTO judgements VALUES (?, ?)", (key, value))
+                self._db.execute(f"INSERT OR {verb} INTO judgements VALUES (?, ?)", (key, value))
         except sqlite3.Error as error:
             _log.warning("a judgement could not be kept: %s", error)
 

@@ -6,12 +6,13 @@ from collections import Counter
 
 import numpy as np
 
-_FAILURES = (
+FAILURES = (
     "transport", "timeout", "rate_limit", "server", "invalid", "canary", "evidence", "refused"
 )  # fmt: skip
+"""Kinds of calls that gave no verdict, each counted as `failures_KIND`."""
 _COUNTS = (
     "calls", "retries", "cache_hits", "shared", "judged", "unjudged", "unquoted",
-    "addressed", "tokens_in", "tokens_out", *(f"failures_{kind}" for kind in _FAILURES),
+    "addressed", "tokens_in", "tokens_out", *(f"failures_{kind}" for kind in FAILURES),
 )  # fmt: skip
 
 

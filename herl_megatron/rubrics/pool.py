@@ -22,11 +22,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from herl_megatron.config.schema import ScoringConfig
-from herl_megatron.rubrics.checks.registry import Mode, load_check_modules
-from herl_megatron.rubrics.worker import score_texts
+from herl_megatron.rubrics.checks.isolated.modules import CheckModuleError
+from herl_megatron.rubrics.checks.isolated.wire import CheckLimits
+from herl_megatron.rubrics.checks.local import Mode
+from herl_megatron.rubrics.checks.registry import (
+    load_check_modules,
+    prepare,
+)
+from herl_megatron.rubrics.worker import needs_of, score_texts
 from herl_megatron.types import Prompt, Rubric, Score, Unscored, Verdict
 
 _log = logging.getLogger(__name__)
@@ -53,7 +59,7 @@ class _Task:
 
 
 class _CallFailed(Exception):
-    """A call whose worker died or took too long; the worker has been replaced."""
+    """A call whose worker died, raised or took too long; the worker has been replaced."""
 
     def __init__(self, *, crashed: bool, reason: str) -> None:
         super().__init__(reason)
@@ -64,15 +70,14 @@ class _CallFailed(Exception):
 class _Worker:
     """One scoring process."""
 
-    def __init__(
-        self, check_modules: Sequence[str], check_timeout_s: float, folder: str, mode: Mode
-    ) -> None:
-        load_check_modules(check_modules, folder=folder)
-        self._check_timeout_s = check_timeout_s
+    def __init__(self, config: ScoringConfig, folder: str, mode: Mode) -> None:
+        load_check_modules(config.check_modules, folder=folder, limits=_limits(config))
+        self._check_timeout_s = config.check_timeout_s
         self._mode = mode
 
-    def ready(self) -> bool:
-        """Answers once the process is up and its checks are imported."""
+    def ready(self, needed: Sequence[str] = ()) -> bool:
+        """Answers once the process is up, its checks are imported and what they need is ready."""
+        prepare(needed)
         return True
 
     def score(self, groups: Sequence[tuple[Rubric, Sequence[str]]]) -> list[list[Score]]:
@@ -95,7 +100,7 @@ class ScoringPool:
     def __init__(self, config: ScoringConfig, *, mode: Mode = "strict") -> None:
         assert ray.is_initialized(), "start Ray before the scoring pool"
         self._folder = os.getcwd()  # Workers have another, and modules may lie in ours.
-        load_check_modules(config.check_modules, folder=self._folder)
+        load_check_modules(config.check_modules, folder=self._folder, limits=_limits(config))
         self._config = config
         self._mode = mode
         self._closed = False
@@ -107,7 +112,7 @@ class ScoringPool:
         self._workers: set[Any] = set()
         workers = [self._new_worker() for _ in range(config.workers)]
         for worker in workers:
-            self._wait_until_ready(worker)
+            self.wait_until_ready(worker)
         for worker in workers:
             lane = _Lane(self, worker)
             threading.Thread(target=lane.serve, name="scoring", daemon=True).start()
@@ -187,10 +192,7 @@ class ScoringPool:
 
     def _new_worker(self) -> Any:
         actor: Any = _Worker  # Ray gives the class its `remote`.
-        config = self._config
-        worker = actor.remote(
-            config.check_modules, config.check_timeout_s, self._folder, self._mode
-        )
+        worker = actor.remote(self._config, self._folder, self._mode)
         with self._lock:
             self._workers.add(worker)
         return worker
@@ -206,15 +208,17 @@ class ScoringPool:
         with self._lock:
             self._workers.discard(worker)
         replacement = self._new_worker()
-        self._wait_until_ready(replacement)
+        self.wait_until_ready(replacement)
         return replacement
 
-    def _wait_until_ready(self, worker: Any) -> None:
+    def wait_until_ready(self, worker: Any, needed: Sequence[str] = ()) -> None:
+        """Wait for a worker's start and for what its checks need, as long as both may take."""
         try:
-            ray.get(worker.ready.remote(), timeout=_START_TIMEOUT_S)
+            ray.get(worker.ready.remote(needed), timeout=_START_TIMEOUT_S)
         except (GetTimeoutError, RayActorError) as error:
+            did = f"get {', '.join(needed)} ready" if needed else "start"
             why = ValueError(
-                f"a scoring worker did not start within {_START_TIMEOUT_S:g} s: {error}"
+                f"a scoring worker did not {did} within {_START_TIMEOUT_S:g} s: {error}"
             )
             self._stop(why)
             raise why from error
@@ -250,13 +254,15 @@ class _Lane:
         self._worker = worker
         self._group_s = _CALL_S
         """Recent time per group; starts with one group per call."""
+        self._ready: set[str] = set()
+        """The packages and resources that the worker has made ready."""
 
     def serve(self) -> None:
         """Score what waits; a failure of the pool itself goes to those who wait for it."""
         while tasks := self._take():
             try:
                 self._score(tasks)
-            except (ValueError, RayError) as error:  # no new worker, or one that cannot answer
+            except Exception as error:  # no new worker, or what nobody thought of: never silence
                 for task in tasks:
                     if not task.scores.done():
                         task.scores.set_exception(error)
@@ -305,27 +311,45 @@ class _Lane:
 
     def _call(self, tasks: Sequence[_Task]) -> list[list[Score]]:
         """One call to the worker. After a failure there is a new one."""
+        self._get_ready(tasks)
         groups = [(task.prompt.rubric, task.texts) for task in tasks]
         limit_s = self._pool.timeout_s
         started = time.monotonic()
         try:
             scores: list[list[Score]] = ray.get(self._worker.score.remote(groups), timeout=limit_s)
         except GetTimeoutError as error:
-            self._worker = self._pool.replace(self._worker)
+            self._replace()
             reason = f"the group was not scored within {limit_s:g} s"  # read where it was alone
             raise _CallFailed(crashed=False, reason=reason) from error
-        except RayActorError as error:
+        except RayError as error:  # its death, or what no check should be able to raise
+            if isinstance(error, RayTaskError) and isinstance(error.cause, CheckModuleError):
+                raise CheckModuleError(str(error.cause)) from error
             if not self._pool.is_closed():
                 self._pool.add("worker_crashes")
-            self._worker = self._pool.replace(self._worker)
+            self._replace()
             raise _CallFailed(crashed=True, reason=str(error)) from error
         self._group_s = (time.monotonic() - started) / len(tasks)
         return scores
+
+    def _get_ready(self, tasks: Sequence[_Task]) -> None:
+        """Libraries are imported outside of every limit, also that of a group."""
+        needed = set[str]().union(*(needs_of(task.prompt.rubric) for task in tasks)) - self._ready
+        if needed and not self._pool.is_closed():
+            self._pool.wait_until_ready(self._worker, sorted(needed))
+            self._ready |= needed
+
+    def _replace(self) -> None:
+        self._worker = self._pool.replace(self._worker)
+        self._ready = set()
 
     def _deliver(self, tasks: Sequence[_Task], scores: Sequence[list[Score]]) -> None:
         for task, group in zip(tasks, scores, strict=True):
             self._pool.count(task.prompt, group)
             task.scores.set_result(group)
+
+
+def _limits(config: ScoringConfig) -> CheckLimits:
+    return CheckLimits(memory_bytes=config.check_memory_bytes)
 
 
 def _unscored(texts: Sequence[str], reason: str) -> list[Score]:

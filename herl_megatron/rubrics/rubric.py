@@ -30,6 +30,13 @@ from herl_megatron.types import (
     Verdict,
 )
 
+LEAST_SUM = 1e-290
+"""Of a rubric's weights: near the least number that there is, products with grades lose their
+digits and come out as 0 or as the weight itself."""
+LEAST_SHARE = 1e-9
+"""Of the rubric's weight, below which a criterion decides nothing: rewards within 1e-6 are equal
+(`algos.advantages`). It also keeps every ratio of two weights far from the end of the numbers."""
+
 
 def answer_part(response: str, after: str) -> str | None:
     """What of a response is its answer: all of it, or what follows the first `after`, the end of a
@@ -69,12 +76,37 @@ def validate_rubric(rubric: Rubric) -> None:
         _validate_criterion(criterion)
         if problem := _misfit(rubric.aggregation, criterion):
             raise ValueError(f"criterion {criterion.id!r}: {problem}")
+    _validate_weights(rubric)
     positive = any(criterion.polarity == "positive" for criterion in rubric.criteria)
     if RULES[rubric.aggregation].needs_positive and not positive:
         raise ValueError(
             f"aggregation {rubric.aggregation!r} divides by the weights of positive criteria and "
             "the rubric has none; add one or use 'explicit'"
         )
+
+
+def _validate_weights(rubric: Rubric) -> None:
+    """A reward is a ratio of sums of weights: both must be numbers, and each weight count in it."""
+    total = sum(criterion.weight for criterion in rubric.criteria)
+    heaviest = max(rubric.criteria, key=lambda criterion: criterion.weight)
+    if not math.isfinite(total):
+        raise ValueError(
+            f"the criteria's weights add up to more than a number holds, the largest is"
+            f" {heaviest.weight:g} of {heaviest.id!r}; only their ratios count, so divide all of"
+            " them by it"
+        )
+    if total < LEAST_SUM:
+        raise ValueError(
+            f"the criteria's weights add up to {total:g}, of which a computer keeps few digits or"
+            " none; only their ratios count, so give them about 1"
+        )
+    for criterion in rubric.criteria:
+        if criterion.weight < LEAST_SHARE * total:
+            raise ValueError(
+                f"criterion {criterion.id!r}: weight is {criterion.weight:g} of {total:g} in all"
+                f" ({heaviest.id!r} has {heaviest.weight:g}), too little to show in any reward;"
+                " raise it, or drop the criterion"
+            )
 
 
 def _misfit(aggregation: Aggregation, criterion: Criterion) -> str:
@@ -104,8 +136,8 @@ def _validate_criterion(criterion: Criterion) -> None:
         raise ValueError("a criterion has an empty id; give every criterion its own id")
     if not (math.isfinite(criterion.weight) and criterion.weight > 0):
         raise ValueError(
-            f"criterion {criterion.id!r}: weight is {criterion.weight:g}, it must be above 0; "
-            "mark what counts against a response by polarity: negative"
+            f"criterion {criterion.id!r}: weight is {criterion.weight:g}, it must be finite and"
+            " above 0; mark what counts against a response by polarity: negative"
         )
     if criterion.kind == "rule":
         _validate_rule(criterion)
@@ -117,7 +149,7 @@ def _validate_rule(criterion: Criterion) -> None:
     """A check that exists, with parameters that fit it: else it would silently be left out."""
     try:
         problem = registry.parameter_problem(criterion)
-        known = registry.get(criterion.check).params.model_fields
+        known = registry.get(criterion.check).parameters
     except ValueError as error:
         raise ValueError(f"criterion {criterion.id!r}: {error}") from error
     if problem:
@@ -144,7 +176,7 @@ def counted_under(criterion: Criterion) -> str:
 
 
 def score_response(rubric: Rubric, results: Sequence[CriterionResult]) -> Score:
-    """Turn the verdicts on one response into its score (section 4 of the design, "Reward").
+    """Turn the verdicts on one response into its score (docs/algorithm.md, "Reward").
 
     `results` holds one result per criterion, in any order. A criterion that cannot be verified
     for any response is left out. One that failed for this response alone leaves the response
@@ -167,6 +199,8 @@ def score_response(rubric: Rubric, results: Sequence[CriterionResult]) -> Score:
     reward = RULES[rubric.aggregation].reward(counted)
     if reward is None:
         return Unscored("no positive criterion of the rubric can be verified", ordered)
+    if not math.isfinite(reward):
+        return Unscored(f"the reward of aggregation {rubric.aggregation!r} is {reward}", ordered)
     good, bad = _sides(rubric, counted)
     return Scored(reward=reward, results=ordered, satisfied=good, unmet=bad)
 

@@ -5,18 +5,26 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from herl_megatron.config.schema import JudgeConfig
-from herl_megatron.rubrics.client import JudgeClient, check_judge
+from herl_megatron.observability.phases import phases
+from herl_megatron.rubrics.budget import Budget
+from herl_megatron.rubrics.judgement import was_refused
 from herl_megatron.rubrics.rubric import (
     answer_part,
     asks_judge,
+    judge_format,
     no_answer_result,
     score_no_answer,
     score_response,
 )
 from herl_megatron.types import CriterionResult, Prompt, Rubric, Score, Unscored, Verdict
+
+if TYPE_CHECKING:  # it takes half a second to import, and most runs ask no judge
+    from herl_megatron.rubrics.client import JudgeClient
+    from herl_megatron.rubrics.judge.protocol import GraderPrompt
 
 
 class RulePool(Protocol):
@@ -35,17 +43,31 @@ class RulePool(Protocol):
         ...
 
 
-async def open_judge(config: JudgeConfig, prompts: Sequence[Prompt]) -> JudgeClient | None:
+async def open_judge(
+    config: JudgeConfig,
+    prompts: Sequence[Prompt],
+    *,
+    spent: Path | None = None,
+    stops: bool = True,
+) -> JudgeClient | None:
     """A judge that has answered one small question; None where no rubric asks one.
 
+    spent, stops: where its cost is kept, and whether a cap ends it at once (`rubrics.budget`).
+
     Raises:
-        ValueError: as `require_judge`, and a judge that refuses or does not answer.
+        ValueError: as `require_judge`, a judge that refuses or does not answer, a cap that is
+            reached before the start.
     """
     if not require_judge(config, prompts):
         return None
-    judge = JudgeClient(config)
+    from herl_megatron.rubrics.client import JudgeClient
+
+    budget = Budget(config, file=spent, stops=stops)
+    budget.require_room()
+    judge = JudgeClient(config, budget)
     try:
-        await judge.preflight()
+        with phases(f"asking the judge at {config.base_url}", announce=True):
+            await judge.preflight()
     except BaseException:
         await judge.close()
         raise
@@ -67,8 +89,24 @@ def require_judge(config: JudgeConfig, prompts: Sequence[Prompt]) -> bool:
             f" {asking[0]!r}), but judge.base_url is empty; set judge.base_url and judge.model to"
             " an OpenAI-compatible endpoint, for example one of `vllm serve MODEL`"
         )
+    from herl_megatron.rubrics.client import check_judge, read_grader
+
     check_judge(config)
+    if (grader := read_grader(config)) is not None:
+        _require_fit(grader, config, prompts)
     return True
+
+
+def _require_fit(grader: GraderPrompt, config: JudgeConfig, prompts: Sequence[Prompt]) -> None:
+    """Raise ValueError, naming the row, where a benchmark's prompt is not for it."""
+    for prompt in prompts:
+        if not asks_judge(prompt.rubric):
+            continue
+        if problem := grader.problem(prompt, judge_format(prompt.rubric)):
+            raise ValueError(
+                f"judge.grader_prompt {config.grader_prompt!r} is not for row {prompt.id!r}:"
+                f" {problem}"
+            )
 
 
 class Scorer:
@@ -108,12 +146,12 @@ class Scorer:
         self, prompt: Prompt, text: str, begun: asyncio.Task[list[CriterionResult]] | None
     ) -> list[CriterionResult]:
         """What was begun early; where that had failed before now, maybe in an outage that is over,
-        it is asked once more."""
+        it is asked once more, but not what the judge has refused."""
         if begun is None:
             return await self._judged(prompt, text)
         early = begun.done()
         results = await begun
-        failed = any(r.verdict is Verdict.UNVERIFIABLE for r in results)
+        failed = any(r.verdict is Verdict.UNVERIFIABLE and not was_refused(r) for r in results)
         return await self._judged(prompt, text) if early and failed else results
 
     async def score_group(self, prompt: Prompt, texts: Sequence[str]) -> list[Score]:

@@ -8,7 +8,8 @@ from typing import Annotated
 from pydantic import Field
 
 from herl_megatron.rubrics.checks import nltk_tools
-from herl_megatron.rubrics.checks.registry import Count, Positive, register
+from herl_megatron.rubrics.checks.parameters import Count, Positive, Stripped, Text
+from herl_megatron.rubrics.checks.registry import register
 from herl_megatron.rubrics.checks.words import (
     bare,
     plain_words,
@@ -33,11 +34,18 @@ _PERSON_NAMES = (
 ).split()
 _JAPANESE = re.compile("[\u3040-\u30ff\u4e00-\u9fff]")
 _OVERLAP_TOLERANCE = 2.0
+_TIMES = (1, 2, 3, 5, 7)
+"""How often each of five keywords is asked for."""
+
+
+def _empty_range(*, min_words: int, max_words: int) -> str:
+    return f"nothing is between {min_words} and {max_words}" if min_words > max_words else ""
 
 
 @register(
     "ifbench/count:word_count_range",
     description="Write between {min_words} and {max_words} words.",
+    pointless=_empty_range,
 )
 def word_count_range(response: str, *, min_words: Count, max_words: Count) -> bool:
     r"""Runs of word characters (`\w+`) within the range, ends included."""
@@ -45,7 +53,7 @@ def word_count_range(response: str, *, min_words: Count, max_words: Count) -> bo
 
 
 @register("ifbench/count:unique_word_count", description="Use at least {N} different words.")
-def unique_word_count(response: str, *, N: Count) -> bool:  # noqa: N803
+def unique_word_count(response: str, *, N: Positive) -> bool:  # noqa: N803
     """Different lowercase words, punctuation at their ends aside (what is left may be empty)."""
     return len({bare(word) for word in response.lower().split()}) >= N
 
@@ -54,7 +62,7 @@ def unique_word_count(response: str, *, N: Count) -> bool:  # noqa: N803
     "ifbench/count:conjunctions",
     description="Use at least {small_n} different coordinating conjunctions.",
 )
-def conjunctions(response: str, *, small_n: Count) -> bool:
+def conjunctions(response: str, *, small_n: Positive) -> bool:
     """Different spellings of conjunctions: case and attached punctuation tell them apart."""
     found = {word for word in response.split() if bare(word).lower() in _CONJUNCTIONS}
     return len(found) >= small_n
@@ -64,7 +72,11 @@ def conjunctions(response: str, *, small_n: Count) -> bool:
     "ifbench/count:person_names",
     description="Mention at least {N} different names from the list of person names.",
 )
-def person_names(response: str, *, N: Count) -> bool:  # noqa: N803
+def person_names(
+    response: str,
+    *,
+    N: Annotated[int, Field(ge=1, le=len(_PERSON_NAMES))],  # noqa: N803
+) -> bool:
     """How many of the fifty names occur, as substrings with their case."""
     return sum(1 for name in _PERSON_NAMES if name in response) >= N
 
@@ -90,7 +102,7 @@ def punctuation(response: str) -> bool:
 
 
 @register("ifbench/count:pronouns", description="Use at least {N} pronouns.")
-def pronouns(response: str, *, N: Count) -> bool:  # noqa: N803
+def pronouns(response: str, *, N: Positive) -> bool:  # noqa: N803
     """Personal, possessive and reflexive pronouns; "it's" reads as "its" and counts."""
     words = plain_words(response.replace("/", " "))
     return sum(1 for word in words if word in _PRONOUNS) >= N
@@ -103,20 +115,36 @@ def words_japanese(response: str, *, N: Positive) -> bool:  # noqa: N803
     return all(_JAPANESE.search(word) for word in every_nth if word and not word.isdigit())
 
 
+def _too_often(**keywords: str) -> str:
+    """A keyword within another occurs whenever that one does."""
+    words = [(word.lower(), count) for word, count in zip(keywords.values(), _TIMES, strict=True)]
+    for outer, least in words:
+        for inner, most in words:
+            if outer.count(inner) * least > most:
+                return f"{outer!r} {least} times gives more than {most} times {inner!r}"
+    return ""
+
+
 @register(
     "ifbench/count:keywords_multiple",
     description='Use "{keyword1}" once, "{keyword2}" twice, "{keyword3}" three times, '
     '"{keyword4}" five times and "{keyword5}" seven times.',
+    pointless=_too_often,
 )
 def keywords_multiple(
-    response: str, *, keyword1: str, keyword2: str, keyword3: str, keyword4: str, keyword5: str
+    response: str,
+    *,
+    keyword1: Stripped,
+    keyword2: Stripped,
+    keyword3: Stripped,
+    keyword4: Stripped,
+    keyword5: Stripped,
 ) -> bool:
     """Exact counts of the keywords as substrings, without regard to case."""
     text = response.lower()
     keywords = (keyword1, keyword2, keyword3, keyword4, keyword5)
-    expected = (1, 2, 3, 5, 7)
     return all(
-        text.count(word.lower()) == count for word, count in zip(keywords, expected, strict=True)
+        text.count(word.lower()) == count for word, count in zip(keywords, _TIMES, strict=True)
     )
 
 
@@ -171,7 +199,7 @@ def sentence_words(response: str) -> bool:
     description="Share {percentage}% (give or take 2%) of the character trigrams with this text: "
     "{reference_text}",
 )
-def overlap(response: str, *, reference_text: str, percentage: Percentage) -> bool:
+def overlap(response: str, *, reference_text: Text, percentage: Percentage) -> bool:
     """Share of the response's different character trigrams that the reference has."""
     mine, theirs = _trigrams(response), _trigrams(reference_text)
     if not mine:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 import string
-from itertools import groupby, pairwise
+from collections import defaultdict, deque
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Annotated
 
 from pydantic import Field
 
 from herl_megatron.rubrics.checks import nltk_tools
-from herl_megatron.rubrics.checks.registry import Count, register
+from herl_megatron.rubrics.checks.parameters import Count, Text
+from herl_megatron.rubrics.checks.registry import register
 from herl_megatron.rubrics.checks.words import bare, sentences, without_punctuation
 
 _OPENING = {")": "(", "]": "[", "}": "{"}
@@ -102,16 +105,30 @@ def emoji_ends(response: str) -> bool:
     "ifbench/format:line_indent", description="Indent each line more than the line before it."
 )
 def line_indent(response: str) -> bool:
-    """Leading spaces grow strictly; single blank lines do not count.
-
-    Of a run of blank lines the benchmark overlooks every second one, and those that stay fail.
-    """
-    lines: list[str] = []
-    for blank, run in groupby(response.split("\n"), key=lambda line: not line.strip()):
-        kept = list(run)
-        lines += kept[: len(kept) // 2] if blank else kept
-    indents = [len(line) - len(line.lstrip(" ")) for line in lines]
+    """Leading spaces grow strictly; single blank lines do not count."""
+    indents = [len(line) - len(line.lstrip(" ")) for line in _overlooking(response.split("\n"))]
     return all(second > first for first, second in pairwise(indents))
+
+
+def _overlooking(lines: Sequence[str]) -> list[str]:
+    """The lines without those that the benchmark takes for blank.
+
+    It removes from the list that it walks along: for a blank line the first equal one that is still
+    there goes, and the line after it is not looked at.
+    """
+    gone: set[int] = set()
+    equal: dict[str, deque[int]] = defaultdict(deque)  # blank lines that are still there
+    at = 0
+    while at < len(lines):
+        if lines[at].strip():
+            at += 1
+            continue
+        equal[lines[at]].append(at)
+        gone.add(equal[lines[at]].popleft())
+        if at + 1 < len(lines) and not lines[at + 1].strip():
+            equal[lines[at + 1]].append(at + 1)
+        at += 2
+    return [line for number, line in enumerate(lines) if number not in gone]
 
 
 @register(
@@ -220,7 +237,7 @@ def no_whitespace(response: str) -> bool:
     description="Repeat this request with its first word changed, and answer nothing: "
     "{prompt_to_repeat}",
 )
-def repeat_change(response: str, *, prompt_to_repeat: str) -> bool:
+def repeat_change(response: str, *, prompt_to_repeat: Text) -> bool:
     """The request with another first character, as the benchmark compares the rest only."""
     return response != prompt_to_repeat and response[1:] == prompt_to_repeat[1:]
 
@@ -235,8 +252,15 @@ def repeat_simple(response: str) -> bool:
     return response.strip().lower() == _ONLY_SENTENCE
 
 
+def _no_words(*, prompt_to_repeat: str, n_start: int, n_end: int) -> str:
+    if prompt_to_repeat.split()[n_start:n_end]:
+        return ""
+    return f"words {n_start} to {n_end} of {len(prompt_to_repeat.split())} are none"
+
+
 @register(
     "ifbench/repeat:repeat_span",
+    pointless=_no_words,
     description="Copy the words from number {n_start} up to, without it, number {n_end} (counted "
     "from 0) of this text: {prompt_to_repeat}",
 )

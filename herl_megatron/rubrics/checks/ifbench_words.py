@@ -7,7 +7,14 @@ from collections import Counter
 from itertools import pairwise
 
 from herl_megatron.rubrics.checks import nltk_tools
-from herl_megatron.rubrics.checks.registry import Count, Positive, register
+from herl_megatron.rubrics.checks.parameters import (
+    Count,
+    Positive,
+    Stripped,
+    Text,
+    token_problem,
+)
+from herl_megatron.rubrics.checks.registry import register
 from herl_megatron.rubrics.checks.words import (
     bare,
     bare_left,
@@ -135,12 +142,19 @@ def no_consecutive(response: str) -> bool:
     return all(first[0] != second[0] for first, second in pairwise(plain_words(response)))
 
 
+def _no_token(*, keyword: str, **_position: int) -> str:
+    return token_problem(keyword)
+
+
 @register(
     "ifbench/words:keywords_specific_position",
     description='Make "{keyword}" word {m} of sentence {n}.',
     requires=("nltk",),
+    pointless=_no_token,
 )
-def keywords_specific_position(response: str, *, keyword: str, n: Positive, m: Positive) -> bool:
+def keywords_specific_position(
+    response: str, *, keyword: Stripped, n: Positive, m: Positive
+) -> bool:
     """The m-th token (marks are tokens) of the n-th sentence, case included."""
     found = sentences(response)
     if len(found) < n:
@@ -153,8 +167,9 @@ def keywords_specific_position(response: str, *, keyword: str, n: Positive, m: P
     "ifbench/words:words_position",
     description='Make "{keyword}" the second and the second to last word.',
     requires=("nltk",),
+    pointless=_no_token,
 )
-def words_position(response: str, *, keyword: str) -> bool:
+def words_position(response: str, *, keyword: Stripped) -> bool:
     """The second and the second to last token (a closing mark is the last), case included."""
     words = nltk_tools.tokens(response)
     return len(words) >= 2 and words[1] == words[-2] == keyword
@@ -179,7 +194,7 @@ def _alliterative_words(sentence: str) -> int:
 
 
 @register("ifbench/sentence:keyword", description='Use the word "{word}" in sentence number {N}.')
-def sentence_keyword(response: str, *, word: str, N: Positive) -> bool:  # noqa: N803
+def sentence_keyword(response: str, *, word: Text, N: Positive) -> bool:  # noqa: N803
     """The N-th sentence has the word as a substring, without regard to case."""
     found = sentences(response)
     return len(found) >= N and word.lower() in found[N - 1].lower()

@@ -4,8 +4,36 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Annotated
 
-from herl_megatron.rubrics.checks.registry import Pattern, register
+from pydantic import AfterValidator
+
+from herl_megatron.rubrics.checks.parameters import Stripped, Text, compilable
+from herl_megatron.rubrics.checks.registry import register
+
+# Those that langdetect knows, its two of Chinese under the benchmark's names.
+_LANGUAGES = (
+    "af ar bg bn ca cs cy da de el en es et fa fi fr gu he hi hr hu id it ja kn ko lt lv mk ml mr "
+    "ne nl no pa pl pt ro ru sk sl so sq sv sw ta te th tl tr uk ur vi zh zh-tw"
+).split()
+
+
+def _known_language(code: str) -> str:
+    if code not in _LANGUAGES:
+        fix = "write zh" if code == "zh-cn" else f"use one of {', '.join(_LANGUAGES)}"
+        raise ValueError(f"no text is ever found to be of the language {code!r}; {fix}")
+    return code
+
+
+def _marker(text: str) -> str:
+    if text not in _KNOWN_MARKERS:
+        compilable(text.lower())
+    return text
+
+
+Language = Annotated[str, AfterValidator(_known_language)]
+Marker = Annotated[Stripped, AfterValidator(_marker)]
+_KNOWN_MARKERS = {"P.S.": r"p\.\s?s\.", "P.P.S": r"p\.\s?p\.\s?s"}
 
 _ENGLISH_ANSWERS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 # "My answer is" affirmative, negative, possible, perhaps, uncertain; the HIR release accepts them.
@@ -25,10 +53,9 @@ _CHINESE_ANSWERS = tuple(
     "ifeval/detectable_content:postscript",
     description="Add a postscript starting with {postscript_marker}",
 )
-def postscript(response: str, *, postscript_marker: Pattern) -> bool:
+def postscript(response: str, *, postscript_marker: Marker) -> bool:
     """The marker occurs anywhere; the usual two may have a space between their letters."""
-    known = {"P.S.": r"p\.\s?s\.", "P.P.S": r"p\.\s?p\.\s?s"}
-    marker = known.get(postscript_marker, postscript_marker.lower())
+    marker = _KNOWN_MARKERS.get(postscript_marker, postscript_marker.lower())
     return re.search(marker, response.lower()) is not None
 
 
@@ -57,8 +84,11 @@ def json_format(response: str) -> bool:
 @register("ifeval/detectable_format:title", description="Add a title in double angular brackets.")
 def title(response: str) -> bool:
     """Some `<<...>>` on one line holds more than brackets and blanks."""
-    found = re.findall(r"<<[^\n]+>>", response)
-    return any(piece.lstrip("<").rstrip(">").strip() for piece in found)
+    for line in response.split("\n"):
+        opened, closed = line.find("<<"), line.rfind(">>")
+        if 0 <= opened < closed - 2 and line[opened:closed].lstrip("<").rstrip(">").strip():
+            return True
+    return False
 
 
 @register(
@@ -76,13 +106,13 @@ def two_responses(response: str) -> bool:
     "ifeval/combination:repeat_prompt",
     description="First repeat this request word for word, then answer: {prompt_to_repeat}",
 )
-def repeat_prompt(response: str, *, prompt_to_repeat: str) -> bool:
+def repeat_prompt(response: str, *, prompt_to_repeat: Text) -> bool:
     """The response starts with the prompt, without regard to case."""
     return response.strip().lower().startswith(prompt_to_repeat.strip().lower())
 
 
 @register("ifeval/startend:end_checker", description="End with the phrase: {end_phrase}")
-def end_checker(response: str, *, end_phrase: str) -> bool:
+def end_checker(response: str, *, end_phrase: Text) -> bool:
     """The response, outer double quotes aside, ends with the phrase, without regard to case."""
     return response.strip().strip('"').lower().endswith(end_phrase.strip().lower())
 
@@ -125,22 +155,29 @@ def english_lowercase(response: str) -> bool:
     description="Write the whole response in the language with the code {language}.",
     requires=("langdetect",),
 )
-def response_language(response: str, *, language: str) -> bool:
+def response_language(response: str, *, language: Language) -> bool:
     """The language by langdetect; Simplified Chinese counts as `zh`."""
     return _is_language(response, language)
 
 
 def _is_language(response: str, code: str) -> bool:
-    """The verdict of langdetect, drawn with a fixed seed.
+    """The verdict of langdetect; text without letters passes any language, as in the benchmark."""
+    found = detected_language(response)
+    return found is None or found == code
 
-    Text without letters passes any language, as in the benchmark.
-    """
-    # Imported here: it is needed by few checks and its profiles take a second to load.
-    from langdetect import DetectorFactory, LangDetectException, detect
+
+def detected_language(text: str) -> str | None:
+    """The code of a text's language by langdetect with a fixed seed; None without letters."""
+    # Imported here, and before by `libraries`: it is needed by few checks and its profiles take a
+    # second to load.
+    from langdetect import DetectorFactory, detect
+    from langdetect.lang_detect_exception import ErrorCode, LangDetectException
 
     DetectorFactory.seed = 0
     try:
-        found = str(detect(response))
-    except LangDetectException:
-        return True
-    return code == ("zh" if found == "zh-cn" else found)
+        found = str(detect(text))
+    except LangDetectException as error:
+        if error.get_code() != ErrorCode.CantDetectError:
+            raise  # not about the text: its profiles are missing or broken
+        return None
+    return "zh" if found == "zh-cn" else found

@@ -1,7 +1,8 @@
 """What the checks take from NLTK, loaded when first used: importing NLTK takes half a second.
 
 NLTK looks for its data in `NLTK_DATA` and a few standard folders. A check names what it needs when
-it is registered (`data=...`) and is unverifiable where that is missing; nothing is downloaded.
+it is registered (`requires=("nltk",)`, `data=...`), so that it is loaded before any time limit
+(`libraries`), and is unverifiable where that is missing; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ STOPWORDS = "corpora/stopwords"
 @lru_cache
 def missing_data(resource: str) -> str:
     """Why an NLTK resource cannot be used, or the empty string. Looked up once per process."""
-    import nltk
-
     try:
+        import nltk
+
         nltk.data.find(resource)
+    except ImportError:
+        return "needs the package nltk"
     except (LookupError, OSError, ValueError):
         package = resource.split("/")[1]
         return (
@@ -28,6 +31,19 @@ def missing_data(resource: str) -> str:
             f"set NLTK_DATA or run: python -m nltk.downloader {package}"
         )
     return ""
+
+
+def warm_up(resource: str) -> None:
+    """Load a resource that is there and use it once; raises what goes wrong."""
+    match resource:
+        case _ if resource == PUNKT:
+            split_sentences("Dr. Wren saw it at 5 p.m. (twice). Did she? Yes...")
+        case _ if resource == TAGGER:
+            if str(_tagger().tag(["Write", "a", "letter", "."])[3][1]) != ".":
+                raise RuntimeError("it gives other tags than expected")
+        case _ if resource == STOPWORDS:
+            if "the" not in stopwords():
+                raise RuntimeError("the list is incomplete")
 
 
 def tokens(text: str) -> list[str]:

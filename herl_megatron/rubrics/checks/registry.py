@@ -2,75 +2,48 @@
 
 A check is a pure function `(response, *, parameters) -> bool`. Its parameters are typed in its
 signature and validated before it runs; it never runs on invented values. Two things can be wrong:
-- The parameters do not fit the signature (`parameter_problem`): a mistake in the row, refused when
-  prompts are loaded.
+- The parameters do not fit the signature, or nobody (or everybody) meets what they ask for
+  (`parameter_problem`): a mistake in the row, refused when prompts are loaded.
 - They fit, but their content says nothing that the check can judge (`unreadable`): data as some
   benchmarks hold it. Such rows load; the criterion is unverifiable for every response.
+
+Checks that come with the package run in this process, under a time limit. Those of a user's module
+(`load_check_modules`) are neither imported nor run here, but in a child process (`isolated`).
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import inspect
 import os
 import re
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal, ParamSpec, get_type_hints
+from typing import ParamSpec
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
-
-from herl_megatron.rubrics.checks import nltk_tools
-from herl_megatron.rubrics.checks.time_limit import CheckTimeout, time_limit
-from herl_megatron.types import Criterion, CriterionResult, Verdict
+from herl_megatron.rubrics.checks import local
+from herl_megatron.rubrics.checks.isolated.modules import CheckModuleError, UserModules
+from herl_megatron.rubrics.checks.isolated.wire import CheckLimits
+from herl_megatron.rubrics.checks.libraries import library_problem
+from herl_megatron.rubrics.checks.local import Check, Mode
+from herl_megatron.types import Criterion, CriterionResult
 
 P = ParamSpec("P")
 
 
-def _compilable(pattern: str) -> str:
-    try:
-        re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
-    return pattern
-
-
-Pattern = Annotated[str, AfterValidator(_compilable)]
-"""Type of a parameter that is used as a regular expression, as the data sets do with keywords."""
-Relation = Literal["at least", "less than"]
-"""How a count is compared: >= or strictly <."""
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
-Mode = Literal["strict", "loose"]
-"""What is judged: the response as it is, or the best of its variants (`_variants`)."""
-
-
 @dataclass(frozen=True)
-class Check:
-    """A registered check.
-
-    `description` is a template over the parameters, an instruction to the writer; lists are
-    joined by commas. `requires` names modules and `data` NLTK resources without which the check
-    cannot run. A blank response follows nothing unless `judges_blank`. `unreadable` takes the
-    valid parameters and says why their content cannot be judged, or returns the empty string.
-    """
+class UserCheck:
+    """A check of a user's module; what it is made of is in the child process of `home`."""
 
     name: str
-    run: Callable[..., bool]
-    description: str
-    params: type[BaseModel]
+    parameters: tuple[str, ...]
     requires: tuple[str, ...]
     data: tuple[str, ...]
-    judges_blank: bool
-    unreadable: Callable[..., str] | None
+    module: str
+    home: UserModules
 
 
-# Filled while the modules of this package (and a user's own) are imported, read-only afterwards.
-_CHECKS: dict[str, Check] = {}
+# Filled while the modules of this package are imported and a user's are loaded.
+_CHECKS: dict[str, Check | UserCheck] = {}
 
 
 def register(
@@ -81,41 +54,42 @@ def register(
     data: tuple[str, ...] = (),
     judges_blank: bool = False,
     unreadable: Callable[..., str] | None = None,
+    pointless: Callable[..., str] | None = None,
 ) -> Callable[[Callable[P, bool]], Callable[P, bool]]:
-    """Register a function `(response, typed parameters...) -> bool` as the check `name`."""
+    """Register a function `(response, typed parameters...) -> bool` as the check `name`.
+
+    `requires` names packages, `data` NLTK resources that it needs: they are made ready before the
+    check runs and outside of its time limit. `unreadable` and `pointless` take the parameters and
+    say why their content cannot be judged, or why all responses would have the same verdict.
+
+    Raises:
+        ValueError: the name is taken, the function cannot be a check, or the description names
+            what is no parameter.
+    """
 
     def add(run: Callable[P, bool]) -> Callable[P, bool]:
-        assert name not in _CHECKS, f"the check {name!r} is registered twice"
-        params = _params_model(run)
+        module = run.__module__
+        known = _CHECKS.get(name)
+        if isinstance(known, UserCheck) and known.module == module:
+            return run  # imported here too, by its author: it still runs in its own process
+        if known is not None:
+            raise ValueError(
+                f"the check {name!r} is registered twice: in {_module_of(known)} and in {module};"
+                " give one of them another name"
+            )
+        params = local.params_model(run)
+        if problem := local.template_problem(description, tuple(params.model_fields)):
+            raise ValueError(f"the description of the check {name!r} {problem}")
         _CHECKS[name] = Check(
-            name, run, description, params, requires, data, judges_blank, unreadable
+            name, run, description, params, requires, data, judges_blank, unreadable, pointless
         )
         return run
 
     return add
 
 
-def _params_model(run: Callable[..., bool]) -> type[BaseModel]:
-    """A pydantic model of the parameters of `run` after the response; further keys are refused.
-
-    Raises ValueError for a parameter without a type, which could not be validated.
-    """
-    hints = get_type_hints(run, include_extras=True)
-    _response, *parameters = inspect.signature(run).parameters.values()
-    untyped = [parameter.name for parameter in parameters if parameter.name not in hints]
-    if untyped:
-        raise ValueError(
-            f"the check {run.__name__!r} has parameters without a type: {', '.join(untyped)};"
-            " annotate them, e.g. `lines: int`"
-        )
-    fields: dict[str, Any] = {
-        parameter.name: (
-            hints[parameter.name],
-            ... if parameter.default is inspect.Parameter.empty else parameter.default,
-        )
-        for parameter in parameters
-    }
-    return create_model("Params", __config__=ConfigDict(extra="forbid"), **fields)
+def _module_of(check: Check | UserCheck) -> str:
+    return check.module if isinstance(check, UserCheck) else check.run.__module__
 
 
 def names() -> tuple[str, ...]:
@@ -123,74 +97,143 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(_CHECKS))
 
 
-def load_check_modules(modules: Sequence[str], *, folder: str | None = None) -> None:
-    """Import modules that register further checks (`scoring.check_modules`).
+def load_check_modules(
+    modules: Sequence[str], *, folder: str | None = None, limits: CheckLimits | None = None
+) -> None:
+    """Make known the checks that a user's modules register (`scoring.check_modules`).
 
-    They may lie in `folder`, by default the working directory, which is not on the path of a
-    console script. Raises ValueError for a module that cannot be found.
+    They are imported in a child process, where their checks run. They may lie in `folder`, by
+    default the working directory, which is not on the path of a console script. Modules that are
+    loaded already, from there, are left as they are.
+
+    Raises:
+        CheckModuleError (a ValueError): a module cannot be found, or raises, exits, hangs or takes
+            a name that is taken while it is imported; names the module and, where known, file and
+            line.
     """
-    folder = os.getcwd() if folder is None else folder
-    with _searched_last(folder):
-        for module in modules:
-            try:
-                importlib.import_module(module)
-            except ModuleNotFoundError as error:
-                raise ValueError(
-                    f"scoring.check_modules: cannot import {module!r} ({error}); install it, put "
-                    f"its folder on PYTHONPATH or start where it lies (looked in {folder} too)"
-                ) from error
-
-
-@contextmanager
-def _searched_last(folder: str) -> Iterator[None]:
-    """`folder` at the end of the path and only for the block: no file that happens to lie there
-    may stand in for an installed package.
-    """
-    if folder in sys.path:
-        yield
+    if not modules:
         return
-    sys.path.append(folder)
-    try:
-        yield
-    finally:
-        sys.path.remove(folder)
+    home = UserModules(tuple(modules), folder=folder or os.getcwd(), limits=limits or CheckLimits())
+    if any(isinstance(c, UserCheck) and c.home.same_as(home) for c in _CHECKS.values()):
+        return
+    found = home.load()
+    ours = {check.module for check in found}
+    kept = {name: check for name, check in _CHECKS.items() if _module_of(check) not in ours}
+    if taken := sorted({check.name for check in found} & set(kept)):
+        home.close()
+        raise CheckModuleError(
+            f"scoring.check_modules: the check {taken[0]!r} is registered twice: in"
+            f" {_module_of(kept[taken[0]])} and in one of {', '.join(modules)}; give one of them"
+            " another name"
+        )
+    before = _homes()
+    _CHECKS.clear()
+    _CHECKS.update(kept)
+    for check in found:
+        _CHECKS[check.name] = UserCheck(
+            check.name, check.parameters, check.requires, check.data, check.module, home
+        )
+    for replaced in set(before) - set(_homes()):
+        before[replaced].close()
 
 
-def get(name: str) -> Check:
+def _homes() -> dict[int, UserModules]:
+    """The loaded modules, each once."""
+    return {id(c.home): c.home for c in _CHECKS.values() if isinstance(c, UserCheck)}
+
+
+def module_file(module: str) -> str:
+    """The source file of a module of `load_check_modules`, "" if it has none."""
+    for check in _CHECKS.values():
+        if isinstance(check, UserCheck) and module in check.home.files:
+            return check.home.files[module]
+    return ""
+
+
+def end_user_processes() -> None:
+    """End the child processes of users' checks; a later use starts them again.
+
+    From another thread this also ends a call that waits for them.
+    """
+    for home in _homes().values():
+        home.close()
+
+
+def forget_user_checks() -> None:
+    """Undo `load_check_modules`: end the processes, and know the checks no more."""
+    end_user_processes()
+    for name in [name for name, check in _CHECKS.items() if isinstance(check, UserCheck)]:
+        del _CHECKS[name]
+
+
+def find(name: str) -> Check | UserCheck | None:
+    """The check of that name, if there is one."""
+    return _CHECKS.get(name)
+
+
+def is_users(criterion: Criterion) -> bool:
+    """Whether the check of a criterion is a user's."""
+    return isinstance(_CHECKS.get(criterion.check), UserCheck)
+
+
+def get(name: str) -> Check | UserCheck:
     """The check of that name; ValueError names the nearest one if there is none."""
     check = _CHECKS.get(name)
     if check is None:
-        near = get_close_matches(name, _CHECKS, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known checks: {', '.join(names())}"
-        raise ValueError(f"unknown check {name!r}; {hint}")
+        raise ValueError(
+            f"unknown check {name!r}; did you mean {_nearest(name)!r}? A check of your own comes"
+            " from a module in scoring.check_modules (`herl score --check-module`)"
+        )
     return check
+
+
+def _nearest(name: str) -> str:
+    """The known name closest to `name`, whole or after the name of its family."""
+    plain = {known.casefold(): known for known in names()}
+    asked = name.casefold()
+    if near := get_close_matches(asked, plain, n=1, cutoff=0.6):
+        return plain[near[0]]
+    last = {re.split("[/:]", known)[-1]: known for known in plain}
+    (near_last,) = get_close_matches(re.split("[/:]", asked)[-1], last, n=1, cutoff=0.0)
+    return plain[last[near_last]]
 
 
 def parameter_problem(criterion: Criterion) -> str:
     """Why the parameters of a rule criterion do not fit its check, or the empty string.
 
-    Missing, unknown, of a wrong type or out of range: mistakes in the row. Content that the check
-    cannot read (`Check.unreadable`) is not one.
+    Missing, unknown, of a wrong type or out of range, or such that every response, or none, does
+    what they ask for: mistakes in the row. Content that the check cannot read
+    (`Check.unreadable`) is not one. Of a user's check, also why its parameters cannot
+    be looked at or its description not be filled from them.
     """
-    try:
-        _arguments(get(criterion.check), criterion)
-    except ValidationError as error:
-        return _first_problem(error)
-    return ""
+    check = get(criterion.check)
+    if isinstance(check, UserCheck):
+        return check.home.look(criterion).problem
+    return local.parameter_problem(check, criterion)
+
+
+def unreadable(criterion: Criterion) -> str:
+    """Why the content of parameters that fit says nothing to a check of the package, or ""."""
+    check = get(criterion.check)
+    assert isinstance(check, Check), f"{check.name} is a user's: only a run of it can tell"
+    return local.unreadable(check, criterion)
 
 
 def describe(criterion: Criterion) -> str:
     """The requirement of a rule criterion as an instruction, from its check and parameters."""
     check = get(criterion.check)
-    try:
-        arguments = _arguments(check, criterion)
-    except ValidationError:
-        return f"Follow the rule {criterion.check}."
-    shown = {
-        key: ", ".join(map(str, value)) if isinstance(value, list) else value
-        for key, value in arguments.items()
-    }
-    return check.description.format(**shown)
+    if isinstance(check, UserCheck):
+        return check.home.look(criterion).description
+    return local.describe(check, criterion)
+
+
+def prepare(needed: Sequence[str]) -> None:
+    """Make packages and resources ready (`Check.requires`, `Check.data`) before they are used.
+
+    What cannot be made ready leaves its checks unverifiable, with the reason.
+    """
+    for name in needed:
+        library_problem(name)
 
 
 def run_check(
@@ -199,83 +242,38 @@ def run_check(
     """The verdict of one rule criterion on one response.
 
     `loose` accepts the response if any of its variants follows. A blank response follows nothing
-    (unless the check judges it). Unverifiable for every response: unknown check, missing module
-    or data, missing, wrong or unreadable parameters. Unverifiable for this one: no result within
-    `timeout_s`, or the check returned something else than a bool.
+    (unless the check judges it). Unverifiable for every response: unknown check, missing or broken
+    package or data, missing, wrong or unreadable parameters. Unverifiable for this one: no result
+    within `timeout_s`, whatever the check raised, or something else than a bool; of a user's
+    check, also the end of its process or more memory than it may take.
+
+    Raises:
+        CheckModuleError: a user's module cannot be imported any more.
     """
     try:
         check = get(criterion.check)
-        arguments = _arguments(check, criterion)
-    except ValidationError as error:
-        return _left_out(criterion, f"parameters of {criterion.check}: {_first_problem(error)}")
     except ValueError as error:
-        return _left_out(criterion, str(error))
-    unreadable = check.unreadable(**arguments) if check.unreadable else ""
-    problem = unreadable or _missing(check)
-    if problem:
-        return _left_out(criterion, f"{check.name}: {problem}")
-    texts = [response] if mode == "strict" else _variants(response)
-    if not check.judges_blank:
-        texts = [text for text in texts if text.strip()]
-    try:
-        with time_limit(timeout_s):
-            verdict = _verdict(check, texts, arguments)
-    except CheckTimeout:
-        reason = f"{check.name} gave no verdict within {timeout_s:g} s"
-        return CriterionResult(criterion.id, Verdict.UNVERIFIABLE, reason)
-    if not isinstance(verdict, bool):
-        reason = (
-            f"{check.name} returned {verdict!r:.40} ({type(verdict).__name__}); a check must "
-            "return True or False"
-        )
-        return CriterionResult(criterion.id, Verdict.UNVERIFIABLE, reason)
-    return CriterionResult(criterion.id, Verdict.FOLLOWED if verdict else Verdict.NOT_FOLLOWED)
+        return local.left_out(criterion, str(error))
+    if isinstance(check, UserCheck):
+        (result,) = check.home.run([criterion], response, mode=mode, timeout_s=timeout_s)
+        return result
+    return local.run_check(check, criterion, response, mode=mode, timeout_s=timeout_s)
 
 
-def _verdict(check: Check, texts: Sequence[str], arguments: dict[str, Any]) -> object:
-    """Whether any text follows, or the first value that is not a bool: a forgotten `return` gives
-    None, and "no" would count as followed.
+def run_user_checks(
+    criteria: Sequence[Criterion], response: str, *, mode: Mode, timeout_s: float
+) -> dict[str, CriterionResult]:
+    """The results of those criteria whose checks are a user's, by criterion.
+
+    Needs no main thread. Raises as `run_check`.
     """
-    for text in texts:
-        verdict = check.run(text, **arguments)
-        if verdict is not False:
-            return verdict
-    return False
-
-
-def _variants(response: str) -> list[str]:
-    """The response, and without its first line, its last or both; each with and without stars.
-
-    IFEval's eight loose variants. One that becomes blank is not among them.
-    """
-    lines = response.split("\n")
-    cut = ["\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1])]
-    kept = [response, *(text for text in cut if text)]
-    return list(dict.fromkeys([*kept, *(text.replace("*", "") for text in kept)]))
-
-
-def _missing(check: Check) -> str:
-    """What the check cannot run without and does not find, or the empty string."""
-    for module in check.requires:
-        if importlib.util.find_spec(module) is None:
-            return f"needs the package {module}"
-    return next(filter(None, map(nltk_tools.missing_data, check.data)), "")
-
-
-def _arguments(check: Check, criterion: Criterion) -> dict[str, Any]:
-    """Validated keyword arguments; None means absent (tables carry every key in every row)."""
-    given = {key: value for key, value in criterion.params.items() if value is not None}
-    model = check.params.model_validate(given)
-    return {name: getattr(model, name) for name in check.params.model_fields}
-
-
-def _left_out(criterion: Criterion, reason: str) -> CriterionResult:
-    return CriterionResult(criterion.id, Verdict.UNVERIFIABLE, reason, for_every_response=True)
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors(include_url=False)[0]
-    where = ".".join(map(str, problem["loc"])) or "params"
-    # A missing key has no value of its own: pydantic gives all parameters as its input.
-    shown = "" if problem["type"] == "missing" else f", not {problem['input']!r:.60}"
-    return f"{where}: {problem['msg']}{shown}"
+    by_home: dict[int, tuple[UserModules, list[Criterion]]] = {}
+    for criterion in criteria:
+        check = _CHECKS.get(criterion.check)
+        if isinstance(check, UserCheck):
+            by_home.setdefault(id(check.home), (check.home, []))[1].append(criterion)
+    return {
+        result.criterion_id: result
+        for home, asked in by_home.values()
+        for result in home.run(asked, response, mode=mode, timeout_s=timeout_s)
+    }

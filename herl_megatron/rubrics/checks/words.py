@@ -43,11 +43,19 @@ def sentences(text: str) -> list[str]:
     A run of two or more dots ends a sentence; a quotation mark after the end mark stays with the
     sentence. Empty pieces stay, except one at the end.
     """
-    marked = f" {text}  ".replace("\n", " ")
+    aside, back = _set_aside(text)
+    marked = f" {text.translate(aside)}  ".replace("\n", " ")
     for pattern, replacement in _DOT_RULES:
         marked = re.sub(pattern, replacement, marked)
     pieces = [piece.strip() for piece in marked.replace(_DOT, ".").split(_END)]
-    return pieces[:-1] if not pieces[-1] else pieces
+    return [piece.translate(back) for piece in (pieces if pieces[-1] else pieces[:-1])]
+
+
+def _set_aside(text: str) -> tuple[dict[int, str], dict[int, str]]:
+    """How to replace the two markers where the text itself holds them, and how to undo it."""
+    free = (chr(code) for code in range(0xE002, 0xF900) if chr(code) not in text)
+    others = {ord(marker): next(free) for marker in (_DOT, _END) if marker in text}
+    return others, {ord(other): chr(code) for code, other in others.items()}
 
 
 def without_punctuation(text: str) -> str:

@@ -43,7 +43,7 @@ def make_marker(*content: object) -> str:
     A response that holds its own marker would be a fixed point of SHA-256, cut to 64 bits: nobody
     can write one, yet the same request always has the same marker.
     """
-    text = json.dumps(content, ensure_ascii=True, sort_keys=True)
+    text = json.dumps(content, ensure_ascii=True, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -22,6 +22,7 @@ from herl_megatron.rubrics.judge.prompts import (
     system_message,
     user_message,
 )
+from herl_megatron.rubrics.judge.protocol import GraderPrompt, grader_messages
 from herl_megatron.rubrics.judge.units import Unit
 from herl_megatron.types import JudgeFormat, Message
 
@@ -33,6 +34,8 @@ class Style:
     evidence: bool = True
     canary: bool = True
     template: str = ""
+    grader: GraderPrompt | None = None
+    """A benchmark's own prompt, in place of all others."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Question:
     statements: by the key of the answer, in the order in which they are shown.
     grade_to: the top of the grade's scale, 0 without a grade.
     response: as it is shown to the judge, which is what quotes are looked up in.
+    own: whether it is a benchmark's own question, whose answers `judge.protocol` reads.
     """
 
     form: JudgeFormat
@@ -60,6 +64,7 @@ class Question:
     grade_to: int
     evidence: bool
     response: str
+    own: bool = False
 
 
 def make_question(
@@ -68,6 +73,17 @@ def make_question(
     """Ask for the criteria of `unit` at the positions `missing` (all of them where one grade is
     given). Each `attempt` has its own marker and order of statements."""
     assert missing, "nothing is missing"
+    if style.grader is not None:
+        return Question(
+            form=unit.form,
+            messages=grader_messages(unit, style.grader),
+            schema={"properties": {"grade": {}}},  # not told to the endpoint
+            statements={},
+            grade_to=SCALES[unit.form].top if unit.form in SCALES else 0,
+            evidence=False,
+            response=unit.response,
+            own=True,
+        )
     response = neutralise(unit.response)
     conversation = [[m.role, m.content] for m in unit.prompt.messages]
     described = [c.description for c in unit.criteria]

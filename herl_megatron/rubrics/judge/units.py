@@ -40,7 +40,7 @@ class Unit:
             ],
             "settings": settings,
         }
-        text = json.dumps(content, ensure_ascii=True, sort_keys=True, default=str)
+        text = json.dumps(content, ensure_ascii=True, sort_keys=True, default=str, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
 

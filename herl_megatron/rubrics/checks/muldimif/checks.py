@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 
-from herl_megatron.rubrics.checks.muldimif.keywords import read_keywords
+from herl_megatron.rubrics.checks.muldimif.keywords import read_keywords, read_without_keywords
 from herl_megatron.rubrics.checks.muldimif.language import read_chinese, read_english
 from herl_megatron.rubrics.checks.muldimif.lengths import (
+    asks_of_each,
     read_paragraphs,
     read_sentences,
     read_words,
@@ -73,19 +74,54 @@ _READERS: dict[Callable[[str], Rule], dict[str, tuple[str, ...]]] = {
 }
 
 
+# What the benchmark says of a text in which it finds no requirement, where that is always the same.
+_CONSTANTS: dict[Callable[[str], Rule], bool] = {
+    read_markdown: True,
+    read_sentences: True,
+    read_table: True,
+    read_paragraphs: False,
+    read_english: False,
+    read_chinese: False,
+    read_json: False,
+}
+
+
+def _unread(read: Callable[[str], Rule], text: str) -> Rule:
+    """The benchmark's rule of a text that `read` cannot read."""
+    if read is read_keywords:
+        return read_without_keywords(text)
+    if read is read_words:
+        constant = not asks_of_each(text)
+    elif read is read_others:
+        constant = "be in full sentences" in text
+    else:
+        constant = _CONSTANTS[read]
+    return lambda response: constant
+
+
 def _register(name: str, read: Callable[[str], Rule]) -> None:
-    """One check that reads its requirement from its text, and remembers what it read."""
+    """One check that reads its requirement from its text, and remembers what it read.
+
+    With `benchmark` it has a verdict for every text, as the benchmark has, for numbers that
+    compare; without, a text in which it finds no requirement is unreadable.
+    """
     reader = lru_cache(maxsize=4096)(read)
 
-    def unreadable(*, text: str) -> str:
+    def unreadable(*, text: str, benchmark: bool) -> str:
         try:
             reader(text)
         except ValueError as error:
-            return f"{error}: {text!r:.60}"
+            return "" if benchmark else f"{error}: {text!r:.60}"
         return ""
 
-    def check(response: str, *, text: str) -> bool:
-        return reader(text)(response)
+    def check(response: str, *, text: str, benchmark: bool = False) -> bool:
+        try:
+            rule = reader(text)
+        except ValueError:
+            if not benchmark:
+                raise
+            rule = _unread(read, text)
+        return rule(response)
 
     register(name, description="{text}", judges_blank=True, unreadable=unreadable)(check)
 

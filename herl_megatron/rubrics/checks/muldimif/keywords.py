@@ -74,6 +74,13 @@ def read_keywords(text: str) -> Rule:
     return _read_requirement(text).holds
 
 
+def read_without_keywords(text: str) -> Rule:
+    """The benchmark's rule of a text in which it finds no keyword, or no elements to look at."""
+    if re.search(r"\b(each|every)\b", text, re.I) and "for each word" not in text:
+        return lambda response: False
+    return _read_requirement(text, keywords=()).holds
+
+
 def _read_each(text: str) -> Rule:
     match = _EACH.search(text)
     if match is None:
@@ -87,18 +94,21 @@ def _read_each(text: str) -> Rule:
     return rule
 
 
-def _read_requirement(text: str) -> _Requirement:
+def _read_requirement(text: str, *, keywords: tuple[str, ...] | None = None) -> _Requirement:
+    """keywords: instead of those in the text, which must not be missing."""
     text = text.strip()
     if whole := _WHOLE_IN_QUOTES.fullmatch(text):
         text = whole.group(1)
     if re.search(r"avoid\s+using\s+(the\s+)?term|must\s+be\s+avoided", text, re.I):
         quoted = re.search(r"[\"']([^\"']+)[\"']", text)
+        if keywords is not None:
+            return _Requirement(keywords, excluded=True)
         if quoted is None:
             raise ValueError("no quoted term to avoid")
         return _Requirement((quoted.group(1),), excluded=True)
     pattern = _DOUBLY_QUOTED if _DOUBLY_QUOTED.search(text) else _QUOTED
-    found = tuple(pattern.findall(text))
-    if not found:
+    found = tuple(pattern.findall(text)) if keywords is None else keywords
+    if not found and keywords is None:
         raise ValueError("no quoted keyword")
     return _Requirement(
         found,

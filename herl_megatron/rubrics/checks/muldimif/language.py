@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import codecs
 import re
+from collections.abc import Callable
 
 from herl_megatron.rubrics.checks.muldimif.reading import Rule
 
-_LETTER_CASE = {
+_LETTER_CASE: dict[str, Callable[[str], bool]] = {
     "upper": lambda text: bool(text == text.upper()),
     "title": lambda text: not any("a" <= word[0] <= "z" for word in text.split()),
     "lower": lambda text: bool(text == text.lower()),
 }
+
+
+# Looked up here: the first use of a codec imports it, which must not happen under a time limit.
+_GB2312, _BIG5 = codecs.lookup("gb2312"), codecs.lookup("big5")
 
 
 def read_english(text: str) -> Rule:
@@ -93,20 +99,20 @@ def _latin(text: str) -> bool:
 
 
 def _has_simplified(text: str) -> bool:
-    return any(_encodes(char, "gb2312") and not _encodes(char, "big5") for char in _han(text))
+    return any(_encodes(char, _GB2312) and not _encodes(char, _BIG5) for char in _han(text))
 
 
 def _has_traditional(text: str) -> bool:
-    return any(_encodes(char, "big5") and not _encodes(char, "gb2312") for char in _han(text))
+    return any(_encodes(char, _BIG5) and not _encodes(char, _GB2312) for char in _han(text))
 
 
 def _han(text: str) -> set[str]:
     return {char for char in text if "\u4e00" <= char <= "\u9fff"}
 
 
-def _encodes(char: str, standard: str) -> bool:
+def _encodes(char: str, standard: codecs.CodecInfo) -> bool:
     try:
-        char.encode(standard)
+        standard.encode(char)
     except UnicodeEncodeError:
         return False
     return True

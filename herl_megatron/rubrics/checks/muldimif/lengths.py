@@ -109,9 +109,14 @@ def count_words(text: str) -> int:
     return len(re.findall(_WIDE, text)) or len(text.split())
 
 
+def asks_of_each(text: str) -> bool:
+    """Whether a constraint on words speaks of each of some elements."""
+    return re.search(r"\beach\b", text, re.I) is not None
+
+
 def read_words(text: str) -> Rule:
     """The rule of a constraint on the number of words; ValueError if it has no bound."""
-    if re.search(r"\beach\b", text, re.I):
+    if asks_of_each(text):
         return read_words_of_each(text)
     text = re.sub(r"\s+", " ", text.lower().strip('"').strip())
     text = text.replace("-word", " word").replace("a total of ", "").replace("words", "word")

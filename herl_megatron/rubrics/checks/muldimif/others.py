@@ -158,6 +158,9 @@ def _read_rows(lower: str) -> Rule | None:
 
 def _read_phrases(text: str) -> Rule | None:
     """Phrases that must occur."""
+    if match := re.search(r"must start with the letter '([A-Za-z])'", text, re.IGNORECASE):
+        word = re.compile(rf"\b{match.group(1).upper()}[a-zA-Z]*\b")
+        return lambda response: word.search(response) is not None  # nothing marks the name
     if match := re.search(r"must include '(.*?)'", text, re.IGNORECASE):
         keyword = match.group(1)
         return lambda response: occurrences(keyword, response) > 0

@@ -7,6 +7,7 @@ import string
 from collections.abc import Callable
 
 from herl_megatron.rubrics.checks import nltk_tools
+from herl_megatron.rubrics.checks.libraries import library_problem
 from herl_megatron.rubrics.checks.muldimif.reading import Rule
 
 _MARKS = {"period": ".", "question mark": "?", "exclamation mark": "!", "semicolon": ";"}
@@ -83,5 +84,5 @@ def _read_bullets(text: str) -> Rule:
 
 
 def _need_punkt() -> None:
-    if problem := nltk_tools.missing_data(nltk_tools.PUNKT):
+    if problem := library_problem(nltk_tools.PUNKT):
         raise ValueError(problem)

@@ -1,1 +1,0 @@
-"""`herl score`: rubrics applied to responses that are already there, without any model."""
