@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable, Mapping
 
 from herl_megatron.cluster.health import WorkerError
-from herl_megatron.cluster.stop import SavedForResume, StopRequest
+from herl_megatron.cluster.stop import StopRequest
 from herl_megatron.cluster.trainer import TrainerGroup
 from herl_megatron.config.paths import run_path
 from herl_megatron.config.schema import Config
@@ -24,8 +25,11 @@ from herl_megatron.observability.checkpoints import (
     publish_checkpoint,
     start_checkpoint,
 )
+from herl_megatron.observability.ends import PausedByBudget, SavedForResume
 from herl_megatron.observability.summary import Evaluated, Headline
+from herl_megatron.observability.versions import package_versions
 from herl_megatron.rollout.schedule import GroupSource
+from herl_megatron.rubrics.budget import Budget
 
 logger = logging.getLogger(__name__)
 
@@ -41,17 +45,28 @@ class Checkpointer:
         trainer: TrainerGroup,
         source: GroupSource,
         stop: StopRequest | None = None,
+        *,
+        require_alive: Callable[[int], Awaitable[None]] | None = None,
+        fingerprints: Mapping[str, str] | None = None,
+        budget: Budget | None = None,
     ) -> None:
+        """budget: the judge's, which may pause the run; require_alive: is asked, before the weights
+        of a version are saved, whether they are a policy's (`rollout.liveness`); raises where they
+        are not."""
         self._config = config
         self._trainer = trainer
         self._source = source
         self._stop = stop or StopRequest()
+        self._require_alive = require_alive
+        self._fingerprints = dict(fingerprints or {})
+        self._budget = budget
         self._running: asyncio.Task[None] | None = None
 
     async def restore(self, checkpoint: Checkpoint | None) -> tuple[int, Evaluated | None]:
         """Bring trainer and rollouts to the checkpoint.
 
-        Returns the steps done and the evaluation before the first; 0 and None without checkpoint.
+        Returns the steps done and the evaluation before the first, None where the evaluation has
+        changed since; 0 and None without checkpoint.
 
         Raises:
             ValueError: the prompts are not those of the checkpoint.
@@ -63,23 +78,37 @@ class Checkpointer:
         self._source.load_state_dict(dict(driver.prompts))
         await self._trainer.load_checkpoint(checkpoint.folder / "trainer", version=driver.step)
         logger.info("resumed from %s", checkpoint.folder)
+        if checkpoint.other_evaluation and driver.before:
+            logger.warning(
+                "the evaluation is another than it was (%s): what was measured before the first"
+                " step does not compare and is left out",
+                ", ".join(checkpoint.other_evaluation),
+            )
+            return driver.step, None
         return driver.step, Headline(**driver.before) if driver.before else None
 
     async def save_if_due(
         self, steps_done: int, metrics_bytes: int, before: Evaluated | None
     ) -> None:
-        """Start a save after every `checkpoint.every` steps, after the last, and to stop.
+        """Start a save after every `checkpoint.every` steps, after the last, to stop and to pause.
 
         Raises:
             WorkerError, OSError: an earlier save failed.
             SavedForResume: the run was asked to stop and is saved.
+            PausedByBudget: the same, because of the judge's budget.
+            DeadPolicyError: what would be saved is no policy; earlier checkpoints stay.
         """
         if self._running is not None and self._running.done():
             await self.finish()
         every = self._config.checkpoint.every
         due = every and (not steps_done % every or steps_done == self._config.train.steps)
-        if not due and not self._stop.made:
+        spent = self._budget.pause() if self._budget is not None else ""
+        if steps_done == self._config.train.steps and not self._config.data.eval:
+            spent = ""  # nothing is left to be judged
+        if not due and not self._stop.made and not spent:
             return
+        if self._require_alive is not None:
+            await self._require_alive(steps_done)
         await self.finish()
         headline = None
         if before is not None:
@@ -90,12 +119,17 @@ class Checkpointer:
             prompts=self._source.state_dict(),
             before=headline,
             config=self._config.model_dump(mode="json"),
+            fingerprints=self._fingerprints,
+            versions=package_versions(),
         )
         self._running = asyncio.create_task(self._save(driver))
         await asyncio.sleep(0)  # the ranks get the save before any further call of this loop
         if self._stop.made:
             await self.finish()
             raise SavedForResume(f"asked to stop: {steps_done} steps are done and saved")
+        if spent:
+            await self.finish()
+            raise PausedByBudget(f"{steps_done} steps are done and saved; {spent}")
 
     async def finish(self) -> None:
         """Wait for the save under way; raises what it raised."""
@@ -103,11 +137,11 @@ class Checkpointer:
             running, self._running = self._running, None
             await running
 
-    async def close(self) -> None:
+    async def close(self, *, within_s: float = _END_TIMEOUT_S) -> None:
         """At the end of any run: a save under way may still finish, within a limit."""
         if self._running is not None:
             try:
-                await asyncio.wait_for(self.finish(), _END_TIMEOUT_S)
+                await asyncio.wait_for(self.finish(), within_s)
             except (WorkerError, OSError, TimeoutError) as error:
                 logger.warning("the last checkpoint was not finished: %s", error)
 

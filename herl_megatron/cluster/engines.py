@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,15 @@ from herl_megatron.cluster.health import WorkerError, kill, wait_for
 from herl_megatron.cluster.placement import Slot, actor_options
 from herl_megatron.cluster.restart import RestartingEngine, Restarts
 from herl_megatron.cluster.workers import HEALTH, EngineWorker
-from herl_megatron.config.schema import Config
-from herl_megatron.rollout.engine import Bucket, EngineConfig, EngineLost, engine_environment
+from herl_megatron.config.schema import RolloutConfig
+from herl_megatron.observability.phases import counted, phases
+from herl_megatron.rollout.engine import (
+    Bucket,
+    EngineConfig,
+    EngineLost,
+    EngineUsage,
+    engine_environment,
+)
 from herl_megatron.types import Completion, GenerateRequest
 
 _START_TIMEOUT_S = 300.0  # at least, and as long as `rollout.timeout_s` otherwise
@@ -35,15 +43,24 @@ class RemoteEngine:
         start_limit_s: longest wait for its start.
     """
 
-    def __init__(self, actor: Any, *, index: int, config: Config, node_ip: str = "") -> None:
-        """`node_ip` where there are several nodes to tell apart."""
+    def __init__(
+        self,
+        actor: Any,
+        *,
+        index: int,
+        rollout: RolloutConfig,
+        sync_timeout_s: float,
+        node_ip: str = "",
+    ) -> None:
+        """sync_timeout_s: `weight_sync.timeout_s`; `node_ip` where there are several nodes to tell
+        apart."""
         self.actor = actor
         self.name = f"rollout engine {index}" + (f" on {node_ip}" if node_ip else "")
-        self._generate_timeout_s = config.rollout.timeout_s
+        self._generate_timeout_s = rollout.timeout_s
         # A large model is read and compiled for minutes; who waits longer raises the same limit.
-        self.start_limit_s = max(_START_TIMEOUT_S, config.rollout.timeout_s)
-        self._sync_timeout_s = config.weight_sync.timeout_s
-        self._stall_timeout_s = config.rollout.stall_timeout_s
+        self.start_limit_s = max(_START_TIMEOUT_S, rollout.timeout_s)
+        self._sync_timeout_s = sync_timeout_s
+        self._stall_timeout_s = rollout.stall_timeout_s
         self._open_calls = 0
         self._watcher: asyncio.Task[None] | None = None
         self._hang = ""
@@ -63,19 +80,21 @@ class RemoteEngine:
 
     async def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
         """See `RolloutEngine.generate`."""
-        return await self._call(
+        completions: list[Completion] = await self._call(
             self.actor.generate.remote(list(requests)), "generate", self._generate_timeout_s
         )
+        return completions
 
     async def score_tokens(
         self, sequences: Sequence[np.ndarray], starts: Sequence[int]
     ) -> list[np.ndarray]:
         """See `RolloutEngine.score_tokens`."""
-        return await self._call(
+        log_probs: list[np.ndarray] = await self._call(
             self.actor.score_tokens.remote(list(sequences), list(starts)),
             "score tokens",
             self._generate_timeout_s,
         )
+        return log_probs
 
     async def abort(self, request_ids: Sequence[str]) -> None:
         """See `RolloutEngine.abort`."""
@@ -97,7 +116,8 @@ class RemoteEngine:
 
     async def weight_version(self) -> int:
         """See `RolloutEngine.weight_version`."""
-        return await self._sync(self.actor.weight_version.remote(), "weight version")
+        version: int = await self._sync(self.actor.weight_version.remote(), "weight version")
+        return version
 
     async def sleep(self, level: int) -> None:
         """See `RolloutEngine.sleep`."""
@@ -106,6 +126,11 @@ class RemoteEngine:
     async def wake(self) -> None:
         """See `RolloutEngine.wake`."""
         await self._sync(self.actor.wake.remote(), "wake")
+
+    async def usage(self) -> EngineUsage:
+        """See `RolloutEngine.usage`."""
+        found: EngineUsage = await self._sync(self.actor.usage.remote(), "usage")
+        return found
 
     async def shutdown(self) -> None:
         """Stop the engine and end its process."""
@@ -162,11 +187,21 @@ class RemoteEngine:
 
 
 async def start_engines(
-    config: Config, engine: EngineConfig, *, slots: Sequence[Slot], restarts: Restarts | None = None
+    engine: EngineConfig,
+    *,
+    rollout: RolloutConfig,
+    sync_timeout_s: float,
+    threads: int,
+    slots: Sequence[Slot],
+    restarts: Restarts | None = None,
+    first_reads_folder: bool = False,
 ) -> list[RestartingEngine]:
     """Start one engine per slot, all at once; returns when each can generate.
 
+    threads: of each process (`cluster.threads_per_rank`); sync_timeout_s: `weight_sync.timeout_s`.
     restarts: of the run; none given, a lost engine ends it.
+    first_reads_folder: the first engine reads the weights of the model's folder whatever
+        `engine.random_weights` says, which still holds where it is started anew.
 
     Raises:
         EngineLost, ValueError: an engine did not start; the others are ended first.
@@ -175,13 +210,26 @@ async def start_engines(
     several_nodes = len({slot.node_id for slot in slots}) > 1
     starts = [
         functools.partial(
-            _start, config, engine, slot, index=index, node_ip=slot.node_ip if several_nodes else ""
+            _start,
+            rollout=rollout,
+            sync_timeout_s=sync_timeout_s,
+            threads=threads,
+            slot=slot,
+            index=index,
+            node_ip=slot.node_ip if several_nodes else "",
         )
         for index, slot in enumerate(slots)
     ]
-    begun = [asyncio.create_task(start()) for start in starts]
+    begun = []
+    for index, start in enumerate(starts):
+        reads = first_reads_folder and index == 0
+        begun.append(
+            asyncio.create_task(start(replace(engine, random_weights=False) if reads else engine))
+        )
+    anew = [functools.partial(start, engine) for start in starts]
     try:
-        processes = await asyncio.gather(*begun)
+        with phases(counted("starting", len(slots), "rollout engine"), announce=True):
+            processes = await asyncio.gather(*begun)
     except BaseException:
         for task in begun:
             task.cancel()
@@ -191,7 +239,7 @@ async def start_engines(
         raise
     return [
         RestartingEngine(process, start, shared)
-        for process, start in zip(processes, starts, strict=True)
+        for process, start in zip(processes, anew, strict=True)
     ]
 
 
@@ -201,12 +249,21 @@ async def stop_engines(engines: Sequence[RestartingEngine]) -> None:
 
 
 async def _start(
-    config: Config, engine: EngineConfig, slot: Slot, *, index: int, node_ip: str
+    engine: EngineConfig,
+    *,
+    rollout: RolloutConfig,
+    sync_timeout_s: float,
+    threads: int,
+    slot: Slot,
+    index: int,
+    node_ip: str,
 ) -> RemoteEngine:
-    env = engine_environment(device=engine.device, threads=config.cluster.threads_per_rank)
+    env = engine_environment(device=engine.device, threads=threads)
     options = actor_options(slot, device=engine.device, env=env)
     remote = ray.remote(concurrency_groups={HEALTH: 1})(EngineWorker)
     actor = remote.options(**options).remote()
-    process = RemoteEngine(actor, index=index, config=config, node_ip=node_ip)
+    process = RemoteEngine(
+        actor, index=index, rollout=rollout, sync_timeout_s=sync_timeout_s, node_ip=node_ip
+    )
     await process.start(engine)
     return process

@@ -9,10 +9,13 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
+from herl_megatron.observability.ends import RunError, policy_lost
+from herl_megatron.observability.node_memory import in_short
+
 _GRACE_S = 5.0  # how long a collective's other victims may take to report after the first failure
 
 
-class WorkerError(RuntimeError):
+class WorkerError(RunError):
     """A worker died, failed or did not answer in time; the message names it."""
 
 
@@ -72,17 +75,25 @@ def _raise_first(tasks: Sequence[asyncio.Future[Any]], *, who: Sequence[str], do
     ]
     for name, error in failed:
         if isinstance(error, RayActorError):
-            raise WorkerError(f"{name} died during {doing!r}: {_first_line(error)}") from error
-    name, error = failed[0]
-    cause = error.cause if isinstance(error, RayTaskError) else error
+            raise WorkerError(f"{name} died during {doing!r}: {_one_line(error)}") from error
+    causes = [
+        (name, error, error.cause if isinstance(error, RayTaskError) else error)
+        for name, error in failed
+    ]
+    # What one rank found out about the policy says more than its peers' broken collectives.
+    name, error, cause = next((one for one in causes if policy_lost(one[2])), causes[0])
     if isinstance(cause, (ValueError, WorkerError)):
         raise cause from error
-    raise WorkerError(f"{name} failed during {doing!r}: {type(cause).__name__}: {cause}") from error
+    raise WorkerError(
+        f"{name} failed during {doing!r}: {type(cause).__name__}: {cause}",
+        policy_lost=policy_lost(cause),
+    ) from error
 
 
-def _first_line(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    short = in_short(text)  # of Ray's hundred lines about memory, those that say who held it
+    return short.splitlines()[0] if short else type(error).__name__
 
 
 def kill(actors: Sequence[Any]) -> None:

@@ -27,8 +27,8 @@ import herl_megatron
 from herl_megatron.cluster.health import WorkerError, kill, wait_for_all
 from herl_megatron.cluster.orphans import orphan_guard
 from herl_megatron.cluster.placement import Placement, Slot, actor_options
-from herl_megatron.config.paths import run_path
-from herl_megatron.config.schema import Config
+from herl_megatron.config.schema import ModelConfig
+from herl_megatron.device import gpu_counts
 from herl_megatron.weight_sync.bucket_folder import (
     BucketFolder,
     check_shared_memory,
@@ -49,7 +49,8 @@ class NodeFacts:
     """What a node has.
 
     memory: `bucket_folder.memory_id`; code: hash of this package's files; missing: paths that are
-    not there; token: content of the file that the driver wrote, "" where it is not seen.
+    not there; token: content of the file that the driver wrote, "" where it is not seen; host and
+    gpus (how many of each name): for the run's record.
     """
 
     memory: str
@@ -57,6 +58,8 @@ class NodeFacts:
     code: str
     missing: tuple[str, ...]
     token: str
+    host: str
+    gpus: Mapping[str, int]
 
 
 class NodeAgent:
@@ -73,6 +76,8 @@ class NodeAgent:
             code=code_hash(),
             missing=tuple(path for path in paths if not Path(path).exists()),
             token=_read_token(Path(token)) if token else "",
+            host=socket.gethostname(),
+            gpus=gpu_counts(),
         )
 
     def listen(self) -> tuple[str, int]:
@@ -116,30 +121,39 @@ class Nodes:
 
     Attributes:
         machines: memory id by node id: nodes with the same one share their files in memory.
+        records: host, address and GPUs of each, for `observability.provenance`.
     """
 
     def __init__(self, agents: Mapping[str, Any], ips: Mapping[str, str]) -> None:
         self.machines: dict[str, str] = {}
+        self.records: list[dict[str, Any]] = []
         self._agents = dict(agents)
-        self._names = [f"node {ips[node_id]}" for node_id in agents]
+        self._ips = [ips[node_id] for node_id in agents]
+        self._names = [f"node {ip}" for ip in self._ips]
 
-    async def check(self, config: Config, *, trains: bool) -> None:
+    async def check(self, model: ModelConfig, *, shared_folder: Path | None) -> None:
         """Compare every node with the driver's.
+
+        shared_folder: what all nodes write to, None where only the driver writes.
 
         Raises:
             ValueError: files or a shared run folder are missing on a node, or other versions are
                 installed; says where and what.
             WorkerError: a node does not start a process, or cannot be connected to.
         """
-        paths = [config.model.path, *filter(None, [config.model.megatron_path])]
+        paths = [model.path, *filter(None, [model.megatron_path])]
         shared = [str(Path(path).resolve()) for path in paths]
-        with _Token(run_path(config).resolve() if trains else None) as token:
+        with _Token(shared_folder) as token:
             found = await self._all("look", shared, str(token.path or ""), doing="look around")
         for name, facts in zip(self._names, found, strict=True):
-            check_facts(name, facts, token=token.text, folder=run_path(config).resolve())
+            check_facts(name, facts, token=token.text, folder=shared_folder)
         self.machines = {
             node_id: facts.memory for node_id, facts in zip(self._agents, found, strict=True)
         }
+        self.records = [
+            {"host": facts.host, "address": ip, "gpus": dict(facts.gpus)}
+            for ip, facts in zip(self._ips, found, strict=True)
+        ]
         addresses = await self._all("listen", doing="listen on its address")
         problems = await self._all("reach", addresses, doing="connect to the other nodes")
         for name, unreached in zip(self._names, problems, strict=True):
@@ -182,8 +196,10 @@ class Nodes:
         return await wait_for_all(calls, who=self._names, doing=doing, timeout_s=_START_TIMEOUT_S)
 
 
-async def open_nodes(config: Config, placement: Placement) -> Nodes:
+async def open_nodes(placement: Placement, *, model: ModelConfig, run_folder: Path) -> Nodes:
     """Start an agent on each node of the placement and on the driver's, and check all of them.
+
+    run_folder: of the run, which the nodes must share where there is a trainer.
 
     Raises:
         ValueError, WorkerError: see `Nodes.check`; the agents are ended first.
@@ -200,7 +216,8 @@ async def open_nodes(config: Config, placement: Placement) -> Nodes:
     }
     nodes = Nodes(agents, {node_id: slot.node_ip for node_id, slot in slots.items()})
     try:
-        await nodes.check(config, trains=bool(placement.trainer))
+        folder = run_folder.resolve() if placement.trainer else None
+        await nodes.check(model, shared_folder=folder)
     except BaseException:
         await nodes.close()
         raise
@@ -224,7 +241,7 @@ def interface_of(address: str) -> str | None:
     """Name of the network interface that has `address`; None where none has (a translated one)."""
     for name, addresses in psutil.net_if_addrs().items():
         if any(item.address == address for item in addresses):
-            return name
+            return str(name)
     return None
 
 
@@ -273,7 +290,7 @@ def _read_token(path: Path) -> str:
         time.sleep(0.2)
 
 
-def check_facts(name: str, facts: NodeFacts, *, token: str, folder: Path) -> None:
+def check_facts(name: str, facts: NodeFacts, *, token: str, folder: Path | None) -> None:
     """Compare node `name` with this process; `token` as the driver wrote it into `folder`.
 
     Raises:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from herl_megatron.config.schema import Config
+from herl_megatron.config.schema import MegatronConfig, RolloutConfig
 
 DeviceKind = Literal["cpu", "cuda"]
 _NETWORK = ("NCCL_", "GLOO_", "TORCH_NCCL_", "FI_", "UCX_")
@@ -45,33 +45,50 @@ class Placement:
     trainer: tuple[Slot, ...]
     engines: tuple[Slot, ...]
 
+    @property
+    def gpus_per_node(self) -> int:
+        """How many GPUs it takes of the node of which it takes most; 0 on the CPU."""
+        used: dict[str, set[str]] = {}
+        for slot in (*self.trainer, *self.engines):
+            used.setdefault(slot.node_id, set()).update(slot.gpus)
+        return max(map(len, used.values()), default=0)
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a run asks of its nodes: trainer ranks in groups of `tensor_parallel`, and engines of
+    `engine_gpus` GPUs each (`rollout.tensor_parallel`)."""
+
+    ranks: int
+    tensor_parallel: int
+    engines: int
+    engine_gpus: int
+
+
+def demand(megatron: MegatronConfig | None, rollout: RolloutConfig | None) -> Demand:
+    """No `megatron`, no trainer ranks (`herl eval`); no `rollout`, no engines (`herl sft`)."""
+    return Demand(
+        ranks=megatron.world_size if megatron else 0,
+        tensor_parallel=megatron.tensor_parallel if megatron else 1,
+        engines=rollout.replicas if rollout else 0,
+        engine_gpus=rollout.tensor_parallel if rollout else 1,
+    )
+
 
 def in_order(nodes: Sequence[Node], *, driver: str) -> list[Node]:
     """Nodes in the order in which they are filled: the one with id `driver`, then by address."""
     return sorted(nodes, key=lambda node: (node.id != driver, _address_key(node.ip), node.id))
 
 
-def place(
-    config: Config,
-    nodes: Sequence[Node],
-    *,
-    device: DeviceKind,
-    trains: bool = True,
-    samples: bool = True,
-) -> Placement:
+def place(wanted: Demand, nodes: Sequence[Node], *, device: DeviceKind) -> Placement:
     """Slots on `nodes`, which are filled in the order given (`in_order`).
 
-    trains, samples: whether there are trainer ranks (not in `herl eval`) and engines (not in `herl
-        sft`). With both, engines are only where trainer ranks are, which bring them the weights.
+    With trainer ranks, engines are only where those are, which bring them the weights.
 
     Raises:
         ValueError: the layout does not fit the nodes; says what is missing and what to change.
     """
-    ranks = config.megatron.world_size if trains else 0
-    engines = config.rollout.replicas if samples else 0
-    if device == "cpu":
-        return _spread(config, nodes, ranks=ranks, engines=engines)
-    return _fill(config, nodes, ranks=ranks, engines=engines)
+    return _spread(wanted, nodes) if device == "cpu" else _fill(wanted, nodes)
 
 
 def bucket_writers(
@@ -161,27 +178,27 @@ def network_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environ.items() if name.startswith(_NETWORK)}
 
 
-def _spread(config: Config, nodes: Sequence[Node], *, ranks: int, engines: int) -> Placement:
+def _spread(wanted: Demand, nodes: Sequence[Node]) -> Placement:
     """On the CPU: whole TP groups, then engines, in even blocks over the nodes."""
     if not nodes:
         raise ValueError("the Ray cluster has no node; start one with `ray start --head`")
-    tp = config.megatron.tensor_parallel
-    homes = [node for node, groups in _blocks(nodes, ranks // tp) for _ in range(groups)]
+    tp = wanted.tensor_parallel
+    homes = [node for node, groups in _blocks(nodes, wanted.ranks // tp) for _ in range(groups)]
     trainer = tuple(_slot(node) for node in homes for _ in range(tp))
     # In the nodes' order; without a trainer, engines may be anywhere.
     sampling = list(dict.fromkeys(homes)) or list(nodes)
     return Placement(
         trainer=trainer,
         engines=tuple(
-            _slot(node) for node, count in _blocks(sampling, engines) for _ in range(count)
+            _slot(node) for node, count in _blocks(sampling, wanted.engines) for _ in range(count)
         ),
     )
 
 
-def _fill(config: Config, nodes: Sequence[Node], *, ranks: int, engines: int) -> Placement:
+def _fill(wanted: Demand, nodes: Sequence[Node]) -> Placement:
     """On GPUs: one rank per GPU, node after node; engines in even blocks over the same nodes."""
     usable = [node for node in nodes if node.gpus]
-    engine_gpus = config.rollout.tensor_parallel
+    ranks, engines, engine_gpus = wanted.ranks, wanted.engines, wanted.engine_gpus
     needed = max(ranks, engines * engine_gpus)
     total = sum(len(node.gpus) for node in usable)
     if total < max(needed, 1):
@@ -191,7 +208,7 @@ def _fill(config: Config, nodes: Sequence[Node], *, ranks: int, engines: int) ->
             " or start Ray on more nodes"
         )
     fitting = [node for node in usable if len(node.gpus) >= needed][:1]
-    _check_nodes(config, fitting or usable, ranks=ranks, engines=engines)
+    _check_nodes(wanted, fitting or usable)
     per_node = len((fitting or usable)[0].gpus)
     room = per_node // engine_gpus if engines else 1  # engines to a node
     of_trainer, of_engines = -(-ranks // per_node), -(-engines // room)
@@ -211,7 +228,7 @@ def _fill(config: Config, nodes: Sequence[Node], *, ranks: int, engines: int) ->
     return Placement(trainer=tuple(trainer), engines=tuple(placed))
 
 
-def _check_nodes(config: Config, nodes: Sequence[Node], *, ranks: int, engines: int) -> None:
+def _check_nodes(wanted: Demand, nodes: Sequence[Node]) -> None:
     """Refuse nodes that the layout cannot be cut into."""
     if len({len(node.gpus) for node in nodes}) > 1:
         raise ValueError(
@@ -219,13 +236,13 @@ def _check_nodes(config: Config, nodes: Sequence[Node], *, ranks: int, engines: 
             f" {_counts(nodes)}: leave the odd ones out of the Ray cluster"
         )
     per_node = len(nodes[0].gpus)
-    tp, engine_gpus = config.megatron.tensor_parallel, config.rollout.tensor_parallel
-    if engines and engine_gpus > per_node:
+    tp, engine_gpus = wanted.tensor_parallel, wanted.engine_gpus
+    if wanted.engines and engine_gpus > per_node:
         raise ValueError(
             f"rollout.tensor_parallel is {engine_gpus}, but a node has {per_node} GPUs and an"
             " engine never spans nodes; lower it, and raise rollout.replicas for more engines"
         )
-    if ranks > per_node and per_node % tp:
+    if wanted.ranks > per_node and per_node % tp:
         raise ValueError(
             f"megatron.tensor_parallel {tp} does not divide the {per_node} GPUs of a node, so that"
             " a TP group would span two nodes; choose a divisor, and use pipeline_parallel where a"

@@ -16,8 +16,15 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from herl_megatron.cluster.health import WorkerError
-from herl_megatron.cluster.placement import DeviceKind, Node, Placement, in_order, place
-from herl_megatron.config.schema import ClusterConfig, Config
+from herl_megatron.cluster.placement import (
+    Demand,
+    DeviceKind,
+    Node,
+    Placement,
+    in_order,
+    place,
+)
+from herl_megatron.config.schema import ClusterConfig
 from herl_megatron.device import choose_kind, has_cuda
 
 _TIMEOUT_S = 60.0
@@ -58,17 +65,17 @@ def run_device(config: ClusterConfig) -> DeviceKind:
     return config.device
 
 
-def reserve(
-    config: Config, *, device: DeviceKind, trains: bool = True, samples: bool = True
-) -> Reservation:
+def reserve(wanted: Demand, *, device: DeviceKind, start_timeout_s: float) -> Reservation:
     """Place a run on the Ray cluster that was joined or started, and hold its GPUs.
+
+    start_timeout_s: `cluster.start_timeout_s`, for a process on each node.
 
     Raises:
         ValueError: see `place`; also GPUs that another run has, with what is free where.
         WorkerError: a node starts no process.
     """
     nodes = ray_nodes()
-    planned = place(config, nodes, device=device, trains=trains, samples=samples)
+    planned = place(wanted, nodes, device=device)
     if device == "cpu":
         return Reservation(planned, None, [])
     bundles = [{"GPU": float(count)} for count in _gpus_to_hold(planned, nodes)]
@@ -83,9 +90,9 @@ def reserve(
             ).remote()
             for index, bundle in enumerate(bundles)
         ]
-        facts = _ask(holders, timeout_s=config.cluster.start_timeout_s)
+        facts = _ask(holders, timeout_s=start_timeout_s)
         held = in_order(facts, driver=ray.get_runtime_context().get_node_id())
-        placement = place(config, held, device=device, trains=trains, samples=samples)
+        placement = place(wanted, held, device=device)
     except BaseException:
         remove_placement_group(group)
         raise

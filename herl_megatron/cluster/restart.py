@@ -17,7 +17,13 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from herl_megatron.cluster.health import WorkerError
-from herl_megatron.rollout.engine import Bucket, EngineLost, RolloutEngine, aborted
+from herl_megatron.rollout.engine import (
+    Bucket,
+    EngineLost,
+    EngineUsage,
+    RolloutEngine,
+    aborted,
+)
 from herl_megatron.types import Completion, GenerateRequest
 
 logger = logging.getLogger(__name__)
@@ -142,6 +148,13 @@ class RestartingEngine:
     async def wake(self) -> None:
         """See `RolloutEngine.wake`. Raises `WorkerError` past the limit of restarts."""
         await self._lasting(lambda process: process.wake())
+
+    async def usage(self) -> EngineUsage:
+        """See `RolloutEngine.usage`; nothing of one that is lost, which its next call finds out."""
+        try:
+            return await self._process.usage()
+        except EngineLost:
+            return EngineUsage()
 
     async def shutdown(self) -> None:
         """Stop the engine and end its process; a restart under way is given up."""

@@ -1,4 +1,4 @@
-"""Start or join Ray, and leave nothing behind."""
+"""Start or join Ray, watch over it, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -6,22 +6,32 @@ import asyncio
 import logging
 import os
 import shlex
+import shutil
 import signal
-import socket
 import sys
+import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import ray
+from ray._private import ray_constants
 
-from herl_megatron.cluster.orphans import orphan_guard
+from herl_megatron.cluster.address import silence_of
+from herl_megatron.cluster.health import WorkerError
+from herl_megatron.cluster.orphans import kill_marked, orphan_guard
+from herl_megatron.cluster.ray_watch import RayWatch, parts_of_ray
 from herl_megatron.config.schema import ClusterConfig
+from herl_megatron.observability.phases import phases
+
+logger = logging.getLogger(__name__)
 
 _MIN_OBJECT_STORE_BYTES = 80 << 20  # Ray refuses less than about 75 MiB
 _MAX_OBJECT_STORE_BYTES = 1 << 30
-_PROBE_TIMEOUT_S = 5.0
+_LONGEST_TMPDIR = 25  # characters; the name of a socket in it may have 107, of which Ray takes 82
 _SHM = Path("/dev/shm")
+_TOO_SLOW = "timed out during startup"
 
 
 def object_store_bytes(free_shm_bytes: int) -> int:
@@ -33,45 +43,70 @@ def object_store_bytes(free_shm_bytes: int) -> int:
 
 
 def check_address(config: ClusterConfig) -> None:
-    """Refuse a `cluster.address` where nothing listens; Ray itself would try for minutes.
+    """Refuse a `cluster.address` where no Ray answers: Ray would try for minutes or for ever.
 
     Raises:
         ValueError: with the address and what to do.
     """
-    address = config.address.removeprefix("ray://")
-    if address in ("", "auto"):
+    # Where "auto" leads, if that is said: Ray reads the same variable.
+    address = os.environ.get("RAY_ADDRESS", "") if config.address == "auto" else config.address
+    if address in ("", "auto", "local"):
         return
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_TIMEOUT_S):
-            pass
-    except (OSError, ValueError) as error:
+    if problem := silence_of(address):
         raise ValueError(
-            f"cluster.address is {config.address!r}, but nothing answers there ({error}); give"
-            " HOST:PORT of a running cluster (`ray start --head` prints it), or leave it empty to"
-            " start Ray on this machine"
-        ) from error
+            f"cluster.address is {address!r}, but {problem}; give HOST:PORT of a running cluster"
+            " (`ray start --head` prints it), or leave it empty to start Ray on this machine"
+        )
 
 
 @contextmanager
-def ray_session(config: ClusterConfig) -> Iterator[None]:
+def ray_session(config: ClusterConfig, *, run: Path | None = None) -> Iterator[RayWatch]:
     """Join `cluster.address`, or start a Ray on this machine that ends with the block.
 
-    Actors ask for no logical CPUs, so a laptop with two cores can hold a whole run; what they
+    One that is started listens on the loopback interface alone, and its session folder goes with
+    it. Actors ask for no logical CPUs, so a laptop with two cores can hold a whole run; what they
     really use is set by `cluster.threads_per_rank`.
+
+    run: the run's folder, for what is said where this process is killed.
+
+    Raises:
+        RayLost: a process of Ray's own died; the block was cancelled.
+        WorkerError: Ray did not start.
     """
     # Ray hides accelerators from actors that ask for none and warns about a future change of it.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Workers that Ray starts before anybody asks would wait idle: every actor has its own settings.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+    # Ray gives its workers, and the agents that it waits for at its start, the last rest of a busy
+    # machine: beside two other processes an engine started ten times as slowly.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     with ExitStack() as stack:
-        stack.enter_context(orphan_guard())  # a joined Ray's processes end without it, files do not
-        if config.address:
-            _join(config.address)
-        else:
-            _start()
+        folder = None if config.address else stack.enter_context(_session_folder())
+        # A joined Ray's processes end without the guard, files do not.
+        guard = stack.enter_context(orphan_guard(folder, run=run))
+        what = f"joining Ray at {config.address}" if config.address else "starting Ray"
+        with phases(what, announce=True):
+            if config.address:
+                _join(config.address)
+            else:
+                with _nothing_left(guard):
+                    _start_patiently(folder, guard)
+        rest = stack.enter_context(ExitStack())
+        if not config.address:
+            # Its agents outlive it by seconds, and would write into the folder that is removed.
+            rest.callback(kill_marked, guard, of=("ray::", str(Path(ray.__file__).parent)))
         stack.callback(ray.shutdown)
         _cancel_on_sigterm()
-        yield
+        watch = RayWatch(parts_of_ray(), own=not config.address)
+        stack.callback(watch.stop)
+        try:
+            yield watch
+        except (asyncio.CancelledError, RuntimeError, TimeoutError) as error:
+            if watch.lost and not config.address:
+                rest.callback(kill_marked, guard)  # Ray can no longer end its workers
+            watch.raise_instead_of(error)
+            raise
 
 
 def _join(address: str) -> None:
@@ -90,16 +125,74 @@ def _join(address: str) -> None:
         ) from error
 
 
-def _start() -> None:
+def _start_patiently(folder: Path | None, mark: str) -> None:
+    """Ray gives its own processes 30 s, whatever the machine has to do; the second time what they
+    read lies in memory."""
+    try:
+        _start(folder)
+    except Exception as error:  # Ray raises nothing narrower
+        if _TOO_SLOW not in str(error):
+            raise
+        logger.warning("Ray was not up within its 30 s; it is started once more")
+        kill_marked(mark)
+        ray.shutdown()
+        _start(folder)
+
+
+def _start(folder: Path | None) -> None:
     stat = os.statvfs(_SHM) if _SHM.exists() else None
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=object_store_bytes(stat.f_bavail * stat.f_frsize if stat else 0),
-        runtime_env=_quoted_python(),
+    # On Linux Ray takes the address of the way out, and nothing but this keeps it from that.
+    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=object_store_bytes(stat.f_bavail * stat.f_frsize if stat else 0),
+            runtime_env=_quoted_python(),
+            _temp_dir=None if folder is None else str(folder),
+        )
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def _nothing_left(mark: str) -> Iterator[None]:
+    """A start that fails or is interrupted in the middle leaves no part of Ray."""
+    try:
+        yield
+    except BaseException as error:
+        kill_marked(mark)
+        if not isinstance(error, Exception):
+            raise
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise WorkerError(
+            f"Ray did not start on this machine: {said} `herl doctor` looks at memory and limits;"
+            " a machine with too much to do is too slow for it"
+        ) from error
+
+
+@contextmanager
+def _session_folder() -> Iterator[Path | None]:
+    """Where Ray keeps sockets, logs and what it spills; gone after the block. None where the user
+    names a place (`RAY_TMPDIR`), which keeps it."""
+    if os.environ.get("RAY_TMPDIR"):
+        yield None
+        return
+    parent = tempfile.gettempdir()
+    folder = Path(
+        tempfile.mkdtemp(
+            prefix="herl-ray-", dir=parent if len(parent) <= _LONGEST_TMPDIR else "/tmp"
+        )
     )
+    try:
+        yield folder
+    finally:
+        # Once more where a second Ctrl-C broke it off: else it is made up for as the interpreter
+        # ends, which makes the folder anew.
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _quoted_python() -> dict[str, str]:
@@ -110,8 +203,11 @@ def _quoted_python() -> dict[str, str]:
 def _cancel_on_sigterm() -> None:
     """Let SIGTERM (a scheduler's notice) cancel the running task, so that workers end in order.
 
-    Installed after `ray.init`, whose own handler would print a stack trace and abort.
+    Installed after `ray.init`, whose own handler would print a stack trace and abort. In another
+    thread than the main one nobody hears signals; `blocking.run_blocking` cares for it there.
     """
+    if threading.current_thread() is not threading.main_thread():
+        return
     task = asyncio.current_task()
     assert task is not None, "a Ray session is opened inside a task"
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)

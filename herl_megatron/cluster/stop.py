@@ -9,14 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 logger = logging.getLogger(__name__)
-
-
-class SavedForResume(RuntimeError):
-    """The run was asked to stop; all that it did is in a checkpoint."""
 
 
 class StopRequest:
@@ -33,8 +30,12 @@ class StopRequest:
 
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """A request that SIGUSR1 makes; outside of the block the signal ends the process."""
+    """A request that SIGUSR1 makes; outside of the block, and where this is not the main thread,
+    the signal ends the process."""
     request, loop = StopRequest(), asyncio.get_running_loop()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
     loop.add_signal_handler(signal.SIGUSR1, request.make)
     try:
         yield request

@@ -7,14 +7,16 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 
 from herl_megatron.algos.metrics import combine
-from herl_megatron.batching.schedule import Shard, gather_rows, make_shards
+from herl_megatron.batching.schedule import Row, Shard, gather_rows, make_shards
 from herl_megatron.cluster.health import WorkerError, kill, wait_for, wait_for_all
 from herl_megatron.cluster.placement import (
     DeviceKind,
@@ -28,12 +30,16 @@ from herl_megatron.cluster.placement import (
     trainer_environment,
 )
 from herl_megatron.cluster.workers import RankInfo, TrainerRank
-from herl_megatron.config.paths import on_any_node
-from herl_megatron.config.schema import Config, RolloutConfig
+from herl_megatron.config.schema import RolloutConfig
+from herl_megatron.config.trainer_sections import TrainerSections
 from herl_megatron.device import Transport
+from herl_megatron.megatron.soundness import merge_reports
+from herl_megatron.observability.ends import LostPolicyError
 from herl_megatron.observability.manifest import FileFacts
+from herl_megatron.observability.peaks import merge_peaks
+from herl_megatron.observability.phases import counted, phases
 from herl_megatron.rollout.engine import Bucket
-from herl_megatron.types import FloatArray, TrainBatch, TrainRow
+from herl_megatron.types import CoefficientRow, FloatArray, TokenRow, TrainBatch, TrainRow
 
 _SAVE_POLL_S = 0.1
 _NO_VERSION = -1  # while a checkpoint is read, and for good where that failed
@@ -41,14 +47,18 @@ RowValues = list[FloatArray | None]
 Writers = tuple[tuple[int, ...], ...]
 
 
+class UnsoundWeights(LostPolicyError, WorkerError):
+    """The trainer's weights are no model's (`megatron.soundness`)."""
+
+
 class TrainerGroup:
     """All trainer ranks of a run. Build with `start_trainer`; end with `stop`."""
 
     def __init__(
-        self, config: Config, actors: Sequence[Any], slots: Sequence[Slot] | None = None
+        self, sections: TrainerSections, actors: Sequence[Any], slots: Sequence[Slot] | None = None
     ) -> None:
         """`slots` of the actors, where there are several nodes to tell apart."""
-        self._config = config
+        self._sections = sections
         self._actors = list(actors)
         self._names = [f"trainer rank {rank}" for rank in range(len(actors))]
         nodes = {slot.node_id for slot in slots or ()}
@@ -67,7 +77,7 @@ class TrainerGroup:
 
     async def setup(self, *, optimizer_steps: int) -> None:
         """Form the process group, build the model on every rank and fetch the bucket plan."""
-        limit_s = self._config.cluster.start_timeout_s
+        limit_s = self._sections.cluster.start_timeout_s
         address = await wait_for(
             self._actors[0].address.remote(),
             who=self._names[0],
@@ -76,7 +86,7 @@ class TrainerGroup:
         )
         refs = [
             actor.join.remote(
-                self._config, rank=rank, address=address, several_nodes=self._several_nodes
+                self._sections, rank=rank, address=address, several_nodes=self._several_nodes
             )
             for rank, actor in enumerate(self._actors)
         ]
@@ -91,11 +101,31 @@ class TrainerGroup:
                 " GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
             ) from error
         refs = [
-            actor.setup.remote(self._config, rank=rank, optimizer_steps=optimizer_steps)
+            actor.setup.remote(self._sections, rank=rank, optimizer_steps=optimizer_steps)
             for rank, actor in enumerate(self._actors)
         ]
         self._infos = await self._all(refs, "build the model", timeout_s=limit_s)
         self._plan = await self._one(0, self._actors[0].bucket_plan.remote(), "plan buckets")
+        model = self._sections.model
+        await self.require_sound(f"the weights in {model.megatron_path or model.path}")
+
+    @property
+    def device(self) -> str:
+        """Torch's name of the first rank's GPU; all are taken to be alike. Empty on the CPU."""
+        return self._infos[0].device
+
+    async def require_sound(self, what: str) -> None:
+        """Look at every weight of every rank; `what` they are, for the message.
+
+        Raises:
+            UnsoundWeights: one is NaN, infinite or of a size that no model has; names the first.
+        """
+        refs = [actor.weight_report.remote() for actor in self._actors]
+        reports = await self._all(
+            refs, "look at its weights", timeout_s=self._sections.megatron.timeout_s
+        )
+        if problem := merge_reports(reports).problem:
+            raise UnsoundWeights(f"{what}: {problem}")
 
     async def connect_writers(
         self, writers_of: Callable[[Sequence[int]], Writers], *, transport: Transport
@@ -111,7 +141,7 @@ class TrainerGroup:
             actor.connect_writers.remote(self._writers, transport=transport)
             for actor in self._actors
         ]
-        timeout_s = self._config.megatron.timeout_s
+        timeout_s = self._sections.megatron.timeout_s
         await self._all(refs, "connect the nodes for weights", timeout_s=timeout_s)
 
     async def train_step(self, batch: TrainBatch, *, step: int) -> dict[str, float]:
@@ -139,42 +169,50 @@ class TrainerGroup:
             yield self._version
 
     async def _train_step(self, batch: TrainBatch, *, step: int) -> dict[str, float]:
-        rows = batch.rows
+        rows, policy = batch.rows, self._sections.policy
+        assert policy is not None, "a trainer that only fits rows takes no step of the policy"
         old = await self._log_probs("compute_log_probs", rows, len(batch.optimizer_steps) > 1)
-        ref = await self._log_probs(
-            "compute_ref_log_probs", rows, self._config.algorithm.kl_coef > 0
-        )
+        ref = await self._log_probs("compute_ref_log_probs", rows, policy.algorithm.kl_coef > 0)
+        for whose, values in (("trainer", old), ("reference model", ref)):
+            _require_finite(values, rows, whose=whose, step=step)
         metrics, start = [], 0
-        first = step * self._config.train.optimizer_steps_per_step
+        first = step * policy.train.optimizer_steps_per_step
+        known = [
+            replace(row, old_log_probs=old_values, ref_log_probs=ref_values)
+            for row, old_values, ref_values in zip(rows, old, ref, strict=True)
+        ]
         for schedule_step, step_rows in enumerate(batch.optimizer_steps, first):
-            window = slice(start, start + len(step_rows))
+            window = known[start : start + len(step_rows)]
             start += len(step_rows)
-            if any(row.weight > 0 for row in step_rows):
-                shards = self._shards(step_rows, old=old[window], ref=ref[window])
-                metrics.append(await self._step("train_step", shards, schedule_step))
-        return step_metrics(metrics, self._config.rollout)
+            if any(row.in_loss for row in window):
+                metrics.append(await self._step("train_step", self._shards(window), schedule_step))
+        return step_metrics(metrics, policy.rollout)
 
-    async def sft_step(self, rows: Sequence[TrainRow]) -> dict[str, float]:
+    async def sft_step(self, rows: Sequence[TokenRow]) -> dict[str, float]:
         """One optimizer step of supervised fine-tuning on these rows."""
-        none: RowValues = [None] * len(rows)
-        return combine([await self._step("sft_step", self._shards(rows, old=none, ref=none))])
+        return combine([await self._step("sft_step", self._shards(rows))])
 
-    async def coefficient_step(self, rows: Sequence[TrainRow]) -> dict[str, float]:
-        """One optimizer step on minus the sum of `advantage` times response log-prob."""
-        none: RowValues = [None] * len(rows)
-        shards = self._shards(rows, old=none, ref=none)
-        return combine([await self._step("coefficient_step", shards)])
+    async def coefficient_step(self, rows: Sequence[CoefficientRow]) -> dict[str, float]:
+        """One optimizer step on minus the sum of `coefficient` times response log-prob."""
+        return combine([await self._step("coefficient_step", self._shards(rows))])
 
-    async def log_probs(self, rows: Sequence[TrainRow]) -> list[FloatArray]:
+    async def log_probs(self, rows: Sequence[TokenRow]) -> list[FloatArray]:
         """Response log-probs of these rows under the current weights, `[response]` each, of the
         plain distribution: temperature 1, whatever `rollout.temperature` is."""
         values = await self._log_probs("compute_log_probs", rows, True, 1.0)
         return [value for value in values if value is not None]
 
+    async def memory_bytes(self) -> tuple[int, dict[str, tuple[int, int]]]:
+        """The largest rank's resident memory, and by phase the most that a rank held on host and
+        GPU since the last call."""
+        refs = [actor.memory_bytes.remote() for actor in self._actors]
+        found = await self._all(refs, "memory", timeout_s=self._sections.megatron.timeout_s)
+        return max(resident for resident, _ in found), merge_peaks([peaks for _, peaks in found])
+
     async def release_memory(self) -> None:
         """Have every rank give back device memory that its allocator keeps without use."""
         refs = [actor.release_memory.remote() for actor in self._actors]
-        await self._all(refs, "release memory", timeout_s=self._config.megatron.timeout_s)
+        await self._all(refs, "release memory", timeout_s=self._sections.megatron.timeout_s)
 
     async def save_checkpoint(self, folder: Path) -> dict[str, FileFacts]:
         """Have every rank write its part of the training state into `folder`, which exists.
@@ -185,7 +223,7 @@ class TrainerGroup:
         Raises:
             WorkerError: a rank could not write, died, or took longer than `checkpoint.timeout_s`.
         """
-        timeout_s = self._config.checkpoint.timeout_s
+        timeout_s = self._sections.checkpoint.timeout_s
         async with self._saving:
             refs = [actor.begin_save.remote(str(folder)) for actor in self._actors]
             await self._all(refs, "copy a checkpoint", timeout_s=timeout_s)
@@ -196,7 +234,7 @@ class TrainerGroup:
             # the answer may have to wait for its end.
             refs = [self._actors[rank].save_is_written.remote() for rank in waiting]
             names = [self._names[rank] for rank in waiting]
-            patience_s = timeout_s + self._config.megatron.timeout_s
+            patience_s = timeout_s + self._sections.megatron.timeout_s
             written = await wait_for_all(
                 refs, who=names, doing="write a checkpoint", timeout_s=patience_s
             )
@@ -220,7 +258,8 @@ class TrainerGroup:
         """
         self._version = _NO_VERSION
         refs = [actor.load_checkpoint.remote(str(folder.resolve())) for actor in self._actors]
-        await self._all(refs, "load a checkpoint", timeout_s=self._config.checkpoint.timeout_s)
+        await self._all(refs, "load a checkpoint", timeout_s=self._sections.checkpoint.timeout_s)
+        await self.require_sound(f"the weights in {folder}")
         self._version = version
 
     def bucket_plan(self) -> tuple[Any, ...]:
@@ -238,18 +277,21 @@ class TrainerGroup:
             refs,
             who=[self._names[rank] for rank in owners],
             doing=f"write weight bucket {index}",
-            timeout_s=self._config.weight_sync.timeout_s,
+            timeout_s=self._sections.weight_sync.timeout_s,
         )
-        return next(bucket for bucket in written if bucket is not None)
+        bucket: Bucket = next(bucket for bucket in written if bucket is not None)
+        return bucket
 
     async def export(self, folder: Path) -> None:
         """Write the policy as a Hugging Face folder, each pipeline stage its own shards.
 
         Raises:
             WorkerError: a rank failed, or the weights are no policy's.
+            UnsoundWeights: the weights are no model's; nothing is written.
         """
         if self._version == _NO_VERSION:
             raise WorkerError("a checkpoint was not read whole, so the weights are no policy's")
+        await self.require_sound("the policy is not exported")
         from herl_megatron.weight_sync.hf_folder import finish_export, start_export
 
         folder = folder.resolve()  # the ranks' working directory may be another
@@ -260,40 +302,41 @@ class TrainerGroup:
             refs,
             who=[self._names[rank] for rank in owners],
             doing="export the policy",
-            timeout_s=self._config.megatron.timeout_s,
+            timeout_s=self._sections.megatron.timeout_s,
         )
         finish_export(
             staging,
             folder,
             stages=[item for item in written if item is not None],
-            source=Path(self._config.model.path),
+            source=Path(self._sections.model.path),
         )
 
     def stop(self) -> None:
         """End every rank's process."""
         kill(self._actors)
 
-    def _shards(
-        self, rows: Sequence[TrainRow], *, old: Sequence[Any], ref: Sequence[Any]
-    ) -> list[Shard]:
-        return make_shards(
-            rows, megatron=self._config.megatron, old_log_probs=old, ref_log_probs=ref
-        )
+    def _shards(self, rows: Sequence[Row]) -> list[Shard[Row]]:
+        return make_shards(rows, megatron=self._sections.megatron)
 
     async def _log_probs(
-        self, method: str, rows: Sequence[TrainRow], wanted: bool, *temperature: float
+        self, method: str, rows: Sequence[TokenRow], wanted: bool, *temperature: float
     ) -> RowValues:
         none: RowValues = [None] * len(rows)
         if not wanted or not rows:
             return none
-        shards = self._shards(rows, old=none, ref=none)
+        shards = self._shards(rows)
         per_dp = await self._call(method, shards, *temperature)
         return list(gather_rows(shards, per_dp))
 
-    async def _step(self, method: str, shards: Sequence[Shard], *more: int) -> dict[str, float]:
-        return (await self._call(method, shards, *more))[0]
+    async def _step(
+        self, method: str, shards: Sequence[Shard[TokenRow]], *more: int
+    ) -> dict[str, float]:
+        metrics: dict[str, float] = (await self._call(method, shards, *more))[0]
+        return metrics
 
-    async def _call(self, method: str, shards: Sequence[Shard], *more: float) -> list[Any]:
+    async def _call(
+        self, method: str, shards: Sequence[Shard[TokenRow]], *more: float
+    ) -> list[Any]:
         """Run `method` on every rank with its DP rank's shard and `more`; results of the reporters
         by DP rank."""
         stored = [ray.put(shard) for shard in shards]  # once per DP rank, not once per rank
@@ -302,7 +345,7 @@ class TrainerGroup:
                 getattr(actor, method).remote(stored[info.dp_rank], *more)
                 for actor, info in zip(self._actors, self._infos, strict=True)
             ]
-            results = await self._all(refs, method, timeout_s=self._config.megatron.timeout_s)
+            results = await self._all(refs, method, timeout_s=self._sections.megatron.timeout_s)
         by_dp = {
             info.dp_rank: result
             for info, result in zip(self._infos, results, strict=True)
@@ -314,8 +357,26 @@ class TrainerGroup:
         return await wait_for_all(refs, who=self._names, doing=doing, timeout_s=timeout_s)
 
     async def _one(self, rank: int, ref: Any, doing: str) -> Any:
-        timeout_s = self._config.megatron.timeout_s
+        timeout_s = self._sections.megatron.timeout_s
         return await wait_for(ref, who=self._names[rank], doing=doing, timeout_s=timeout_s)
+
+
+def _require_finite(values: RowValues, rows: Sequence[TrainRow], *, whose: str, step: int) -> None:
+    """WorkerError where a log-prob of a sampled token is not finite; None stands for no values."""
+    bad = [
+        row.prompt_id
+        for value, row in zip(values, rows, strict=True)
+        if value is not None and not np.isfinite(value).all()
+    ]
+    if bad:
+        raise WorkerError(
+            f"step {step}: the {whose}'s log-probs of sampled tokens are not finite in {len(bad)}"
+            f" of {len(rows)} rows, prompts {', '.join(dict.fromkeys(bad))}; the step was not begun"
+            " and changed no weight. Likely causes: weights that grew without bound (look at"
+            " train/largest_weight and train/grad_norm; lower optimizer.lr), or"
+            " rollout.temperature too close to 0",
+            policy_lost=whose == "trainer",  # the reference model's are not the policy's
+        )
 
 
 def step_metrics(
@@ -334,7 +395,7 @@ def step_metrics(
 
 
 async def start_trainer(
-    config: Config,
+    sections: TrainerSections,
     *,
     slots: Sequence[Slot],
     device: DeviceKind,
@@ -343,7 +404,7 @@ async def start_trainer(
     machines: Mapping[str, str] | None = None,
     transport: Transport = "shared_memory",
 ) -> TrainerGroup:
-    """Start one rank per slot and build the model.
+    """Start one rank per slot and build the model; `sections` with paths that hold on any node.
 
     engines: where the weights go; machines: see `Nodes.machines`, none on one node; transport: how.
 
@@ -351,13 +412,13 @@ async def start_trainer(
         WorkerError: a rank did not start; the others are ended first.
         ValueError: the model or the layout is not supported.
     """
-    env = trainer_environment(config.cluster.threads_per_rank, device=device)
+    env = trainer_environment(sections.cluster.threads_per_rank, device=device)
     env |= network_environment(os.environ)
     remote = ray.remote(TrainerRank)
     actors = [
         remote.options(**actor_options(slot, device=device, env=env)).remote() for slot in slots
     ]
-    group = TrainerGroup(on_any_node(config), actors, slots)
+    group = TrainerGroup(sections, actors, slots)
     homes = machines or {}
     writers_of = partial(
         bucket_writers,
@@ -368,9 +429,11 @@ async def start_trainer(
         beside = ranks_beside_engines(Placement(tuple(slots), tuple(engines)))
         assert beside is not None, "cuda_ipc was chosen for engines on GPUs without a rank"
         writers_of = partial(device_bucket_writers, beside=beside)
+    ranks = counted("starting", len(slots), "trainer rank")
     try:
-        await group.setup(optimizer_steps=optimizer_steps)
-        await group.connect_writers(writers_of, transport=transport)
+        with phases(f"{ranks}, reading the weights", announce=True):
+            await group.setup(optimizer_steps=optimizer_steps)
+            await group.connect_writers(writers_of, transport=transport)
     except (WorkerError, ValueError, asyncio.CancelledError):
         group.stop()
         raise

@@ -8,13 +8,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import psutil
 import ray
 
+from herl_megatron.algos.objective import PolicyObjective
 from herl_megatron.batching.schedule import Shard
-from herl_megatron.config.schema import Config
-from herl_megatron.device import Transport
-from herl_megatron.rollout.engine import Bucket, EngineConfig
-from herl_megatron.types import Completion, FloatArray, GenerateRequest
+from herl_megatron.config.trainer_sections import TrainerSections
+from herl_megatron.device import Transport, device_name, take_peak_memory
+from herl_megatron.megatron.soundness import WeightReport
+from herl_megatron.observability.peaks import Peaks
+from herl_megatron.rollout.engine import Bucket, EngineConfig, EngineUsage
+from herl_megatron.types import (
+    CoefficientRow,
+    Completion,
+    FloatArray,
+    GenerateRequest,
+    TokenRow,
+    TrainRow,
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +41,8 @@ class RankInfo:
     """In the first model replica: this rank takes part in gathering its stage's buckets."""
     gathers: bool
     """They are gathered on this rank."""
+    device: str
+    """`device.device_name` of its GPU."""
 
 
 class TrainerRank:
@@ -39,16 +52,28 @@ class TrainerRank:
         """Host and port where the process group meets (asked of rank 0 only).
 
         The store listens from now on, on a port that is free: one that was only looked up could be
-        another process's by the time of `join`, which finds this store again by its port.
+        another process's by the time of `join`, which finds this store again by its port. Left to
+        itself the store would listen on every interface of the machine.
         """
         from torch.distributed import TCPStore
 
+        from herl_megatron.cluster.nodes import listen_at
+
         host = ray.util.get_node_ip_address()
-        self._meeting = TCPStore(host, 0, is_master=True, wait_for_workers=False, multi_tenant=True)
-        return host, self._meeting.port
+        listener = listen_at(host)
+        port = listener.getsockname()[1]
+        self._meeting = TCPStore(
+            host,
+            port,
+            is_master=True,
+            wait_for_workers=False,
+            multi_tenant=True,
+            master_listen_fd=listener.detach(),
+        )
+        return host, port
 
     def join(
-        self, config: Config, *, rank: int, address: tuple[str, int], several_nodes: bool
+        self, sections: TrainerSections, *, rank: int, address: tuple[str, int], several_nodes: bool
     ) -> None:
         """Join the trainer's process group, which meets at rank 0's address."""
         # Imported here: the driver imports this module and must stay free of Megatron.
@@ -56,43 +81,47 @@ class TrainerRank:
         from herl_megatron.device import choose_device
         from herl_megatron.megatron.parallel import init_parallel
 
-        name = interface_of(ray.util.get_node_ip_address()) if several_nodes else None
+        name = interface_of(ray.util.get_node_ip_address())
         if name is not None:
             # Left alone, gloo listens where the host name points, in many /etc/hosts to 127.0.1.1.
             os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+        if name is not None and several_nodes:
             os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")  # else eth1 means eth10 too
         self._groups = init_parallel(
-            config.megatron,
+            sections.megatron,
             rank=rank,
-            world_size=config.megatron.world_size,
+            world_size=sections.megatron.world_size,
             init_method=tcp_url(address),
-            device=choose_device(config.cluster.device),
-            seed=config.run.seed,
+            device=choose_device(sections.cluster.device),
+            seed=sections.seed,
         )
 
-    def setup(self, config: Config, *, rank: int, optimizer_steps: int) -> RankInfo:
+    def setup(self, sections: TrainerSections, *, rank: int, optimizer_steps: int) -> RankInfo:
         """Build the model; `optimizer_steps` in the whole run."""
         from herl_megatron.megatron.actor import MegatronActor
         from herl_megatron.megatron.staging import StagingMemory
         from herl_megatron.weight_sync.source import WeightSource
 
-        self._config = config
+        self._sections = sections
+        self._peaks = Peaks(take_peak_memory)
+        objective = None
+        if (policy := sections.policy) is not None:
+            temperature = policy.rollout.temperature
+            objective = PolicyObjective(policy.algorithm, policy.hindsight, temperature)
         self._actor = MegatronActor(
-            model=config.model,
-            megatron=config.megatron,
-            optimizer=config.optimizer,
-            algorithm=config.algorithm,
-            hindsight=config.hindsight,
-            temperature=config.rollout.temperature,
+            model=sections.model,
+            megatron=sections.megatron,
+            optimizer=sections.optimizer,
+            objective=objective,
             total_optimizer_steps=optimizer_steps,
-            seed=config.run.seed,
+            seed=sections.seed,
             groups=self._groups,
         )
         self._source = WeightSource(
             self._actor.chunks,
             self._actor.hf_config,
-            config.megatron,
-            bucket_bytes=config.weight_sync.bucket_bytes,
+            sections.megatron,
+            bucket_bytes=sections.weight_sync.bucket_bytes,
             groups=self._groups,
         )
         self._staging_memory = StagingMemory()
@@ -105,6 +134,7 @@ class TrainerRank:
             reports=groups.tp.is_first and groups.cp.is_first and groups.pp.is_last,
             sends_weights=self._source.takes_part,
             gathers=groups.dp_cp.is_first and groups.tp.is_first,
+            device=device_name(groups.device),
         )
 
     def connect_writers(self, writers: Sequence[Sequence[int]], *, transport: Transport) -> None:
@@ -113,7 +143,7 @@ class TrainerRank:
         from herl_megatron.weight_sync.transport_ipc import CudaMemory, DeviceBuckets
 
         plan, device = self._source.plan(), self._groups.device.torch
-        timeout_s = self._config.megatron.timeout_s
+        timeout_s = self._sections.megatron.timeout_s
         self._writers: BucketWriters | DeviceBuckets
         if transport == "cuda_ipc":
             memory = CudaMemory(device)
@@ -121,25 +151,32 @@ class TrainerRank:
         else:
             self._writers = BucketWriters(plan, writers, device=device, timeout_s=timeout_s)
 
+    def weight_report(self) -> WeightReport:
+        """See `MegatronActor.weight_report`."""
+        return self._actor.weight_report()
+
     def compute_log_probs(
-        self, shard: Shard, temperature: float | None = None
+        self, shard: Shard[TokenRow], temperature: float | None = None
     ) -> list[FloatArray] | None:
         """See `MegatronActor.compute_log_probs`."""
-        return self._actor.compute_log_probs(shard, temperature=temperature)
+        with self._peaks.phase("log-probs"):
+            return self._actor.compute_log_probs(shard, temperature=temperature)
 
-    def compute_ref_log_probs(self, shard: Shard) -> list[FloatArray] | None:
+    def compute_ref_log_probs(self, shard: Shard[TokenRow]) -> list[FloatArray] | None:
         """See `MegatronActor.compute_ref_log_probs`."""
-        return self._actor.compute_ref_log_probs(shard)
+        with self._peaks.phase("log-probs"):
+            return self._actor.compute_ref_log_probs(shard)
 
-    def train_step(self, shard: Shard, schedule_step: int) -> dict[str, float]:
+    def train_step(self, shard: Shard[TrainRow], schedule_step: int) -> dict[str, float]:
         """See `MegatronActor.train_step`."""
-        return self._actor.train_step(shard, schedule_step=schedule_step)
+        with self._peaks.phase("train step"):
+            return self._actor.train_step(shard, schedule_step=schedule_step)
 
-    def sft_step(self, shard: Shard) -> dict[str, float]:
+    def sft_step(self, shard: Shard[TokenRow]) -> dict[str, float]:
         """See `MegatronActor.sft_step`."""
         return self._actor.sft_step(shard)
 
-    def coefficient_step(self, shard: Shard) -> dict[str, float]:
+    def coefficient_step(self, shard: Shard[CoefficientRow]) -> dict[str, float]:
         """See `MegatronActor.coefficient_step`."""
         return self._actor.coefficient_step(shard)
 
@@ -162,7 +199,7 @@ class TrainerRank:
     def save_is_written(self) -> bool:
         """Whether this rank's part is on disk; raises why it never will be."""
         assert self._write is not None, "no save was begun"
-        return self._write.done()
+        return bool(self._write.done())
 
     def finish_save(self) -> dict[str, Any]:
         """Complete the checkpoint, together with all ranks, once all are written; size and hash
@@ -178,13 +215,19 @@ class TrainerRank:
 
         load_checkpoint(self._actor, folder, groups=self._groups)
 
+    def memory_bytes(self) -> tuple[int, dict[str, tuple[int, int]]]:
+        """Resident memory of this process, and the most that it held on host and GPU since the last
+        call, by phase (`observability.peaks`)."""
+        return psutil.Process().memory_info().rss, self._peaks.take()
+
     def bucket_plan(self) -> tuple[Any, ...]:
         """The weight stream's buckets, the same on every rank."""
         return self._source.plan()
 
     def write_bucket(self, index: int, path: str) -> Bucket | None:
         """Take part in gathering one bucket and in bringing it to where the engines read it."""
-        return self._writers.write(index, self._source.gather(index), path)
+        with self._peaks.phase("weight sync"):
+            return self._writers.write(index, self._source.gather(index), path)
 
     def export_shard(self, folder: str) -> Any:
         """Write this stage's weights as safetensors shards; returns what was written."""
@@ -244,7 +287,11 @@ class EngineWorker:
         """See `RolloutEngine.wake`."""
         await self._engine.wake()
 
-    @ray.method(concurrency_group=HEALTH)
+    async def usage(self) -> EngineUsage:
+        """See `RolloutEngine.usage`."""
+        return await self._engine.usage()
+
+    @ray.method(concurrency_group=HEALTH)  # type: ignore[untyped-decorator]  # Ray is not followed
     async def stalled_s(self) -> float:
         """See `EngineThread.stalled_s`."""
         return self._engine.stalled_s()

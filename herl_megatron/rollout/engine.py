@@ -35,6 +35,8 @@ class EngineConfig:
     `max_tokens`."""
     quantization: str | None = None
     """`fp8`: matrices in FP8 with a scale per output channel, quantised on every load."""
+    fp32_output_layer: bool = False
+    """Logits in float32 whatever `dtype` is."""
     random_weights: bool = False
     """Start with dummy weights; the first weight sync fills them and nothing is sampled before."""
 
@@ -96,6 +98,22 @@ class Bucket:
     num_bytes: int
     tensors: tuple[BucketTensor, ...]
     handles: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EngineUsage:
+    """What an engine's work took at most since it was last asked.
+
+    kv_cache: share of its KV cache, in [0, 1]; running, waiting: requests in the batch and behind
+    it; host_bytes: resident memory of its process, now; device_bytes: of its GPU, 0 on the CPU or
+    where the model is in processes of its own.
+    """
+
+    kv_cache: float = 0.0
+    running: int = 0
+    waiting: int = 0
+    host_bytes: int = 0
+    device_bytes: int = 0
 
 
 def aborted(request_id: str, *, weight_version: int) -> Completion:
@@ -175,6 +193,10 @@ class RolloutEngine(Protocol):
 
     async def wake(self) -> None:
         """Undo `sleep`; an engine that is awake, like one just started, stays as it is."""
+        ...
+
+    async def usage(self) -> EngineUsage:
+        """Peaks since the last call, taken after each of its steps; zeros where it did nothing."""
         ...
 
     async def shutdown(self) -> None:

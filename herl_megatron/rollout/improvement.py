@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from herl_megatron.algos.seeds import request_seed
 from herl_megatron.config.schema import Config
-from herl_megatron.hindsight.compat import effective
+from herl_megatron.hindsight.compat import is_resolved
 from herl_megatron.hindsight.experience import revision_prompt
 from herl_megatron.hindsight.trajectory import (
     Attempt,
@@ -69,6 +69,7 @@ class Improver:
         self._engines = tuple(engines)
         self._scorer = scorer
         self._tokenizer = tokenizer
+        assert is_resolved(config.hindsight), "reference_compat is resolved by prepare"
         self._config = config
         self._on_trajectory = on_trajectory
         self._on_sample = on_sample
@@ -156,7 +157,7 @@ class Improver:
         best = best_attempt(attempts)
         if best is None:
             return await self._first_sample(place, number)
-        score, hindsight = attempts[best].score, effective(self._config.hindsight)
+        score, hindsight = attempts[best].score, self._config.hindsight
         assert isinstance(score, Scored), f"attempt {best} is the best without a score"
         draft = answer_part(attempts[best].text, self._config.scoring.answer_after) or ""
         _, ids = revision_prompt(place.prompt, draft, score, hindsight, self._tokenizer)

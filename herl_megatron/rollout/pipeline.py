@@ -1,4 +1,4 @@
-"""The rollout stream: sample, score, revise, score (design section 5).
+"""The rollout stream: sample, score, revise, score (docs/architecture.md, "The stream").
 
 Every group runs through its phases on its own: as soon as a group is complete it is scored, and its
 revision requests join the engine's running batch behind the first samples that still decode. With
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from herl_megatron.algos.seeds import RequestKind, request_seed, selection_seed
 from herl_megatron.config.schema import HindsightConfig, RolloutConfig
-from herl_megatron.hindsight.compat import effective, revision_sampling
+from herl_megatron.hindsight.compat import is_resolved, revision_sampling
 from herl_megatron.hindsight.experience import build_experiences
 from herl_megatron.hindsight.prompts import revision_messages
 from herl_megatron.hindsight.replay import build_replays
@@ -65,7 +65,7 @@ class RolloutPipeline:
     complete: a group waits for its longest response, and the judge would have to catch up on all
     others then. `stats` describes the last finished run.
 
-    Raises ValueError without an engine, or for conflicting `reference_compat` keys.
+    Raises ValueError without an engine.
     """
 
     def __init__(
@@ -98,7 +98,8 @@ class RolloutPipeline:
         self._hindsight: HindsightConfig | None = None
         self._revision_sampling: SamplingSettings | None = None
         if hindsight is not None and hindsight.enabled:
-            self._hindsight = effective(hindsight, rollout)
+            assert is_resolved(hindsight), "reference_compat is resolved by prepare"
+            self._hindsight = hindsight
             self._revision_sampling = revision_sampling(hindsight, rollout)
         self._scoring_paused_s = scoring_paused_s
         self._start_judging = start_judging

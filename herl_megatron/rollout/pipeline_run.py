@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar
 
 from herl_megatron.hindsight.experience import PromptTokenizer
+from herl_megatron.observability.ends import RunError
 from herl_megatron.rollout.carry import GeneratePhase, Progress, ScorePhase, continuation, join
 from herl_megatron.rollout.engine import RolloutEngine
+from herl_megatron.rollout.liveness import not_finite
 from herl_megatron.rollout.pipeline_stats import WorkClock
 from herl_megatron.types import (
     Completion,
@@ -48,7 +50,7 @@ class Scorer(Protocol):
         ...
 
 
-class PipelineError(RuntimeError):
+class PipelineError(RunError):
     """A call of the pipeline failed or took too long.
 
     `engine_index` is None where no engine took part (scoring). `finished` holds the groups that
@@ -56,9 +58,15 @@ class PipelineError(RuntimeError):
     """
 
     def __init__(
-        self, message: str, *, prompt_id: str, phase: str, engine_index: int | None
+        self,
+        message: str,
+        *,
+        prompt_id: str,
+        phase: str,
+        engine_index: int | None,
+        policy_lost: bool = False,
     ) -> None:
-        super().__init__(message)
+        super().__init__(message, policy_lost=policy_lost)
         self.prompt_id = prompt_id
         self.phase = phase
         self.engine_index = engine_index
@@ -175,6 +183,8 @@ class PipelineRun:
         fault = _fault(completions, ids, may_abort=self._cut)
         if fault:
             raise _error(job, phase, job.engine_index, fault)
+        if lost := not_finite(completions):
+            raise _error(job, phase, job.engine_index, lost, policy_lost=True)
         for request_id in ids:
             del open_ids[request_id]
         return completions
@@ -274,13 +284,16 @@ async def all_or_none(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
         raise
 
 
-def _error(job: Job, phase: str, engine_index: int | None, reason: str) -> PipelineError:
+def _error(
+    job: Job, phase: str, engine_index: int | None, reason: str, *, policy_lost: bool = False
+) -> PipelineError:
     where = "the scorer" if engine_index is None else f"engine {engine_index}"
     return PipelineError(
         f"prompt {job.prompt.id!r}, {phase}: {where} {reason}",
         prompt_id=job.prompt.id,
         phase=phase,
         engine_index=engine_index,
+        policy_lost=policy_lost,
     )
 
 

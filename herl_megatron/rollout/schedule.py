@@ -25,7 +25,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
-from herl_megatron.config.schema import Config
+from herl_megatron.config.schema import RolloutConfig, TrainConfig
 from herl_megatron.data.prompts import PromptStream
 from herl_megatron.rollout.carry import dump_progress, load_progress
 from herl_megatron.rollout.pipeline import RolloutPipeline
@@ -65,30 +65,36 @@ class GroupSource(Protocol):
 
 
 def open_source(
-    config: Config, pipeline: RolloutPipeline, prompts: Sequence[Prompt]
+    pipeline: RolloutPipeline,
+    prompts: Sequence[Prompt],
+    *,
+    train: TrainConfig,
+    rollout: RolloutConfig,
+    seed: int,
+    shuffle: bool,
 ) -> GroupSource:
-    """The source of `rollout.mode` over the training prompts."""
-    stream = PromptStream(prompts, seed=config.run.seed, shuffle=config.data.shuffle)
-    if config.rollout.mode == "partial":
-        return PartialSource(stream, pipeline, prompts, config)
-    if config.rollout.mode == "one_step_off":
-        return OneStepOffSource(stream, pipeline, prompts, config)
-    return SyncSource(stream, pipeline, config)
+    """The source of `rollout.mode` over the training prompts, drawn by `seed` and `shuffle`."""
+    stream = PromptStream(prompts, seed=seed, shuffle=shuffle)
+    if rollout.mode == "partial":
+        return PartialSource(stream, pipeline, prompts, train, rollout)
+    if rollout.mode == "one_step_off":
+        return OneStepOffSource(stream, pipeline, prompts, train)
+    return SyncSource(stream, pipeline, train)
 
 
-def prompts_in_flight(config: Config) -> int:
+def prompts_in_flight(train: TrainConfig, rollout: RolloutConfig) -> int:
     """Most prompts that are sampled at the same time, which the data must have."""
-    share = config.rollout.oversample if config.rollout.mode == "partial" else 0.0
-    return config.train.prompts_per_step + math.ceil(config.train.prompts_per_step * share)
+    share = rollout.oversample if rollout.mode == "partial" else 0.0
+    return train.prompts_per_step + math.ceil(train.prompts_per_step * share)
 
 
 class SyncSource:
     """`sync`: the prompts of the step, drawn and sampled when they are asked for."""
 
-    def __init__(self, stream: PromptStream, pipeline: RolloutPipeline, config: Config) -> None:
+    def __init__(self, stream: PromptStream, pipeline: RolloutPipeline, train: TrainConfig) -> None:
         self._stream = stream
         self._pipeline = pipeline
-        self._prompts_per_step = config.train.prompts_per_step
+        self._prompts_per_step = train.prompts_per_step
 
     async def next(self, step: int) -> list[ScoredGroup]:
         """See `GroupSource.next`."""
@@ -121,15 +127,16 @@ class PartialSource:
         stream: PromptStream,
         pipeline: RolloutPipeline,
         prompts: Sequence[Prompt],
-        config: Config,
+        train: TrainConfig,
+        rollout: RolloutConfig,
     ) -> None:
         self._stream = stream
         self._pipeline = pipeline
         self._prompts = {prompt.id: prompt for prompt in prompts}
-        self._prompts_per_step = config.train.prompts_per_step
-        self._in_flight = prompts_in_flight(config)
-        self._steps = config.train.steps
-        self._max_staleness = config.rollout.max_staleness
+        self._prompts_per_step = train.prompts_per_step
+        self._in_flight = prompts_in_flight(train, rollout)
+        self._steps = train.steps
+        self._max_staleness = rollout.max_staleness
         self._carried: list[Job] = []
         self._metrics: dict[str, float] = {}
 
@@ -187,13 +194,13 @@ class OneStepOffSource:
         stream: PromptStream,
         pipeline: RolloutPipeline,
         prompts: Sequence[Prompt],
-        config: Config,
+        train: TrainConfig,
     ) -> None:
         self._stream = stream
         self._pipeline = pipeline
         self._prompts = {prompt.id: prompt for prompt in prompts}
-        self._prompts_per_step = config.train.prompts_per_step
-        self._steps = config.train.steps
+        self._prompts_per_step = train.prompts_per_step
+        self._steps = train.steps
         self._jobs: list[Job] = []
         self._ahead: asyncio.Task[list[ScoredGroup]] | None = None
         self._ahead_stats: PipelineStats | None = None

@@ -11,10 +11,11 @@ import asyncio
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
+import psutil
 
 from herl_megatron.rollout.vllm_setup import check_environment  # isort: skip (before vllm)
 from vllm import EngineArgs
@@ -24,7 +25,8 @@ from vllm.outputs import RequestOutput
 from vllm.v1.engine import FinishReason
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from herl_megatron.rollout.engine import Bucket, EngineConfig, aborted
+from herl_megatron.device import take_peak_memory
+from herl_megatron.rollout.engine import Bucket, EngineConfig, EngineUsage, aborted
 from herl_megatron.rollout.vllm_loop import EngineThread
 from herl_megatron.rollout.vllm_requests import (
     check_request,
@@ -81,10 +83,12 @@ class VLLMEngine:
         # Requests that came during a weight update; submitted when it ends.
         self._held: dict[str, tuple[GenerateRequest, Future[Any]]] = {}
         self._scored = 0
+        self._peaks = EngineUsage()
         self._thread = EngineThread(
             build=lambda: _build(config),
             deliver=self._on_output,
             on_end=self._on_end,
+            on_step=self._on_step,
         )
 
     async def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
@@ -136,6 +140,10 @@ class VLLMEngine:
         """See `RolloutEngine.wake`; vLLM passes over one that is awake, as it is when it starts."""
         if self._config.device != "cpu":
             await self._call(lambda llm: llm.wake_up())
+
+    async def usage(self) -> EngineUsage:
+        """See `RolloutEngine.usage`."""
+        return await self._call(lambda llm: self._do_usage())
 
     def stalled_s(self) -> float:
         """See `EngineThread.stalled_s`; any thread may ask."""
@@ -220,6 +228,21 @@ class VLLMEngine:
             llm.abort_request([request_id])
             assert isinstance(output, RequestOutput), f"output of {request_id!r}: {output}"
             self._resolve(opened, output)
+
+    def _on_step(self, llm: LLMEngine) -> None:
+        # The engine's core is in this process, its model's workers may not be.
+        scheduler: Any = llm.engine_core.engine_core.scheduler
+        running, waiting = scheduler.get_request_counts()
+        self._peaks = EngineUsage(
+            kv_cache=max(self._peaks.kv_cache, scheduler.get_kv_cache_usage()),
+            running=max(self._peaks.running, running),
+            waiting=max(self._peaks.waiting, waiting),
+        )
+
+    def _do_usage(self) -> EngineUsage:
+        peaks, self._peaks = self._peaks, EngineUsage()
+        host = psutil.Process().memory_info().rss
+        return replace(peaks, host_bytes=host, device_bytes=take_peak_memory())
 
     def _on_output(self, output: RequestOutput) -> None:
         self._resolve(self._open.pop(output.request_id), output)
@@ -340,6 +363,7 @@ def _engine_args(config: EngineConfig) -> EngineArgs:
         generation_config="vllm",  # no sampling defaults from the model's folder
         dtype=config.dtype,
         quantization=_QUANTIZATION[config.quantization],
+        hf_overrides={"head_dtype": "float32"} if config.fp32_output_layer else {},
         load_format="dummy" if config.random_weights else "auto",
         use_tqdm_on_load=False,
         max_model_len=config.max_model_tokens,

@@ -29,6 +29,7 @@ class EngineThread:
     build: makes the engine; its failure is raised by the constructor.
     deliver: receives every finished output, on the engine thread.
     on_end: receives the reason when the thread ends (an error, or the close), on the engine thread.
+    on_step: is called after each step, before its outputs are delivered, on the engine thread.
     """
 
     def __init__(
@@ -37,10 +38,12 @@ class EngineThread:
         build: Callable[[], LLMEngine],
         deliver: Callable[[RequestOutput], None],
         on_end: Callable[[RuntimeError], None],
+        on_step: Callable[[LLMEngine], None],
     ) -> None:
         self._build = build
         self._deliver = deliver
         self._on_end = on_end
+        self._on_step = on_step
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._lock = threading.Lock()  # orders `call` against the end of the thread
         self._closing = threading.Event()
@@ -101,7 +104,9 @@ class EngineThread:
             self._run_commands(engine, wait=not engine.has_unfinished_requests())
             if engine.has_unfinished_requests() and not self._closing.is_set():
                 self._working_since = time.monotonic()
-                for output in engine.step():
+                outputs = engine.step()
+                self._on_step(engine)
+                for output in outputs:
                     assert isinstance(output, RequestOutput), f"pooling output {output}"
                     if output.finished:
                         self._deliver(output)

@@ -56,18 +56,20 @@ class WorkerExtension:
 
 
 @dataclass
-class SharedMemoryInit(WeightTransferInitInfo):
+class SharedMemoryInit(WeightTransferInitInfo):  # type: ignore[misc]  # vLLM is not followed
     """Nothing to agree on: every bucket says where it lies."""
 
 
 @dataclass
-class SharedMemoryUpdate(WeightTransferUpdateInfo):
+class SharedMemoryUpdate(WeightTransferUpdateInfo):  # type: ignore[misc]
     """One bucket."""
 
     bucket: Bucket
 
 
-class SharedMemoryWeights(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpdate]):
+class SharedMemoryWeights(
+    WeightTransferEngine[SharedMemoryInit, SharedMemoryUpdate]  # type: ignore[misc]
+):
     """Loads whole-model updates from buckets of Hugging Face tensors, in any split and order."""
 
     model: Any  # a vLLM model offers more than torch's Module says

@@ -19,7 +19,8 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from herl_megatron.observability.manifest import MANIFEST
+from herl_megatron.config.run_files import EXPORT_FILE, MANIFEST, TEMPLATES
+from herl_megatron.data.serving import ServingFacts, read_serving_facts, write_serving_facts
 
 _INDEX = "model.safetensors.index.json"
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf")
@@ -54,12 +55,20 @@ def finish_export(
     staging: Path, folder: Path, *, stages: Sequence[WrittenShards], source: Path
 ) -> None:
     """`complete_export`, then rename `staging` to `folder`."""
-    complete_export(staging, stages=stages, source=source)
+    facts = read_serving_facts(source)
+    complete_export(staging, stages=stages, source=source, serving=facts)
     os.rename(staging, folder)
 
 
-def complete_export(staging: Path, *, stages: Sequence[WrittenShards], source: Path) -> None:
-    """Write index, config and tokenizer files beside the shards.
+def complete_export(
+    staging: Path,
+    *,
+    stages: Sequence[WrittenShards],
+    source: Path,
+    serving: ServingFacts | None,
+) -> None:
+    """Write index, config and tokenizer files beside the shards, and what a server has to know
+    (`read_serving_facts` of `source`).
 
     Raises:
         ValueError: shards are missing, or a tensor was written twice.
@@ -73,6 +82,12 @@ def complete_export(staging: Path, *, stages: Sequence[WrittenShards], source: P
     config = json.loads((source / "config.json").read_text())
     config = _with_dtype(config, stages[0].dtype)
     (staging / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    if serving is not None:
+        write_serving_facts(serving, staging)
+    names = sorted(str(file.relative_to(staging)) for file in staging.rglob("*") if file.is_file())
+    (staging / EXPORT_FILE).write_text(
+        json.dumps({"files": names}, indent=1, allow_nan=False) + "\n"
+    )
 
 
 def shard_name(index: int, total: int) -> str:
@@ -91,7 +106,9 @@ def _write_index(staging: Path, files: Sequence[str]) -> None:
                 weight_map[name] = file
         total_bytes += _payload_bytes(staging / file)
     index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
-    (staging / _INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    (staging / _INDEX).write_text(
+        json.dumps(index, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    )
 
 
 def _payload_bytes(file: Path) -> int:
@@ -105,8 +122,10 @@ def copy_other_files(source: Path, folder: Path) -> None:
     """Copy configuration and tokenizer of a model: its files that are not weights."""
     for file in sorted(source.iterdir()):
         is_weights = file.suffix in _WEIGHT_SUFFIXES or file.name.endswith(".index.json")
-        if file.is_file() and not is_weights and file.name != MANIFEST:
+        if file.is_file() and not is_weights and file.name not in (MANIFEST, EXPORT_FILE):
             shutil.copyfile(file, folder / file.name)
+    if (source / TEMPLATES).is_dir():
+        shutil.copytree(source / TEMPLATES, folder / TEMPLATES)
 
 
 def _with_dtype(config: Mapping[str, object], dtype: str) -> dict[str, object]:

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from herl_megatron.config.shape import is_positive, size_problems
+
 EMBEDDING = "embedding.word_embeddings.weight"
 OUTPUT = "output_layer.weight"
 VOCAB_MULTIPLE = 128
@@ -110,6 +112,8 @@ def architecture_from_config(config: Mapping[str, Any]) -> Architecture:
     model_type = config["model_type"]
     if model_type not in FAMILIES:
         raise ValueError(f"model_type {model_type!r} is not supported; one of {sorted(FAMILIES)}")
+    if problems := list(size_problems(config)):
+        raise ValueError("; ".join(problems))
     for key, allowed in _MUST_BE.items():
         if key in config and config[key] not in allowed:
             raise ValueError(f"{key} is {config[key]!r}; {model_type} supports only {allowed[0]!r}")
@@ -138,12 +142,15 @@ def architecture_from_config(config: Mapping[str, Any]) -> Architecture:
 
 
 def _rope(rope: Mapping[str, Any]) -> Rope:
-    kind = rope["rope_type"]
+    kind = rope.get("rope_type")
     _require("partial_rotary_factor", rope, 1.0)
+    if kind not in ("default", "linear", "llama3"):
+        raise ValueError(f"rope_type {kind!r} is not supported; default, linear or llama3")
+    for key in ("rope_theta",) if kind == "default" else ("rope_theta", "factor"):
+        if not is_positive(rope.get(key)):
+            raise ValueError(f"rope {key} is {rope.get(key)!r:.40}; it must be a number above 0")
     if kind == "default":
         return Rope(theta=rope["rope_theta"])
-    if kind not in ("linear", "llama3"):
-        raise ValueError(f"rope_type {kind!r} is not supported; default, linear or llama3")
     if kind == "llama3":
         for key, value in _LLAMA3_FIXED.items():
             _require(key, rope, value)

@@ -10,7 +10,7 @@ reading a model needs no memory of its own.
 
 from __future__ import annotations
 
-import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,12 +18,16 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from herl_megatron.config.strict_json import read_object
 from herl_megatron.weight_sync.hf_names import Architecture, Parameter, parameters
 
 INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _IGNORED = re.compile(r".*\.rotary_emb\.inv_freq")
 """Buffers that old checkpoints carry and that the config determines."""
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+_ROWS = 4096
+"""Of two large tensors compared at a time."""
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
@@ -55,9 +59,30 @@ class HFFolder:
         """
         wanted = [p for p in parameters(architecture) if not p.tied_copy]
         _check_names(set(self._files), architecture, wanted, self.path)
+        self.check_tied_head(tied=architecture.tied)
         for parameter in wanted:
             for name, shape in zip(parameter.hf_names, parameter.hf_shapes, strict=True):
                 self._check_tensor(name, shape)
+
+    def check_tied_head(self, *, tied: bool) -> None:
+        """Compare an output layer that is stored although the config ties it to the embedding: some
+        programs read it, some drop it, so they must be the same model (vllm-project/vllm#51063).
+
+        Raises:
+            ValueError: it differs from the embedding.
+        """
+        if not tied or not {_HEAD, _EMBEDDING} <= set(self._files):
+            return
+        head, embedding = self.read(_HEAD), self.read(_EMBEDDING)
+        if head.shape != embedding.shape or not all(
+            torch.equal(a.float(), b.float())  # of several dtypes, or of one
+            for a, b in zip(head.split(_ROWS), embedding.split(_ROWS), strict=True)
+        ):
+            raise ValueError(
+                f"{self.path}: config.json ties the output layer to the embedding"
+                f" (tie_word_embeddings), but {_HEAD} is stored and differs from {_EMBEDDING}: set"
+                f" tie_word_embeddings to false, or remove {_HEAD}"
+            )
 
     def dtype(self, parameter: Parameter) -> torch.dtype:
         """The one dtype of the parameter's tensors.
@@ -109,13 +134,13 @@ class HFFolder:
 
 
 def _open(file: Path, folder: Path) -> safe_open:
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise ValueError(
             f"{folder / INDEX} names {file.name}, which is not there; download or copy it again"
         )
     try:
         return safe_open(file, framework="pt")
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         size = file.stat().st_size
         raise ValueError(
             f"{file} ({size} bytes) is truncated or no safetensors file ({error}); download or"
@@ -127,9 +152,9 @@ def _files_by_name(folder: Path) -> Mapping[str, Path]:
     """HF tensor name -> the safetensors file that holds it."""
     if (folder / INDEX).is_file():
         try:
-            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+            index = read_object(folder / INDEX)["weight_map"]
             return {name: folder / file for name, file in index.items()}
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (LookupError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{folder / INDEX} cannot be read ({error}); download or copy it again"
             ) from error
@@ -151,7 +176,7 @@ def _check_names(
         raise ValueError(f"{folder}: {len(missing)} tensors are missing: {_some(missing)}")
     extra = {name for name in present - names if not _IGNORED.fullmatch(name)}
     if architecture.tied:
-        extra.discard("lm_head.weight")  # some checkpoints repeat the tied embedding
+        extra.discard(_HEAD)  # some checkpoints repeat the tied embedding
     if extra:
         raise ValueError(
             f"{folder}: {len(extra)} tensors do not belong to a {architecture.family} model of"

@@ -67,6 +67,8 @@ class SyncStats:
             "weight_sync/bytes": float(self.num_bytes),
             "weight_sync/pause_s": self.pause_s,
         }
+        if self.pause_s:
+            moved["perf/weight_sync_gb_per_s"] = self.num_bytes / self.pause_s / 1e9
         return moved | dict(self.parity)
 
 
