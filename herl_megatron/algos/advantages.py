@@ -1,4 +1,4 @@
-"""Group-relative advantages (design section 4, "Advantage"; GRPO, arXiv 2402.03300 eq. 3)."""
+"""Group-relative advantages (docs/algorithm.md, "Advantage"; GRPO, arXiv 2402.03300, eq. 3)."""
 
 from __future__ import annotations
 

@@ -4,17 +4,17 @@
     d log p(t) / d z_v = 1[v = t] - p_v         dH / d z_v = -p_v (log p_v + H)
 
 with logits z = (hidden weight^T) / temperature over the real vocabulary only. Logits exist for one
-chunk of tokens at a time, in one buffer of the compute dtype. The last chunk's stay there for the
-backward pass, which begins with them and computes those of the other chunks again: a fourth product
-with the output matrix beside the three of any gradient. Inside a chunk logits are read in place, a
-few tokens at a time in float32.
+chunk of tokens at a time, in one buffer of the compute dtype or of float32. The last chunk's stay
+there for the backward pass, which begins with them and computes those of the other chunks again: a
+fourth product with the output matrix beside the three of any gradient. Inside a chunk logits are
+read in place, a few tokens at a time in float32.
 
 Each TP rank's sums are relative to the log-normalizer of its own part of the vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,7 @@ class _Settings:
     inverse_temperature: float
     with_entropy: bool
     chunk_tokens: int
+    fp32_logits: bool
 
 
 def token_log_probs(
@@ -46,6 +47,7 @@ def token_log_probs(
     temperature: float = 1.0,
     with_entropy: bool = True,
     chunk_tokens: int = 512,
+    fp32_logits: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Log-prob of each target token and entropy of each distribution, with gradients of both.
 
@@ -61,6 +63,8 @@ def token_log_probs(
         with_entropy: False skips the entropy and returns None for it.
         chunk_tokens: logits exist for this many tokens at a time; all but the last so many are
             computed again in the backward pass.
+        fp32_logits: keep logits in float32 where states and matrix are narrower. Their gradient is
+            rounded to the matrix's dtype before it is multiplied with it, as without.
 
     Returns:
         log-probs and entropy, both `[...]` float32 (float64 for float64 states), the same on every
@@ -76,8 +80,11 @@ def token_log_probs(
         )
     if temperature <= 0:
         raise ValueError(f"temperature is {temperature}; it must be above 0")
-    settings = _Settings(vocab_size, tp_group, 1.0 / temperature, with_entropy, chunk_tokens)
-    log_probs, entropy = _LogProbs.apply(hidden.flatten(0, -2), weight, targets.flatten(), settings)
+    settings = _Settings(
+        vocab_size, tp_group, 1.0 / temperature, with_entropy, chunk_tokens, fp32_logits
+    )
+    apply: Callable[..., tuple[torch.Tensor, torch.Tensor]] = _LogProbs.apply
+    log_probs, entropy = apply(hidden.flatten(0, -2), weight, targets.flatten(), settings)
     if not with_entropy:
         return log_probs.view(targets.shape), None
     return log_probs.view(targets.shape), entropy.view(targets.shape)
@@ -102,7 +109,10 @@ class _LogProbs(torch.autograd.Function):
         # A shard without real rows has sums of 0 and no normalizer.
         own_normalizer = hidden.new_full((tokens,), float("-inf"), dtype=dtype)
         sums = hidden.new_zeros((3, tokens), dtype=dtype)
-        buffer = hidden.new_empty((min(tokens, settings.chunk_tokens) if real else 0, real))
+        buffer = hidden.new_empty(
+            (min(tokens, settings.chunk_tokens) if real else 0, real),
+            dtype=dtype if settings.fp32_logits else hidden.dtype,
+        )
         for chunk in _slices(tokens, len(buffer)):
             logits = _multiply(hidden[chunk], weight[:real], buffer)
             _local_sums(logits, local[chunk], settings, own_normalizer[chunk], sums[:, chunk])
@@ -146,6 +156,7 @@ class _LogProbs(torch.autograd.Function):
             slopes = grad_log_probs[chunk], grad_entropy[chunk]
             normalizers = log_normalizer[chunk], entropy[chunk]
             _to_gradient(logits, local[chunk], owned[chunk], settings, slopes, normalizers)
+            logits = logits.to(weight.dtype)
             torch.mm(logits, weight[:real], out=grad_hidden[chunk])
             if grad_weight is not None:
                 grad_weight.add(logits, hidden[chunk])
@@ -194,7 +205,15 @@ def _cached(logits: torch.Tensor) -> Iterator[slice]:
 
 def _multiply(hidden: torch.Tensor, weight: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
     """Logits `[tokens, real]`, in the first rows of `buffer`."""
-    return torch.mm(hidden, weight.t(), out=buffer[: len(hidden)])
+    logits = buffer[: len(hidden)]
+    if logits.dtype == weight.dtype:
+        return torch.mm(hidden, weight.t(), out=logits)
+    if weight.is_cuda:  # exact products, summed in float32, without copies of the operands
+        return torch.mm(hidden, weight.t(), out_dtype=logits.dtype, out=logits)
+    wide = hidden.to(logits.dtype)
+    for rows in _slices(len(weight), _WIDENED_ROWS):  # no second matrix of the whole size
+        logits[:, rows] = wide @ weight[rows].to(logits.dtype).t()
+    return logits
 
 
 def _widened(logits: torch.Tensor) -> torch.Tensor:

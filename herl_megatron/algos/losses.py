@@ -1,6 +1,6 @@
 """The losses of HeRL, one pure function per formula, all on flat response tokens `[tokens]`.
 
-Sum over the global batch (design section 4; HeRL, arXiv 2603.20046):
+Sum over the global batch (docs/algorithm.md, "Loss"; HeRL, arXiv 2603.20046):
 
     loss = policy + hindsight + kl_coef * KL(pi || ref) - entropy_coef * H(pi)
 

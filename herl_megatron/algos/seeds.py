@@ -15,7 +15,7 @@ def derive_seed(run_seed: int, *parts: int | str) -> int:
     SHA-256 of the JSON list, so neighbouring parts cannot run into each other; 63 bits fit the
     signed 64-bit seed that vLLM and torch generators take.
     """
-    text = json.dumps([run_seed, *parts])
+    text = json.dumps([run_seed, *parts], allow_nan=False)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 

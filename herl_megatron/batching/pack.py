@@ -23,7 +23,7 @@ import torch
 
 from herl_megatron.batching.context_parallel import ContextRank
 from herl_megatron.batching.schedule import Shard, padded_length
-from herl_megatron.types import FloatArray, IntArray, TrainRow
+from herl_megatron.types import FloatArray, IntArray, TokenRow
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,9 +42,8 @@ class MicroBatch:
     row_tokens: `[rows]` int64, response tokens of each row on all ranks together.
     token_row: `[tokens]` int64, number of each token's row in `rows`.
     token_place: `[tokens]` int64, place of each token among the response tokens of all ranks.
-    advantages, rollout_log_probs: `[tokens]` float32.
-    hindsight_mask: `[tokens]` bool.
-    old_log_probs, ref_log_probs: `[tokens]` float32, or None where the shard has none.
+
+    What a loss needs besides comes from `batching.token_values`.
     """
 
     rows: tuple[int, ...]
@@ -56,11 +55,6 @@ class MicroBatch:
     row_tokens: torch.Tensor
     token_row: torch.Tensor
     token_place: torch.Tensor
-    advantages: torch.Tensor
-    rollout_log_probs: torch.Tensor
-    hindsight_mask: torch.Tensor
-    old_log_probs: torch.Tensor | None
-    ref_log_probs: torch.Tensor | None
 
     @property
     def is_dummy(self) -> bool:
@@ -79,7 +73,7 @@ class MicroBatch:
 
 
 def pack(
-    shard: Shard,
+    shard: Shard[TokenRow],
     micro_batch: Sequence[int],
     *,
     packing: bool,
@@ -97,23 +91,15 @@ def pack(
         device: where the tensors go.
         context: the context-parallel rank whose part it is.
     """
-    rows = [shard.rows[place] for place in micro_batch] or [_DUMMY]
+    rows: list[TokenRow] = [shard.rows[place] for place in micro_batch] or [_DUMMY]
     layout = _layout(rows, packing, multiple, context)
     row_tokens = np.array([len(row.response_token_ids) for row in rows])
     place = np.flatnonzero(layout.predicts >= 0)
+    targets: IntArray = np.concatenate([row.response_token_ids for row in rows])
     token_row = np.repeat(np.arange(len(rows)), row_tokens)[place]
 
     def send(values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(values).to(device)
-
-    def flat(arrays: Sequence[IntArray] | Sequence[FloatArray], dtype: type) -> torch.Tensor:
-        return send(np.concatenate(list(arrays)).astype(dtype)[place])
-
-    def known(per_row: Sequence[FloatArray | None], name: str) -> torch.Tensor | None:
-        values = [per_row[number] for number in micro_batch]
-        given = [value for value in values if value is not None]
-        assert len(given) in (0, len(values)), f"{name} must be given for all rows or for none"
-        return flat(given, np.float32) if given else None
 
     return MicroBatch(
         rows=tuple(micro_batch),
@@ -121,15 +107,10 @@ def pack(
         position_ids=send(layout.position_ids),
         cu_seqlens=None if layout.cu_seqlens is None else send(layout.cu_seqlens),
         logit_index=send(layout.predicts[place]),
-        targets=flat([row.response_token_ids for row in rows], np.int64),
+        targets=send(targets.astype(np.int64)[place]),
         row_tokens=send(row_tokens),
         token_row=send(token_row),
         token_place=send(place),
-        advantages=send(np.array([row.advantage for row in rows], np.float32)[token_row]),
-        rollout_log_probs=flat([row.rollout_log_probs for row in rows], np.float32),
-        hindsight_mask=send(np.array([row.is_revision for row in rows])[token_row]),
-        old_log_probs=known(shard.old_log_probs, "old_log_probs"),
-        ref_log_probs=known(shard.ref_log_probs, "ref_log_probs"),
     )
 
 
@@ -142,15 +123,7 @@ def unpack(micro_batch: MicroBatch, values: torch.Tensor) -> list[FloatArray]:
     return [piece.numpy() for piece in pieces]
 
 
-_DUMMY = TrainRow(
-    prompt_id="(dummy)",
-    context_token_ids=np.zeros(1, np.int32),
-    response_token_ids=np.zeros(1, np.int32),
-    rollout_log_probs=np.zeros(1, np.float32),
-    reward=0.0,
-    advantage=0.0,
-    weight=0.0,
-)
+_DUMMY = TokenRow("(dummy)", np.zeros(1, np.int32), np.zeros(1, np.int32))
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +138,7 @@ class _Layout:
 
 
 def _layout(
-    rows: Sequence[TrainRow], packing: bool, multiple: int, context: ContextRank
+    rows: Sequence[TokenRow], packing: bool, multiple: int, context: ContextRank
 ) -> _Layout:
     lengths = [padded_length(row.tokens, multiple) for row in rows]
     if not packing:
@@ -192,14 +165,14 @@ def _layout(
     )
 
 
-def _token_ids(row: TrainRow, length: int) -> np.ndarray:
+def _token_ids(row: TokenRow, length: int) -> np.ndarray:
     """The row padded on the right with zeros, `[length]` int64."""
     ids = np.zeros(length, np.int64)
     ids[: row.tokens] = np.concatenate([row.context_token_ids, row.response_token_ids])
     return ids
 
 
-def _response_positions(row: TrainRow) -> np.ndarray:
+def _response_positions(row: TokenRow) -> np.ndarray:
     """Positions within the row whose logits predict its response tokens (the label shift)."""
     first = len(row.context_token_ids) - 1
     return np.arange(first, first + len(row.response_token_ids))

@@ -6,7 +6,6 @@ and reward always belong together.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,9 +14,10 @@ from herl_megatron.algos.seeds import join_seed
 from herl_megatron.batching.row_stats import GroupStats, group_stats, step_metrics
 from herl_megatron.config.schema import AlgorithmConfig, HindsightConfig
 from herl_megatron.hindsight.bonus import bonus_rewards
-from herl_megatron.hindsight.compat import effective
+from herl_megatron.hindsight.compat import is_resolved
 from herl_megatron.hindsight.join import join_revisions
 from herl_megatron.hindsight.replay import REPLAY_REWARD
+from herl_megatron.rubrics.breakdown import reward_by_source, satisfied_by_check
 from herl_megatron.types import (
     RowOrigin,
     Scored,
@@ -50,9 +50,9 @@ def build_rows(
 ) -> GroupRows:
     """Bonus, join, replays and advantage of one group; `seed` draws random slots.
 
-    A row without a reward has weight 0 and the reward NaN: no number stands in for it.
+    A row without a reward has weight 0 and no reward: no number stands in for it.
     """
-    hindsight = effective(hindsight)
+    assert is_resolved(hindsight), "reference_compat is resolved by prepare"
     bonuses = bonus_rewards(group, hindsight)
     origins = join_revisions(group, bonuses, hindsight, seed)
     origins += tuple(
@@ -110,6 +110,8 @@ def build_train_batch(
         "train/tokens": float(sum(len(row.response_token_ids) for row in batch.rows)),
         "train/optimizer_steps_empty": float(len(steps) - len(batch.optimizer_steps)),
     }
+    metrics |= {f"reward/check/{name}": x for name, x in satisfied_by_check(groups).items()}
+    metrics |= {f"reward/source/{name}": x for name, x in reward_by_source(groups).items()}
     return StepRows(batch, built, metrics)
 
 
@@ -152,7 +154,7 @@ def _row(
         context_token_ids=context,
         response_token_ids=completion.token_ids,
         rollout_log_probs=completion.log_probs,
-        reward=math.nan if reward is None else reward,
+        reward=reward,
         advantage=advantage,
         is_revision=origin.off_policy,
         weight=weight,

@@ -19,11 +19,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from herl_megatron.config.fp8 import token_multiple
 from herl_megatron.config.schema import MegatronConfig
-from herl_megatron.types import FloatArray, TrainRow
+from herl_megatron.types import TokenRow, TrainRow
 
 MICRO_BATCH_COST_TOKENS = 512
 """What one more micro-batch costs, in padded tokens: the rate at which bucketing trades less
@@ -32,26 +32,24 @@ and 900 at TP2 (gloo); not measured on a GPU."""
 
 MicroBatches = tuple[tuple[int, ...], ...]
 Value = TypeVar("Value")
+Row = TypeVar("Row", bound=TokenRow, covariant=True)
 
 
 @dataclass(frozen=True, eq=False)
-class Shard:
+class Shard(Generic[Row]):
     """What one DP rank receives for one optimizer step or one log-prob pass.
 
     row_indices: place of each of `rows` in the list that `make_shards` was given.
     total_rows: length of that list.
     micro_batches: positions in `rows`; `()` is a micro-batch without rows.
-    old_log_probs, ref_log_probs: `[response]` per row, or None where the row has none.
     loss_tokens, loss_rows: response tokens and rows over all DP ranks and micro-batches, the
         denominators of the loss.
     """
 
-    rows: tuple[TrainRow, ...]
+    rows: tuple[Row, ...]
     row_indices: tuple[int, ...]
     total_rows: int
     micro_batches: MicroBatches
-    old_log_probs: tuple[FloatArray | None, ...]
-    ref_log_probs: tuple[FloatArray | None, ...]
     loss_tokens: int
     loss_rows: int
 
@@ -172,28 +170,21 @@ def _split_to(
     return result
 
 
-def make_shards(
-    rows: Sequence[TrainRow],
-    *,
-    megatron: MegatronConfig,
-    old_log_probs: Sequence[FloatArray | None],
-    ref_log_probs: Sequence[FloatArray | None],
-) -> list[Shard]:
+def make_shards(rows: Sequence[Row], *, megatron: MegatronConfig) -> list[Shard[Row]]:
     """One `Shard` per DP rank from the rows of one optimizer step or one log-prob pass.
 
-    Rows of weight 0 are left out: they have no share in the loss, so nobody computes them.
+    Rows that have no share in the loss are left out, so nobody computes them.
 
     Args:
         rows: the rows of the global batch.
         megatron: layout and token budget.
-        old_log_probs, ref_log_probs: `[response]` for each of `rows`, None where there is none.
 
     Raises:
         ValueError: a row has no context or no response token, or not one log-prob per token.
     """
-    for row, *log_probs in zip(rows, old_log_probs, ref_log_probs, strict=True):
-        _check_row(row, [row.rollout_log_probs, *log_probs])
-    active = [index for index, row in enumerate(rows) if row.weight > 0]
+    for row in rows:
+        _check_row(row)
+    active = [index for index, row in enumerate(rows) if row.in_loss]
     interleaved = megatron.virtual_pipeline is not None
     plan = plan_micro_batches(
         [rows[index].tokens for index in active],
@@ -213,8 +204,6 @@ def make_shards(
                 row_indices=tuple(order),
                 total_rows=len(rows),
                 micro_batches=_renumber(micro_batches),
-                old_log_probs=tuple(old_log_probs[index] for index in order),
-                ref_log_probs=tuple(ref_log_probs[index] for index in order),
                 loss_tokens=loss_tokens,
                 loss_rows=len(active),
             )
@@ -222,13 +211,16 @@ def make_shards(
     return shards
 
 
-def _check_row(row: TrainRow, log_probs: Sequence[FloatArray | None]) -> None:
+def _check_row(row: TokenRow) -> None:
     context, response = len(row.context_token_ids), len(row.response_token_ids)
     if not context or not response:
         raise ValueError(
             f"row of prompt {row.prompt_id!r} has {context} context and {response} response tokens;"
             " both must be at least 1"
         )
+    if not isinstance(row, TrainRow):
+        return
+    log_probs = (row.rollout_log_probs, row.old_log_probs, row.ref_log_probs)
     counts = [len(values) for values in log_probs if values is not None]
     if any(count != response for count in counts):
         raise ValueError(
@@ -246,7 +238,9 @@ def _renumber(micro_batches: MicroBatches) -> MicroBatches:
     return tuple(numbered)
 
 
-def gather_rows(shards: Sequence[Shard], values: Sequence[Sequence[Value]]) -> list[Value | None]:
+def gather_rows(
+    shards: Sequence[Shard[TokenRow]], values: Sequence[Sequence[Value]]
+) -> list[Value | None]:
     """Per-row results of the DP ranks in the global order; None for rows that did not travel.
 
     Args:

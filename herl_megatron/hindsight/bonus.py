@@ -1,4 +1,4 @@
-"""Bonus reward for rollouts that hindsight could improve (design section 4, "Bonus")."""
+"""Bonus reward for rollouts that hindsight could improve (docs/algorithm.md, "Bonus")."""
 
 from __future__ import annotations
 

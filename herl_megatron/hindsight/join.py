@@ -1,4 +1,4 @@
-"""Which revisions join a group, and in whose place (design section 4, "Join")."""
+"""Which revisions join a group, and in whose place (docs/algorithm.md, "Join")."""
 
 from __future__ import annotations
 
@@ -42,11 +42,15 @@ def _rewards(group: ScoredGroup) -> dict[int, float]:
 
 
 def _qualified(group: ScoredGroup, rewards: dict[int, float], config: HindsightConfig) -> list[int]:
-    """Positions of the revisions that join, best first, earlier first among equals."""
+    """Positions of the revisions that join, best first, earlier first among equals.
+
+    One that was cut at the length limit has no end: learning from it is learning not to end.
+    """
     scored = {
         i: revision.score.reward
         for i, revision in enumerate(group.revisions)
         if isinstance(revision.score, Scored)
+        and (config.join_cut or revision.rollout.completion.finish_reason != "length")
     }
     if not scored:
         return []

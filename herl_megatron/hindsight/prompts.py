@@ -1,4 +1,5 @@
-"""The revision prompt: instruction, draft, criteria to keep, criteria to fix, request (E_i).
+"""The revision prompt (E_i): instruction, draft, criteria to keep, criteria to fix, request; or the
+instruction with the criteria, where a model copies its draft rather than revise it (`guided`).
 
 Everything that a revision prompt shares with the plain prompt x comes first: the request extends
 the last user message, so the engine's prefix cache serves the instruction. The wording is short and
@@ -8,19 +9,21 @@ fixed; nothing is ever cut here (what is too long is counted and skipped by `exp
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NoReturn
+from typing import Literal, NoReturn, get_args
 
 from herl_megatron.rubrics.aggregations import ONE_GRADE, weight_of
 from herl_megatron.rubrics.rubric import describe, judge_format
 from herl_megatron.types import Aggregation, Criterion, Message, Prompt
 
-PromptStyle = Literal["criteria", "rubric", "naive"]
+PromptStyle = Literal["criteria", "rubric", "naive", "guided", "guided_missed"]
 
 DRAFT_HEADING = "Draft:"
 KEEP_HEADING = "Requirements met, to keep:"
 FIX_HEADING = "Requirements missed, to fix:"
 REQUEST = "Write only the revised answer."
 NAIVE_REQUEST = "Improve the draft. Write only the revised answer."
+GUIDE_HEADING = "Follow these requirements:"
+_WITHOUT_DRAFT: tuple[PromptStyle, ...] = ("guided", "guided_missed")
 
 
 def revision_messages(
@@ -33,7 +36,8 @@ def revision_messages(
     """Messages that ask for a revision of `draft`; the last user message of x is extended.
 
     `criteria` lists what to keep and what to fix, `rubric` adds each criterion's weight, `naive`
-    shows the draft without any verdict. An empty list leaves its block out.
+    shows the draft without any verdict. `guided` shows no draft: the rubric's criteria become
+    instructions of x, in `guided_missed` the missed ones alone. An empty list leaves its block out.
 
     Raises ValueError if the prompt does not end with a user message, the style is unknown, or it
     lists criteria whose verdicts nobody knows: one grade for the whole rubric (`implicit`,
@@ -55,8 +59,10 @@ def revision_messages(
             "prompt_style: naive, another aggregation, or hindsight.enabled: false"
         )
     instruction = prompt.messages[-1].content
-    request = _request(satisfied, unmet, style, aggregation)
-    blocks = [instruction, f"{DRAFT_HEADING}\n{draft}", *request]
+    told = prompt.rubric.criteria if style == "guided" else unmet
+    request = _request(satisfied, told, style, aggregation)
+    shown = [] if style in _WITHOUT_DRAFT else [f"{DRAFT_HEADING}\n{draft}"]
+    blocks = [instruction, *shown, *request]
     return (*prompt.messages[:-1], Message("user", "\n\n".join(blocks)))
 
 
@@ -85,6 +91,8 @@ def _request(
             weigher = aggregation if style == "rubric" else None
             keep = [_block(KEEP_HEADING, satisfied, weigher)] if satisfied else []
             return [*keep, _block(FIX_HEADING, unmet, weigher), REQUEST]
+        case "guided" | "guided_missed":
+            return [_block(GUIDE_HEADING, unmet, None)]
         case _:
             _refuse_style(style)
 
@@ -102,4 +110,4 @@ def _line(criterion: Criterion, weigher: Aggregation | None) -> str:
 
 
 def _refuse_style(style: object) -> NoReturn:
-    raise ValueError(f"unknown prompt style {style!r}: use 'criteria', 'rubric' or 'naive'")
+    raise ValueError(f"unknown prompt style {style!r}: use {', '.join(get_args(PromptStyle))}")

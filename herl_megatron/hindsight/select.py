@@ -1,4 +1,4 @@
-"""Which rollouts of a group become hindsight experience (design section 4, "Select")."""
+"""Which rollouts of a group become hindsight experience (docs/algorithm.md, "Select")."""
 
 from __future__ import annotations
 

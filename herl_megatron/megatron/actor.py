@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,17 +23,17 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from herl_megatron.algos.losses import LossInputs, LossOutput, policy_loss, sft_loss
 from herl_megatron.algos.losses_dpo import coefficient_loss
 from herl_megatron.algos.metrics import MAXIMA
+from herl_megatron.algos.objective import PolicyObjective
 from herl_megatron.algos.reductions import Aggregation, token_weights
 from herl_megatron.batching.pack import MicroBatch
 from herl_megatron.batching.schedule import Shard
+from herl_megatron.batching.token_values import PolicyTokens, policy_tokens, token_coefficients
 from herl_megatron.config.schema import (
-    AlgorithmConfig,
-    HindsightConfig,
     MegatronConfig,
     ModelConfig,
     OptimizerConfig,
 )
-from herl_megatron.hindsight.compat import effective
+from herl_megatron.hindsight.compat import is_resolved
 from herl_megatron.megatron.expert_load import ExpertLoad
 from herl_megatron.megatron.forward_step import Evaluate, PipelineRunner
 from herl_megatron.megatron.groups import Groups
@@ -51,16 +52,30 @@ from herl_megatron.megatron.reference import (
     Reference,
     ReferenceModel,
 )
-from herl_megatron.types import FloatArray
+from herl_megatron.megatron.soundness import (
+    LARGEST_SANE,
+    WeightReport,
+    largest_weight,
+    merge_reports,
+    weight_report,
+)
+from herl_megatron.observability.ends import RunError
+from herl_megatron.types import CoefficientRow, FloatArray, TokenRow, TrainRow
 from herl_megatron.weight_sync.hf_config import read_architecture
+from herl_megatron.weight_sync.local import local_parameters
 
 Sums = dict[str, torch.Tensor]
 LossOf = Callable[[MicroBatch, torch.Tensor, torch.Tensor], LossOutput]
 """(micro-batch, log-probs, entropy) -> loss."""
 
 
-class NonFiniteError(RuntimeError):
-    """A loss or gradient is NaN or infinite. Raised on every rank before the weights change."""
+class NonFiniteError(RunError):
+    """A loss, a gradient or a weight is NaN, infinite or beyond what any model has.
+
+    Raised on every rank; of a loss or gradient before the weights change, of a weight after the
+    optimizer step that spoilt it and before anybody else gets it. The policy is lost where it is a
+    weight, or the loss of every micro-batch; one bad row leaves it as it was.
+    """
 
 
 class MegatronActor:
@@ -78,23 +93,22 @@ class MegatronActor:
         model: ModelConfig,
         megatron: MegatronConfig,
         optimizer: OptimizerConfig,
-        algorithm: AlgorithmConfig,
-        hindsight: HindsightConfig,
-        temperature: float,
+        objective: PolicyObjective | None = None,
         total_optimizer_steps: int,
         seed: int,
         groups: Groups,
     ) -> None:
         """Build the model on this rank and load its weights.
 
-        temperature: of the policy, `rollout.temperature`; training needs it above 0.
+        objective: of the policy's loss; None for an actor that only fits rows (SFT, DPO): it has
+            no reference model, and its policy is the plain distribution.
 
         Raises:
             ValueError: the model or the layout is not supported, or weights are missing.
         """
-        self._algorithm = algorithm
-        self._temperature = temperature
-        self._hindsight = effective(hindsight)
+        assert objective is None or is_resolved(objective.hindsight), "resolved by prepare"
+        self._given_objective = objective
+        kl_coef = objective.algorithm.kl_coef if objective is not None else 0.0
         self._groups = groups
         self._interleaved_stages = groups.pp.size if groups.vpp > 1 else 1
         self.hf_config = read_architecture(model.path)
@@ -115,7 +129,8 @@ class MegatronActor:
             return chunks
 
         self.chunks = load()
-        on_host = algorithm.kl_coef > 0 and megatron.reference == "host"
+        self._named = local_parameters(self.chunks, self.hf_config, groups)
+        on_host = kl_coef > 0 and megatron.reference == "host"
         start = HostWeights(self.chunks) if on_host else None
         self.optimizer = Optimizer(
             self.chunks, config=optimizer, megatron=megatron, total_steps=total_optimizer_steps
@@ -128,6 +143,7 @@ class MegatronActor:
             self.optimizer.chunks,
             models=self.chunks,
             vocab_size=vocab_size,
+            fp32_logits=model.fp32_output_layer,
             megatron=megatron,
             groups=groups,
         )
@@ -137,13 +153,22 @@ class MegatronActor:
         self._reference: Reference | None = None
         if start is not None:
             self._reference = HostReference(start, self._runner, self.optimizer.gate)
-        elif algorithm.kl_coef:
+        elif kl_coef:
             self._reference = ReferenceModel(
-                load(), vocab_size=vocab_size, megatron=megatron, groups=groups
+                load(),
+                vocab_size=vocab_size,
+                fp32_logits=model.fp32_output_layer,
+                megatron=megatron,
+                groups=groups,
             )
 
+    @property
+    def _objective(self) -> PolicyObjective:
+        assert self._given_objective is not None, "an actor without a policy's objective"
+        return self._given_objective
+
     def compute_log_probs(
-        self, shard: Shard, *, temperature: float | None = None
+        self, shard: Shard[TokenRow], *, temperature: float | None = None
     ) -> list[FloatArray] | None:
         """Log-probs of the shard's response tokens under the current weights.
 
@@ -152,18 +177,25 @@ class MegatronActor:
         Returns `[response]` per row of the shard on TP and CP rank 0 of the last stage, else None.
         """
         if temperature is None:
-            temperature = self._temperature
+            given = self._given_objective
+            temperature = given.temperature if given is not None else 1.0
         return self._runner.response_log_probs(shard, temperature=temperature)
 
-    def compute_ref_log_probs(self, shard: Shard) -> list[FloatArray] | None:
+    def compute_ref_log_probs(self, shard: Shard[TokenRow]) -> list[FloatArray] | None:
         """The same under the reference weights; only with `algorithm.kl_coef` above 0."""
         assert self._reference is not None, "there is no reference model: algorithm.kl_coef is 0"
-        return self._reference.compute_log_probs(shard, temperature=self._temperature)
+        return self._reference.compute_log_probs(shard, temperature=self._objective.temperature)
 
-    def train_step(self, shard: Shard, *, schedule_step: int | None = None) -> dict[str, float]:
+    def weight_report(self) -> WeightReport:
+        """What this rank's weights are like now; not collective."""
+        return weight_report(self._named)
+
+    def train_step(
+        self, shard: Shard[TrainRow], *, schedule_step: int | None = None
+    ) -> dict[str, float]:
         """One optimizer step of the HeRL loss, with the learning rate of `schedule_step`.
 
-        Where the shard has no old log-probs the current policy is the old one, which is exact in
+        Where the rows have no old log-probs the current policy is the old one, which is exact in
         the first optimizer step after sampling.
 
         Returns numbers over the global batch (parts of `loss` that add up to it, `entropy`,
@@ -172,22 +204,27 @@ class MegatronActor:
         and the experts' numbers.
 
         Raises:
-            NonFiniteError: with the prompt ids of the micro-batches that are to blame; weights and
-                optimizer state are as before.
+            NonFiniteError: with the prompt ids of the micro-batches that are to blame, weights and
+                optimizer state being as before; or with the first parameter that the step spoilt.
         """
+
+        objective = self._objective
+        algorithm, hindsight = objective.algorithm, objective.hindsight
 
         def loss_of(
             batch: MicroBatch, log_probs: torch.Tensor, entropy: torch.Tensor
         ) -> LossOutput:
-            weights = _weights(batch, shard, self._algorithm.aggregation)
-            inputs = _loss_inputs(batch, log_probs, entropy, weights)
-            return policy_loss(inputs, algorithm=self._algorithm, hindsight=self._hindsight)
+            weights = _weights(batch, shard, algorithm.aggregation)
+            inputs = _loss_inputs(tokens[batch], log_probs, entropy, weights, batch.is_dummy)
+            return policy_loss(inputs, algorithm=algorithm, hindsight=hindsight)
 
+        batches = self._runner.pack(shard)
+        tokens = {batch: policy_tokens(shard, batch) for batch in batches}
         return self._step(
-            shard, loss_of, temperature=self._temperature, schedule_step=schedule_step
+            shard, batches, loss_of, temperature=objective.temperature, schedule_step=schedule_step
         )
 
-    def sft_step(self, shard: Shard) -> dict[str, float]:
+    def sft_step(self, shard: Shard[TokenRow]) -> dict[str, float]:
         """One optimizer step of the mean negative log-likelihood over all response tokens.
 
         Returns and raises as `train_step`.
@@ -198,10 +235,11 @@ class MegatronActor:
         ) -> LossOutput:
             return sft_loss(log_probs, _weights(batch, shard, "token_mean"))
 
-        return self._step(shard, loss_of, temperature=1.0, schedule_step=None)
+        batches = self._runner.pack(shard)
+        return self._step(shard, batches, loss_of, temperature=1.0, schedule_step=None)
 
-    def coefficient_step(self, shard: Shard) -> dict[str, float]:
-        """One optimizer step on minus the sum of each row's `advantage` times the log-prob of its
+    def coefficient_step(self, shard: Shard[CoefficientRow]) -> dict[str, float]:
+        """One optimizer step on minus the sum of each row's `coefficient` times the log-prob of its
         response, at temperature 1: what the slopes of a loss over whole responses turn into.
 
         Returns and raises as `train_step`; `loss` means nothing by itself.
@@ -210,12 +248,20 @@ class MegatronActor:
         def loss_of(
             batch: MicroBatch, log_probs: torch.Tensor, entropy: torch.Tensor
         ) -> LossOutput:
-            return coefficient_loss(log_probs, batch.advantages)
+            return coefficient_loss(log_probs, coefficients[batch])
 
-        return self._step(shard, loss_of, temperature=1.0, schedule_step=None)
+        batches = self._runner.pack(shard)
+        coefficients = {batch: token_coefficients(shard, batch) for batch in batches}
+        return self._step(shard, batches, loss_of, temperature=1.0, schedule_step=None)
 
     def _step(
-        self, shard: Shard, loss_of: LossOf, *, temperature: float, schedule_step: int | None
+        self,
+        shard: Shard[TokenRow],
+        micro_batches: Sequence[MicroBatch],
+        loss_of: LossOf,
+        *,
+        temperature: float,
+        schedule_step: int | None,
     ) -> dict[str, float]:
         assert shard.loss_rows, "a step needs a row of weight above 0; the caller skips the others"
 
@@ -225,7 +271,6 @@ class MegatronActor:
             output = loss_of(batch, log_probs, entropy)
             return output.loss, {**output.parts, **output.sums, **output.maxima}
 
-        micro_batches = self._runner.pack(shard)
         self.optimizer.zero_grad()
         if self._expert_load is not None:
             self._expert_load.reset()
@@ -242,12 +287,31 @@ class MegatronActor:
             self._stop_if_any("gradient", bad_gradients, shard)
             raise NonFiniteError(f"gradient norm is {gradient_norm}, each micro-batch's is finite")
         lr = self.optimizer.step(gradient_norm, schedule_step=schedule_step)
-        metrics = {"grad_norm": gradient_norm, "lr": lr}
+        largest = self._largest_weight(gradient_norm=gradient_norm, lr=lr)
+        metrics = {"grad_norm": gradient_norm, "lr": lr, "largest_weight": largest}
         if self._expert_load is not None:
             metrics |= self._expert_load.metrics()
         if outputs:
             metrics |= self._global_sums(outputs, shard, micro_batches)
         return metrics
+
+    def _largest_weight(self, *, gradient_norm: float, lr: float) -> float:
+        """The whole model's largest magnitude; NonFiniteError, on all ranks, where it is no
+        model's."""
+        largest = largest_weight(self._named.values()).to(self._groups.torch_device)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)  # over all ranks
+        if (found := float(largest)) <= LARGEST_SANE:
+            return found
+        reports: list[WeightReport | None] = [None] * self._groups.world_size
+        dist.all_gather_object(reports, self.weight_report())
+        problem = merge_reports([report for report in reports if report]).problem
+        raise NonFiniteError(
+            f"after optimizer step {self.optimizer.steps_done} (learning rate {lr:g}, gradient norm"
+            f" {gradient_norm:g}) {problem}; these weights go neither to the engines nor into a"
+            " checkpoint or an export. Likely causes: optimizer.lr is too high or its warm-up too"
+            " short, optimizer.clip_grad is 0 or optimizer.eps too small, or the hardware failed",
+            policy_lost=True,
+        )
 
     def _find_bad_gradients(
         self,
@@ -270,23 +334,37 @@ class MegatronActor:
                     bad.append(number)
         return bad
 
-    def _stop_if_any(self, what: str, bad: Sequence[int], shard: Shard) -> None:
+    def _stop_if_any(self, what: str, bad: Sequence[int], shard: Shard[TokenRow]) -> None:
         """Raise on all ranks if any rank names a micro-batch whose `what` is not finite."""
         flag = torch.tensor(float(bool(bad)), device=self._groups.torch_device)
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)  # over all ranks
         if not flag:
             return
         mine = [shard.rows[row].prompt_id for number in bad for row in shard.micro_batches[number]]
-        named: list[list[str]] = [[] for _ in range(self._groups.world_size)]
-        dist.all_gather_object(named, mine)
-        prompts = list(dict.fromkeys(prompt for names in named for prompt in names))
+        whole = len(bad) == len(shard.micro_batches)
+        every: list[Any] = [None] * self._groups.world_size
+        dist.all_gather_object(every, (self._groups.dp.rank, whole, mine, self.weight_report()))
+        named = dict.fromkeys(prompt for _, _, prompts, _ in every for prompt in prompts)
+        report = merge_reports([report for *_, report in every])
+        blamed = "other micro-batches are finite, so look at these rows first."
+        in_all = {dp for dp, whole, *_ in every if whole} == set(range(self._groups.dp.size))
+        if in_all:
+            blamed = (
+                "every micro-batch is, so it is the weights or the loss's settings rather than a"
+                " row: is optimizer.lr too high?"
+            )
         raise NonFiniteError(
             f"the {what} is NaN or infinite in micro-batches with rows of the prompts"
-            f" {', '.join(prompts)}; the weights were not changed"
+            f" {', '.join(named)}; {blamed} This optimizer step did not change the weights"
+            f" ({report.problem or f'all finite, the largest {report.largest:.3g}'})",
+            policy_lost=bool(report.problem) or (in_all and what == "loss"),
         )
 
     def _global_sums(
-        self, outputs: Sequence[Sums], shard: Shard, micro_batches: Sequence[MicroBatch]
+        self,
+        outputs: Sequence[Sums],
+        shard: Shard[TokenRow],
+        micro_batches: Sequence[MicroBatch],
     ) -> dict[str, float]:
         """Add up over micro-batches, DP and CP ranks; of `MAXIMA` find the largest."""
         group = self._groups.dp_cp.group
@@ -314,7 +392,7 @@ class MegatronActor:
         }
 
 
-def _weights(batch: MicroBatch, shard: Shard, aggregation: Aggregation) -> torch.Tensor:
+def _weights(batch: MicroBatch, shard: Shard[TokenRow], aggregation: Aggregation) -> torch.Tensor:
     """Loss weight of each response token, `[tokens]`; 0 on a dummy row."""
     per_row = token_weights(
         aggregation,
@@ -326,17 +404,21 @@ def _weights(batch: MicroBatch, shard: Shard, aggregation: Aggregation) -> torch
 
 
 def _loss_inputs(
-    batch: MicroBatch, log_probs: torch.Tensor, entropy: torch.Tensor, weights: torch.Tensor
+    tokens: PolicyTokens,
+    log_probs: torch.Tensor,
+    entropy: torch.Tensor,
+    weights: torch.Tensor,
+    is_dummy: bool,
 ) -> LossInputs:
     current = log_probs.detach()
-    ref_log_probs = current if batch.is_dummy else batch.ref_log_probs
+    ref_log_probs = current if is_dummy else tokens.ref_log_probs
     return LossInputs(
         log_probs=log_probs,
         entropy=entropy,
-        old_log_probs=current if batch.old_log_probs is None else batch.old_log_probs,
-        rollout_log_probs=batch.rollout_log_probs,
+        old_log_probs=current if tokens.old_log_probs is None else tokens.old_log_probs,
+        rollout_log_probs=tokens.rollout_log_probs,
         ref_log_probs=ref_log_probs,
-        advantages=batch.advantages,
-        hindsight_mask=batch.hindsight_mask,
+        advantages=tokens.advantages,
+        hindsight_mask=tokens.hindsight_mask,
         weights=weights,
     )

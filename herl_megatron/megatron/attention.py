@@ -23,7 +23,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from herl_megatron.batching.context_parallel import ContextRank
 
 
-class CausalAttention(MegatronModule):
+class CausalAttention(MegatronModule):  # type: ignore[misc]  # Megatron-Core has no types
     """Softmax(QK^T / sqrt(d)) V where a token sees itself and earlier tokens of its own row.
 
     Padded rows `[seq, batch, heads, dim]` must be padded on the right: then no real token can
@@ -83,7 +83,8 @@ class CausalAttention(MegatronModule):
         """`[seq, ...]` of every CP rank: `[cp, seq, ...]`."""
         if self._context.size > 1:
             held = gather_from_sequence_parallel_region(held.contiguous(), group=self._group)
-        return held.unflatten(0, (self._context.size, -1))
+        by_rank: torch.Tensor = held.unflatten(0, (self._context.size, -1))
+        return by_rank
 
     def _attend_rows(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Rows of one length. `q [seq, batch, heads, dim]`, the result likewise; `k` and `v` are

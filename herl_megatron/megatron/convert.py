@@ -15,7 +15,6 @@ can be converted back without the folder it came from.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -26,12 +25,15 @@ from pathlib import Path
 
 import torch
 
+from herl_megatron.config.run_files import MANIFEST
+from herl_megatron.config.strict_json import read_object
+from herl_megatron.data.serving import read_serving_facts
 from herl_megatron.megatron.convert_hf import HFWriter
 from herl_megatron.megatron.convert_layout import TrainerLayout
 from herl_megatron.megatron.convert_read import MegatronFolder, weights_folder
 from herl_megatron.megatron.convert_write import MegatronWriter
 from herl_megatron.megatron.scratch import Scratch
-from herl_megatron.observability.manifest import MANIFEST, damage, write_manifest
+from herl_megatron.observability.manifest import damage, write_manifest
 from herl_megatron.weight_sync.hf_config import read_architecture
 from herl_megatron.weight_sync.hf_folder import complete_export, copy_other_files, start_export
 from herl_megatron.weight_sync.hf_names import Architecture
@@ -133,6 +135,7 @@ def megatron_to_hf(
     """
     hf = hf or model_folder(megatron)
     architecture = read_architecture(str(hf))
+    serving = read_serving_facts(hf)
     started = time.monotonic()
     source = _open_megatron(megatron, architecture, dtype, check_hashes=check_hashes)
     writer = HFWriter(
@@ -144,7 +147,7 @@ def megatron_to_hf(
     with _staging(out, writer.num_bytes) as staging:
         counted = _counted(progress, writer.num_bytes)
         shards, facts = writer.write(staging, threads=threads, done=counted)
-        complete_export(staging, stages=[shards], source=hf)
+        complete_export(staging, stages=[shards], source=hf, serving=serving)
         write_manifest(staging, known=facts)
     return Conversion(out, writer.num_bytes, time.monotonic() - started)
 
@@ -160,7 +163,7 @@ def model_folder(megatron: Path) -> Path:
         return folder / HF_PART
     driver = folder.parent / _DRIVER
     if driver.is_file():
-        path = Path(json.loads(driver.read_text(encoding="utf-8"))["config"]["model"]["path"])
+        path = _trained_from(driver)
         if (path / "config.json").is_file():
             return path
         raise ValueError(
@@ -170,6 +173,16 @@ def model_folder(megatron: Path) -> Path:
     raise ValueError(
         f"{megatron} holds no configuration and tokenizer; name the model's folder with --hf"
     )
+
+
+def _trained_from(driver: Path) -> Path:
+    """`model.path` of the run that a checkpoint's `driver.json` is of."""
+    try:
+        return Path(read_object(driver)["config"]["model"]["path"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{driver} names no model.path; name the model's folder with --hf"
+        ) from error
 
 
 def check_hashes_of(weights: Path) -> Path | None:

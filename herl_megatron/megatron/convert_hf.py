@@ -17,6 +17,7 @@ import torch
 
 from herl_megatron.megatron.convert_write import Source
 from herl_megatron.megatron.scratch import Scratch
+from herl_megatron.megatron.soundness import largest_weight
 from herl_megatron.observability.manifest import FileFacts, HashedFile
 from herl_megatron.weight_sync.hf_folder import WrittenShards, shard_name
 from herl_megatron.weight_sync.hf_names import Architecture, Layout, Parameter, parameters
@@ -73,7 +74,7 @@ class HFWriter:
 
         Raises:
             OSError: a file could not be written.
-            ValueError: the source is damaged.
+            ValueError: the source is damaged, or holds NaN or infinity.
         """
         total = len(self._shards)
         scratch = Scratch()
@@ -84,6 +85,7 @@ class HFWriter:
                 file.write(self._header(self._shards[number]))
                 for parameter in self._shards[number]:
                     for values in self._blocks(parameter):
+                        _require_finite(values, parameter)
                         values = scratch.dense(values, self._dtypes[parameter.name])
                         file.write(values.flatten().view(torch.uint8).numpy())
                     done(self._num_bytes(parameter))
@@ -115,7 +117,7 @@ class HFWriter:
                     "shape": list(shape),
                     "data_offsets": [start, end],
                 }
-        text = json.dumps(header, separators=(",", ":")).encode()
+        text = json.dumps(header, separators=(",", ":"), allow_nan=False).encode()
         text += b" " * (-len(text) % 8)
         return len(text).to_bytes(8, "little") + text
 
@@ -129,3 +131,11 @@ class HFWriter:
             step = max(1, _BLOCK_BYTES // row_bytes)
             for start in range(0, shape[0], step):
                 yield self._source.rows(parameter, index, start, min(start + step, shape[0]))
+
+
+def _require_finite(values: torch.Tensor, parameter: Parameter) -> None:
+    if not math.isfinite(largest_weight([values])):
+        raise ValueError(
+            f"{parameter.hf_names[0]} (Megatron's {parameter.name}) holds NaN or infinity: these"
+            " weights are no model's, so nothing is exported; take an earlier checkpoint"
+        )

@@ -229,7 +229,7 @@ def weights_folder(path: str | Path) -> Path:
             return folder
     raise ValueError(
         f"{path} is no Megatron checkpoint (no .metadata and metadata.json in it); name a folder"
-        " that tools/convert_hf_to_megatron.py wrote, or step_N of a run's checkpoints"
+        " that `herl convert to-megatron` wrote, or step_N of a run's checkpoints"
     )
 
 

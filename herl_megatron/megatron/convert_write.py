@@ -275,4 +275,4 @@ def _finish(
         "common_backend": "torch",
         "common_backend_version": 1,
     }
-    (folder / "metadata.json").write_text(json.dumps(backend), encoding="utf-8")
+    (folder / "metadata.json").write_text(json.dumps(backend, allow_nan=False), encoding="utf-8")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
+from herl_megatron.observability.os_errors import with_usual_mode
 from herl_megatron.weight_sync.hf_folder import WrittenShards, shard_name
 from herl_megatron.weight_sync.source import WeightSource
 
@@ -24,7 +25,8 @@ def write_stage(source: WeightSource, folder: str) -> WrittenShards | None:
             continue
         name = shard_name(bucket.index, len(plan))
         on_host = {key: tensor.cpu().contiguous() for key, tensor in tensors}
-        save_file(on_host, Path(folder) / name, metadata={"format": "pt"})
+        with with_usual_mode(file := Path(folder) / name):  # a server may run under another user
+            save_file(on_host, file, metadata={"format": "pt"})
         files.append(name)
     if not files:
         return None

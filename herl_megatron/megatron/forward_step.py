@@ -34,7 +34,7 @@ from herl_megatron.batching.schedule import Shard, length_multiple
 from herl_megatron.config.schema import MegatronConfig
 from herl_megatron.megatron.groups import Groups
 from herl_megatron.megatron.model import packed_sequence_params
-from herl_megatron.types import FloatArray
+from herl_megatron.types import FloatArray, TokenRow
 
 Result = TypeVar("Result")
 Evaluate = Callable[[MicroBatch, torch.Tensor, torch.Tensor], tuple[torch.Tensor, Result]]
@@ -87,6 +87,7 @@ class PipelineRunner:
         chunks: the model's chunks on this rank, without or with a data-parallel wrapper.
         models: the same chunks, unwrapped.
         vocab_size: real vocabulary.
+        fp32_logits: see `ModelConfig.fp32_output_layer`.
         megatron: layout and chunking of log-probs.
         groups: as `init_parallel` returned them.
     """
@@ -97,17 +98,19 @@ class PipelineRunner:
         *,
         models: Sequence[GPTModel],
         vocab_size: int,
+        fp32_logits: bool,
         megatron: MegatronConfig,
         groups: Groups,
     ) -> None:
         self._chunks = list(chunks)
         self._vocab_size = vocab_size
+        self._fp32_logits = fp32_logits
         self._megatron = megatron
         self._groups = groups
         self._schedule = get_forward_backward_func()
         self._head = ResponseHead(models[-1], groups) if groups.holds_output else None
 
-    def pack(self, shard: Shard) -> list[MicroBatch]:
+    def pack(self, shard: Shard[TokenRow]) -> list[MicroBatch]:
         """This rank's tensors of all micro-batches of `shard`, in its order."""
         context = ContextRank(rank=self._groups.cp.rank, size=self._groups.cp.size)
         return [
@@ -138,7 +141,9 @@ class PipelineRunner:
         return self._run(micro_batches, evaluate, temperature=temperature, forward_only=False)
 
     @torch.no_grad()
-    def response_log_probs(self, shard: Shard, *, temperature: float) -> list[FloatArray] | None:
+    def response_log_probs(
+        self, shard: Shard[TokenRow], *, temperature: float
+    ) -> list[FloatArray] | None:
         """Log-probs of each row's response tokens, `[response]`, in the shard's row order, of the
         distribution with logits divided by `temperature`.
 
@@ -218,6 +223,7 @@ class PipelineRunner:
             tp_group=self._groups.tp.group if self._groups.tp.size > 1 else None,
             temperature=temperature,
             chunk_tokens=self._megatron.log_prob_chunk_tokens,
+            fp32_logits=self._fp32_logits,
         )
         assert entropy is not None
         return log_probs, entropy

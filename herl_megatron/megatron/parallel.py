@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from herl_megatron.megatron import lean_import  # noqa: F401  # isort: skip (before megatron)
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 

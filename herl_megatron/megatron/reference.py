@@ -20,13 +20,15 @@ from herl_megatron.device import copy_to_host
 from herl_megatron.megatron.forward_step import PipelineRunner
 from herl_megatron.megatron.groups import Groups
 from herl_megatron.megatron.write_gate import WriteGate
-from herl_megatron.types import FloatArray
+from herl_megatron.types import FloatArray, TokenRow
 
 
 class Reference(Protocol):
     """What the actor asks of a reference."""
 
-    def compute_log_probs(self, shard: Shard, *, temperature: float) -> list[FloatArray] | None:
+    def compute_log_probs(
+        self, shard: Shard[TokenRow], *, temperature: float
+    ) -> list[FloatArray] | None:
         """Log-probs of the shard's response tokens; see `PipelineRunner.response_log_probs`."""
         ...
 
@@ -37,6 +39,7 @@ class ReferenceModel:
     Args:
         chunks: this rank's chunks, weights loaded; nobody else may change them.
         vocab_size: real vocabulary.
+        fp32_logits: see `ModelConfig.fp32_output_layer`.
         megatron: layout, token budget is the policy's.
         groups: as `init_parallel` returned them.
     """
@@ -46,16 +49,24 @@ class ReferenceModel:
         chunks: Sequence[GPTModel],
         *,
         vocab_size: int,
+        fp32_logits: bool,
         megatron: MegatronConfig,
         groups: Groups,
     ) -> None:
         for chunk in chunks:
             chunk.requires_grad_(False)
         self._runner = PipelineRunner(
-            chunks, models=chunks, vocab_size=vocab_size, megatron=megatron, groups=groups
+            chunks,
+            models=chunks,
+            vocab_size=vocab_size,
+            fp32_logits=fp32_logits,
+            megatron=megatron,
+            groups=groups,
         )
 
-    def compute_log_probs(self, shard: Shard, *, temperature: float) -> list[FloatArray] | None:
+    def compute_log_probs(
+        self, shard: Shard[TokenRow], *, temperature: float
+    ) -> list[FloatArray] | None:
         """See `Reference.compute_log_probs`."""
         return self._runner.response_log_probs(shard, temperature=temperature)
 
@@ -106,7 +117,9 @@ class HostReference:
         self._runner = runner
         self._gate = gate
 
-    def compute_log_probs(self, shard: Shard, *, temperature: float) -> list[FloatArray] | None:
+    def compute_log_probs(
+        self, shard: Shard[TokenRow], *, temperature: float
+    ) -> list[FloatArray] | None:
         """See `Reference.compute_log_probs`."""
         self._gate.wait()
         with self._weights.in_place():
