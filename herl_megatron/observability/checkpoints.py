@@ -2,7 +2,8 @@
 
     RUN/checkpoints/step_000020/      published by one rename
         trainer/                      every rank's part (`megatron.checkpoint`)
-        driver.json                   step, prompt cursor, position in metrics.jsonl, configuration
+        driver.json                   step, prompt cursor, position in metrics.jsonl, configuration,
+                                      fingerprints of what was read, package versions
         manifest.json                 size and hash of every other file, written last
     RUN/checkpoints/latest            link to the newest
 
@@ -16,30 +17,42 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from herl_megatron.config import history
+from herl_megatron.config.decides import differences, keys_that_decide
 from herl_megatron.config.load import ConfigError
-from herl_megatron.config.paths import checkpoint_folders, folder_problem, run_path
+from herl_megatron.config.paths import aside, run_path
+from herl_megatron.config.run_files import (
+    DRIVER,
+    UNPUBLISHED_STEP,
+    checkpoint_folders,
+    is_run,
+    own_checkpoint_files,
+)
 from herl_megatron.config.schema import Config
+from herl_megatron.config.schema.base import Decides
+from herl_megatron.config.strict_json import read_object
+from herl_megatron.config.upgrade import FIRST, upgraded, version_problem
 from herl_megatron.observability.manifest import FileFacts, damage, write_manifest
+from herl_megatron.observability.versions import version_changes
 
 logger = logging.getLogger(__name__)
 
-_DRIVER = "driver.json"
-_DECIDES_NUMBERS = (
-    "run.seed", "model", "data.max_prompt_tokens", "data.max_experience_tokens", "data.shuffle",
-    "rollout.group_size", "rollout.temperature", "rollout.top_p", "rollout.top_k",
-    "rollout.max_response_tokens", "rollout.dtype", "rollout.quantization",
-    "rollout.mode", "rollout.oversample",
-    "rollout.max_staleness", "hindsight", "algorithm", "scoring.answer_after",
-    "train.prompts_per_step", "train.prompts_per_optimizer_step", "optimizer",
-    "megatron.precision", "megatron.fp8", "megatron.fp8_bf16_layers",
-    "megatron.distributed_optimizer",
-)  # fmt: skip
-"""Keys and sections that a resumed run must share with its checkpoint; rows are compared too."""
+_ADDED: Mapping[str, Any] = {"fingerprints": {}, "versions": {}, "schema_version": FIRST}
+"""Of `DriverState`, what earlier versions did not write, and what it was then."""
+_KINDS: Mapping[str, tuple[type, ...]] = {
+    "step": (int,), "metrics_bytes": (int,), "prompts": (dict,), "before": (dict, type(None)),
+    "config": (dict,), "fingerprints": (dict,), "versions": (dict,),
+}  # fmt: skip
+"""Of `DriverState`, as its file holds it."""
+_EVALUATION_INPUTS = frozenset(
+    key.path for key in keys_that_decide(Decides.EVALUATION, purpose="train") if key.by_content
+)
+"""Of what a run reads, what decides its held-out numbers alone."""
 
 
 @dataclass(frozen=True)
@@ -55,22 +68,36 @@ class DriverState:
     before: Mapping[str, float] | None
     """`reward` and `all_satisfied` before the first step; None without an evaluation."""
     config: Mapping[str, Any]
-    """The run's configuration."""
+    """The run's configuration; that of a checkpoint which is read has the names of today."""
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    """Of what the run read (`data.fingerprints`), by name."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Of the packages that it ran with (`observability.versions`)."""
+    schema_version: int = field(default_factory=lambda: history.HISTORY.version)
+    """Of the configuration's keys (`config.history`)."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint: its folder and the driver's part of it."""
+    """A complete checkpoint: its folder and the driver's part of it.
+
+    other_evaluation: what was changed since about the held-out numbers, so that those from before
+        do not compare with later ones; empty for nothing.
+    damaged: newer ones that cannot be used.
+    """
 
     folder: Path
     driver: DriverState
+    other_evaluation: tuple[str, ...] = ()
+    damaged: tuple[Path, ...] = ()
 
 
 def start_checkpoint(run: Path, step: int) -> Path:
     """An empty folder to write step `step`'s checkpoint into; remnants of killed saves go."""
     parent = run / "checkpoints"
     for remnant in parent.glob(".step_*.partial"):
-        shutil.rmtree(remnant)
+        if UNPUBLISHED_STEP.fullmatch(remnant.name):
+            shutil.rmtree(remnant)
     staging = parent / f".step_{step:06d}.partial"
     (staging / "trainer").mkdir(parents=True)
     return staging
@@ -90,12 +117,18 @@ def publish_checkpoint(
     Raises:
         OSError: the disk is full, or a file of `written` is not here in its size.
     """
-    (staging / _DRIVER).write_text(json.dumps(asdict(driver), indent=1) + "\n", encoding="utf-8")
+    text = json.dumps(asdict(driver), indent=1, allow_nan=False)
+    (staging / DRIVER).write_text(text + "\n", encoding="utf-8")
     write_manifest(staging, known=written)
     _flush(staging)
     folder = staging.with_name(f"step_{driver.step:06d}")
     if folder.exists():  # a damaged one, or the run went back behind it
-        shutil.rmtree(folder)
+        remove_files(own_checkpoint_files(folder), folder.parent)
+        if not any(file.is_file() or file.is_symlink() for file in folder.rglob("*")):
+            shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        os.rename(folder, moved := aside(folder))
+        logger.warning("%s held files that herl did not write; they are in %s", folder, moved)
     os.rename(staging, folder)
     link = folder.with_name(".latest.tmp")
     link.unlink(missing_ok=True)
@@ -104,33 +137,47 @@ def publish_checkpoint(
     _flush_one(folder.parent)
     saved = checkpoint_folders(folder.parent.parent)
     for old in saved[saved.index(folder) + keep :]:
-        shutil.rmtree(old)
+        remove_files(own_checkpoint_files(old), folder.parent)
     return folder
 
 
-def find_checkpoint(config: Config) -> Checkpoint | None:
+def remove_files(files: Iterable[Path], below: Path) -> None:
+    """Remove files, and the folders below `below` that this leaves empty; a missing one is fine."""
+    for file in list(files):
+        file.unlink(missing_ok=True)
+        for parent in file.parents:
+            if parent == below or below not in parent.parents or any(parent.iterdir()):
+                break
+            parent.rmdir()
+
+
+def find_checkpoint(
+    config: Config, fingerprints: Mapping[str, str] | None = None
+) -> Checkpoint | None:
     """What this run continues from; None if it starts from the beginning.
 
+    fingerprints: of what the run reads now; None compares none.
+
     Raises:
-        ConfigError: the run's folder cannot be used (`config.paths`), all its checkpoints are
-            damaged, the newest is another version's, or a key that decides the numbers differs.
+        ConfigError: all its checkpoints are damaged, the newest is another version's, or something
+            that decides numbers or verdicts is not as it was: a key, rows, tokenizer, chat
+            template, checks or the judge's prompt.
     """
-    if problem := folder_problem(config):
-        raise ConfigError([problem])
     folders = checkpoint_folders(run_path(config)) if config.run.resume else []
-    damaged = []
-    for folder in folders:
-        if what := damage(folder):
-            damaged.append(f"{folder} is damaged ({what})")
+    damaged: list[str] = []
+    for number, folder in enumerate(folders):
+        driver = damage(folder) or _read_driver(folder)
+        if isinstance(driver, str):
+            damaged.append(f"{folder} is damaged ({driver})")
             continue
         for line in damaged:
             logger.warning("%s; using %s instead", line, folder)
-        checkpoint = Checkpoint(folder, _read_driver(folder))
-        if problems := list(_differences(checkpoint, config)):
-            raise ConfigError(problems)
-        return checkpoint
+        found = _fitting(folder, driver, config, fingerprints)
+        return replace(found, damaged=tuple(folders[:number]))
     if damaged:
-        fix = "restore one, or start over with run.resume=false run.overwrite=true"
+        fix = "restore one, or choose another run.name"
+        if is_run(run_path(config)):
+            fix += ", or start over with run.resume=false run.overwrite=true"
         raise ConfigError([f"{line}; {fix}" for line in damaged])
     return None
 
@@ -149,43 +196,95 @@ def _flush_one(path: Path) -> None:
         os.close(opened)
 
 
-def _read_driver(folder: Path) -> DriverState:
-    values = json.loads((folder / _DRIVER).read_text(encoding="utf-8"))
+def _read_driver(folder: Path) -> DriverState | str:
+    """The driver's part, or what is wrong with its file.
+
+    Raises:
+        ConfigError: it is of another version.
+    """
+    try:
+        values = {**_ADDED, **read_object(folder / DRIVER)}
+    except ValueError as error:
+        return str(error)
     known = {field.name for field in fields(DriverState)}
     if odd := known.symmetric_difference(values):
         raise ConfigError(
             [
-                f"{folder} was written by another version of herl_megatron: its {_DRIVER} differs"
+                f"{folder} was written by another version of herl_megatron: its {DRIVER} differs"
                 f" in {', '.join(sorted(odd))}; resume with that version, or start a new run from"
                 " it with model.megatron_path"
             ]
         )
-    return DriverState(**values)
+    if problem := version_problem(version := values["schema_version"]):
+        raise ConfigError([f"{folder}: {problem}"])
+    if wrong := [name for name, kinds in _KINDS.items() if type(values[name]) not in kinds]:
+        return f"{DRIVER} says {values[wrong[0]]!r:.40} for {wrong[0]}"
+    if not all(isinstance(section, dict) for section in values["config"].values()):
+        return f"{DRIVER} holds no configuration"
+    config = upgraded(values["config"], version)
+    return DriverState(**values | {"config": config, "schema_version": history.HISTORY.version})
 
 
-def _differences(checkpoint: Checkpoint, config: Config) -> Iterator[str]:
-    """Keys that decide the numbers and are not as they were; a key unknown then is new since."""
-    old, new = _flat(checkpoint.driver.config), _flat(config.model_dump(mode="json"))
-    fixed = list(_DECIDES_NUMBERS)
-    if config.optimizer.schedule != "constant":
-        fixed.append("train.steps")  # the learning rate decays over the run's length
-    for key, value in new.items():
-        is_fixed = any(key == name or key.startswith(f"{name}.") for name in fixed)
-        if is_fixed and key in old and old[key] != value:
-            yield (
-                f"{key} is {value!r} but {checkpoint.folder} was made with {old[key]!r}; resume"
-                " with that value, or give the new run another run.name"
-            )
-    if checkpoint.driver.step > config.train.steps:
-        yield (
-            f"train.steps is {config.train.steps} but {checkpoint.folder} has done"
-            f" {checkpoint.driver.step}; raise it"
+def _fitting(
+    folder: Path, driver: DriverState, config: Config, fingerprints: Mapping[str, str] | None
+) -> Checkpoint:
+    """The checkpoint, if this run may go on from it; what is no reason against it is said."""
+    kept = driver.fingerprints
+    changed = _changed_inputs(kept, fingerprints or {})
+    problems = [*_changed_keys(folder, driver, config)]
+    problems += [
+        f"{name} is not what {folder} was made with ({(fingerprints or {})[name]} now, {kept[name]}"
+        " then); resume with the same, or give the new run another run.name"
+        for name in changed
+        if name not in _EVALUATION_INPUTS
+    ]
+    if problems:
+        raise ConfigError(problems)
+    if fingerprints is not None:
+        _say_unknown(folder, kept, fingerprints)
+    if driver.versions and (others := list(version_changes(driver.versions))):
+        logger.warning("other packages than when %s was made: %s", folder, ", ".join(others))
+    other_evaluation = [
+        path
+        for path, _, _ in differences(
+            driver.config, config, Decides.EVALUATION, purpose="train", by_path=not kept
         )
+    ]
+    other_evaluation += [name for name in changed if name in _EVALUATION_INPUTS]
+    return Checkpoint(folder, driver, tuple(other_evaluation))
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        nested = isinstance(value, Mapping)
-        flat |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return flat
+def _changed_keys(folder: Path, driver: DriverState, config: Config) -> Iterator[str]:
+    """Keys that decide numbers or verdicts and are not as they were."""
+    # The learning rate decays over the run's length; where it does not, a run may become longer.
+    free = ["train.steps"] if config.optimizer.schedule == "constant" else []
+    if not driver.fingerprints:
+        free.append("data.train")  # the prompts' ids are compared (`data.prompts`)
+    for path, now, then in differences(
+        driver.config, config, Decides.NUMBERS, Decides.VERDICTS, purpose="train",
+        leave_out=free, by_path=not driver.fingerprints,
+    ):  # fmt: skip
+        yield (
+            f"{path} is {now!r} but {folder} was made with {then!r}; resume with that value, or"
+            " give the new run another run.name"
+        )
+    if driver.step > config.train.steps:
+        yield f"train.steps is {config.train.steps} but {folder} has done {driver.step}; raise it"
+
+
+def _changed_inputs(kept: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """What both fingerprints know and is not what it was."""
+    return [name for name in sorted(kept.keys() & now.keys()) if kept[name] != now[name]]
+
+
+def _say_unknown(folder: Path, kept: Mapping[str, str], now: Mapping[str, str]) -> None:
+    if not kept:
+        logger.warning(
+            "%s was made by a version that kept no fingerprints: nobody knows whether data,"
+            " tokenizer, checks and judge prompt are as they were", folder,
+        )  # fmt: skip
+    elif unknown := sorted(now.keys() - kept.keys()):
+        logger.warning(
+            "%s was made by a version that kept no fingerprint of %s: nobody knows whether that is"
+            " as it was", folder, ", ".join(unknown),
+        )  # fmt: skip

@@ -17,7 +17,8 @@ from typing import Any
 
 import xxhash
 
-MANIFEST = "manifest.json"
+from herl_megatron.config.run_files import MANIFEST
+
 FileFacts = dict[str, Any]
 """`bytes` and, under the name of its algorithm, the hash in hexadecimal."""
 _ALGORITHM = "xxh128"
@@ -87,7 +88,7 @@ def write_manifest(
     """
     files = describe_files(folder, known=known)
     with (folder / MANIFEST).open("w", encoding="utf-8") as file:
-        json.dump({**(more or {}), "files": files}, file, indent=1)
+        json.dump({**(more or {}), "files": files}, file, indent=1, allow_nan=False)
         file.flush()
         os.fsync(file.fileno())
 
@@ -131,20 +132,19 @@ def damage(folder: Path, *, hashes: bool = True) -> str | None:
     hashes: compare contents too, which reads everything, several files at a time; without it names
         and sizes only.
     """
-    try:
-        wanted = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except FileNotFoundError:
-        return f"no {MANIFEST}"
-    except (ValueError, KeyError):
-        return f"{MANIFEST} cannot be read"
+    if not folder.is_dir():
+        return "it is no folder"
+    wanted = _listed(folder / MANIFEST)
+    if isinstance(wanted, str):
+        return wanted
     for name, facts in wanted.items():  # cheap checks of all files first
         file = folder / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != facts["bytes"]:
-            return f"{name} has {file.stat().st_size} bytes instead of {facts['bytes']}"
-        if not _HASHES.keys() & facts.keys():
+        if not isinstance(facts, dict) or not _HASHES.keys() & facts.keys():
             return f"{MANIFEST} has no hash of {name} that this version knows"
+        if not os.path.isfile(file):
+            return f"{name} is missing"
+        if file.stat().st_size != facts.get("bytes"):
+            return f"{name} has {file.stat().st_size} bytes instead of {facts.get('bytes')}"
     if not hashes:
         return None
     with ThreadPoolExecutor(_THREADS) as threads:
@@ -153,6 +153,20 @@ def damage(folder: Path, *, hashes: bool = True) -> str | None:
             (f"{name} has other content" for name, ok in zip(wanted, same, strict=True) if not ok),
             None,
         )
+
+
+def _listed(manifest: Path) -> dict[str, Any] | str:
+    """The files that a manifest lists, or why there are none."""
+    if not os.path.lexists(manifest):
+        return f"no {MANIFEST}"
+    try:
+        found = json.loads(manifest.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return f"{MANIFEST} cannot be read"
+    files = found.get("files") if isinstance(found, dict) else None
+    if not isinstance(files, dict) or not files:
+        return f"{MANIFEST} cannot be read: it lists no files"
+    return files
 
 
 def _is_as_hashed(file: Path, facts: FileFacts) -> bool:

@@ -1,4 +1,4 @@
-"""Metrics on disk: one JSON line per call in `metrics.jsonl`, and TensorBoard."""
+"""Metrics on disk: one JSON line per call in `metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
-
-from torch.utils.tensorboard import SummaryWriter
+from typing import Any, Self
 
 from herl_megatron.types import StepMetrics
+
+
+def is_measured(name: str) -> bool:
+    """Whether a metric is a time, a rate or a size in memory, which two runs that compute the same
+    do not share."""
+    return name.endswith(("_s", "_gib")) or name.startswith(("perf/", "engine/"))
 
 
 class MetricsWriter:
@@ -21,12 +25,11 @@ class MetricsWriter:
     Lines are flushed at once, so a killed run keeps all of its finished steps.
     """
 
-    def __init__(self, folder: Path, *, purge_step: int | None = None) -> None:
-        """Append to the folder's metrics; TensorBoard hides its points from `purge_step` on."""
+    def __init__(self, folder: Path) -> None:
+        """Append to the folder's metrics."""
         path = folder / "metrics.jsonl"
-        self._history = _read(path) if path.exists() else []
+        self._history = read_metrics(path) if path.exists() else []
         self._file = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge_step)
 
     def __enter__(self) -> Self:
         return self
@@ -45,12 +48,10 @@ class MetricsWriter:
         return tuple(self._history)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Write one line and one TensorBoard point per value; NaN and infinity become null."""
+        """Write one line; NaN and infinity become null."""
         finite = {name: _finite(value) for name, value in values.items()}
         self._file.write(json.dumps({"step": step} | finite, allow_nan=False) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
         self._history.append(StepMetrics(step=step, values=dict(values)))
 
     def sync(self) -> int:
@@ -60,20 +61,56 @@ class MetricsWriter:
         return os.fstat(self._file.fileno()).st_size
 
     def close(self) -> None:
-        """Close both; writing afterwards is an error."""
+        """Close the file; writing afterwards is an error."""
         self._file.close()
-        self._board.close()
 
 
-def _read(path: Path) -> list[StepMetrics]:
-    """The lines of an earlier part of the run; null is read as NaN."""
+def read_metrics(path: Path, *, length: int | None = None) -> list[StepMetrics]:
+    """The lines of an earlier part of the run, the first `length` bytes of them; null is NaN.
+
+    Raises:
+        ValueError: the file is shorter, or a line is not what `MetricsWriter` writes; says where.
+    """
+    fix = "restore the file, or give the new run another run.name"
+    try:
+        content = path.read_bytes() if os.path.lexists(path) else b""
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}); {fix}") from error
+    if length is not None and len(content) < length:
+        raise ValueError(
+            f"{path} has {len(content)} bytes, but its checkpoint was made at {length}; {fix}"
+        )
     history = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        values = json.loads(line)
-        step = values.pop("step")
-        numbers = {name: math.nan if v is None else v for name, v in values.items()}
-        history.append(StepMetrics(step=step, values=numbers))
+    for number, line in enumerate(content[:length].splitlines(keepends=True), start=1):
+        try:
+            history.append(_parsed(line))
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
+            raise ValueError(f"{path}:{number}: no line of metrics ({error}); {fix}") from error
     return history
+
+
+def _parsed(line: bytes) -> StepMetrics:
+    if not line.endswith(b"\n") or line.endswith(b"\r\n"):
+        raise ValueError("it does not end as it was written")
+    values = json.loads(line.decode(), parse_constant=_refuse, object_pairs_hook=_without_repeats)
+    step = values.pop("step", None) if isinstance(values, dict) else None
+    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+        raise ValueError("it is no object with a step")
+    if odd := [name for name, v in values.items() if not isinstance(v, int | float | None)]:
+        raise ValueError(f"{odd[0]} is no number")
+    numbers = {name: math.nan if v is None else float(v) for name, v in values.items()}
+    return StepMetrics(step=step, values=numbers)
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is no number")
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name is there twice")
+    return found
 
 
 def _finite(value: float) -> float | None:

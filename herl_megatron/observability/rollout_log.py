@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -120,5 +119,4 @@ def _revision(revision: Revision) -> dict[str, Any]:
 
 def _row(row: TrainRow) -> dict[str, Any]:
     """What a row trains on; an unscored row has no reward."""
-    reward = None if math.isnan(row.reward) else row.reward
-    return {"reward": reward, "advantage": row.advantage, "weight": row.weight}
+    return {"reward": row.reward, "advantage": row.advantage, "weight": row.weight}

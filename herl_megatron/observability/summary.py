@@ -50,18 +50,19 @@ def build_summary(
 ) -> dict[str, Any]:
     """The run in one JSON-ready mapping.
 
-    reward, all_satisfied: `before` and `after`, on held-out prompts. Without an evaluation they
-        are those of the first and last step's own rollouts (`measured_on` says which), null for
-        a run of no steps.
+    reward, all_satisfied: `before` and `after`, on held-out prompts; `before` is null where the
+        evaluation was changed since, in a resumed run. Without an evaluation they are those of the
+        first and last step's own rollouts (`measured_on` says which), null for a run of no steps.
     scoring: what could not be scored and what failed on the way, counts over the run.
+    steps_without_spread: in which no group's rewards differed, so that nothing was learnt.
     engine_restarts: over the run, evaluations included.
     hindsight: counts over the run; `gain` is the mean of revision minus draft reward over the
         scored revisions, null if there were none.
     """
     steps = [item.values for item in history if "hindsight/experiences" in item.values]
-    if before is not None and after is not None:
-        reward = _pair(before.reward, after.reward)
-        all_satisfied = _pair(before.all_satisfied, after.all_satisfied)
+    if after is not None:
+        reward = _pair(before.reward if before else None, after.reward)
+        all_satisfied = _pair(before.all_satisfied if before else None, after.all_satisfied)
         measured_on = "held-out prompts"
     else:
         reward = _first_and_last(steps, "reward/mean")
@@ -72,6 +73,7 @@ def build_summary(
         "all_satisfied": all_satisfied,
         "measured_on": measured_on,
         "steps": len(steps),
+        "steps_without_spread": int(sum(step.get("train/no_spread", 0.0) for step in steps)),
         "hindsight": _hindsight(steps),
         "scoring": _scoring(steps),
         "engine_restarts": int(sum(i.values.get("rollout/engine_restarts", 0) for i in history)),
@@ -92,6 +94,8 @@ def print_summary(summary: Mapping[str, Any], *, folder: Path, console: Console)
         parts.append(f"[yellow]failures whose instruction cannot be reduced: {impossible:.0f}[/]")
     if any(summary["scoring"].values()):
         parts.append(_scoring_table(summary["scoring"]))
+    if idle := summary["steps_without_spread"]:
+        parts.append(f"\n[yellow]steps that taught nothing, all rewards equal: {idle}[/]")
     if summary["engine_restarts"]:
         parts.append(
             f"\n[yellow]engines started anew: {summary['engine_restarts']}, see run.log[/]"
@@ -145,7 +149,8 @@ def _headline(summary: Mapping[str, Any]) -> Table:
     for key, title in (("reward", "mean reward"), ("all_satisfied", "all satisfied")):
         before, after = summary[key]["before"], summary[key]["after"]
         if before is None or after is None:
-            table.add_row(title, "-", "-", "-")
+            shown = ["-" if value is None else f"{value:.3f}" for value in (before, after)]
+            table.add_row(title, *shown, "-")
             continue
         colour = "green" if after > before else "red" if after < before else "default"
         change = f"[bold {colour}]{after - before:+.3f}[/]"
@@ -201,13 +206,14 @@ def _next_steps(folder: Path, *, replayed: bool) -> Panel:
     if replayed:
         other = ("HeRL", "-herl hindsight.method=revise \\\n    hindsight.off_policy_loss=shaped")
     again = f"herl train {shlex.quote(str(folder / 'config.yaml'))} \\\n    "
+    run = shlex.quote(str(folder))
     name = f"run.name={shlex.quote(folder.name)}"
     lines = (
         "[bold]in a shell with the environment[/]",
         f"  source {shlex.quote(str(Path(sys.prefix) / 'bin' / 'activate'))}",
         "[bold]look at the curve, and at drafts, verdicts and revisions[/]",
-        f"  {folder / 'learning_curve.png'}",
-        f"  {folder / 'rollouts'}",
+        f"  herl report {run}    one page with curves, settings and samples",
+        f"  herl inspect {run} --accepted    what was revised, in the terminal",
         f"  tensorboard --logdir {shlex.quote(str(folder.parent))}",
         f"[bold]compare with plain RLVR, and with {other[0]}[/]",
         f"  {again}{name}-rlvr hindsight.enabled=false",

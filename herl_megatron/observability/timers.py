@@ -6,9 +6,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from herl_megatron.observability.phases import phases
+
 
 class Timers:
-    """Adds up seconds per phase: `with timers("train"): ...`.
+    """Adds up seconds per phase: `with timers("train"): ...`; the console names it meanwhile.
 
     Phases must not nest, so that they add up to the whole; what lies outside of all phases is
     reported as `other`. `now` returns seconds and never runs backwards.
@@ -22,13 +24,17 @@ class Timers:
         self._running: str | None = None
 
     @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        """Time the block as part of `phase`, whether it ends well or not."""
+    def __call__(self, phase: str, *, announce: str = "") -> Iterator[None]:
+        """Time the block as part of `phase`, whether it ends well or not.
+
+        announce: what to call it in the log, where its begin and end are said.
+        """
         assert self._running is None, f"phase {phase!r} was started inside {self._running!r}"
         self._running = phase
         start = self._now()
         try:
-            yield
+            with phases(announce or phase, announce=bool(announce)):
+                yield
         finally:
             passed = self._now() - start
             self._running = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 from herl_megatron.report.derived import with_derived
 from herl_megatron.report.figures import draw_chapter, draw_time_split
 from herl_megatron.report.html import Html
-from herl_megatron.report.page import build_page
+from herl_megatron.report.page import Picture, build_page, is_report
 from herl_megatron.report.panels import chapters_for
 from herl_megatron.report.rollouts import (
     CriterionNames,
@@ -26,7 +27,7 @@ from herl_megatron.report.samples import sample
 from herl_megatron.report.tables import check_lines
 
 _MAX_TIME_ROWS = 12
-_Picture = tuple[str, str, str, bytes]
+_PAGE = "report.html"
 
 
 def write_report(folders: Sequence[Path], *, out: Path | None = None, samples: int = 4) -> Path:
@@ -37,24 +38,25 @@ def write_report(folders: Sequence[Path], *, out: Path | None = None, samples: i
 
     Raises:
         ValueError: a folder that is no run or has no steps yet, a folder given twice, or a file
-            that is not what a run writes.
+            that is not what a run writes, or a file in `out` that no report wrote.
     """
-    resolved = [folder.resolve() for folder in folders]
+    resolved = [os.path.realpath(folder) for folder in folders]  # of links in a circle too
     for folder in folders:
-        if resolved.count(folder.resolve()) > 1:
+        if resolved.count(os.path.realpath(folder)) > 1:
             raise ValueError(f"{folder} is given more than once; it would count as another seed")
     raw = [read_run(folder) for folder in folders]
     names = {run.path: CriterionNames.of(run) for run in raw}
     stats = {run.path: read_rollout_stats(run, names[run.path]) for run in raw}
     groups = group_runs([with_derived(run, stats[run.path]) for run in raw])
     out = out or (folders[0] / "report" if len(folders) == 1 else Path("report"))
-    out.mkdir(parents=True, exist_ok=True)
     pictures = _pictures(groups)
-    for name, _, _, png in pictures:
-        (out / f"{name}.png").write_bytes(png)
+    _check_replaceable(out, [f"{picture.name}.png" for picture in pictures])
+    out.mkdir(parents=True, exist_ok=True)
+    for picture in pictures:
+        (out / f"{picture.name}.png").write_bytes(picture.png)
     page = build_page(
         groups,
-        pictures=[(title, note, png) for _, title, note, png in pictures],
+        pictures=pictures,
         checks=[(g.label, check_lines(g, [stats[r.path] for r in g.runs])) for g in groups],
         samples=[
             (str(run.path), _samples(run, stats[run.path], names[run.path], count=samples))
@@ -62,22 +64,38 @@ def write_report(folders: Sequence[Path], *, out: Path | None = None, samples: i
             for run in group.runs
         ],
     )
-    path = out / "report.html"
+    path = out / _PAGE
     path.write_text(page, encoding="utf-8")
     return path
 
 
-def _pictures(groups: Sequence[RunGroup]) -> list[_Picture]:
+def _check_replaceable(out: Path, pictures: Sequence[str]) -> None:
+    """Only an earlier report is replaced: its page says that it is one, its pictures lie there."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file; name a folder")
+    page = out / _PAGE
+    if page.is_file() and is_report(page.read_text(encoding="utf-8", errors="replace")):
+        return
+    if there := [name for name in (_PAGE, *pictures) if os.path.lexists(out / name)]:
+        raise ValueError(
+            f"{out / there[0]} is there already and is no report of herl; name another folder with"
+            " --out"
+        )
+
+
+def _pictures(groups: Sequence[RunGroup]) -> list[Picture]:
     pictures = []
     for chapter in chapters_for(groups):
-        png = _png(partial(draw_chapter, chapter, groups))
-        pictures.append((chapter.name, chapter.title, chapter.note, png))
+        png, narrow = (
+            _png(partial(draw_chapter, chapter, groups, narrow=narrow)) for narrow in (False, True)
+        )
+        pictures.append(Picture(chapter.name, chapter.title, chapter.note, png, narrow))
     rows = _time_rows(groups)
     if rows:
         png = _png(partial(draw_time_split, rows))
         note = "Wall time of the finished runs by phase, start and evaluations included"
         note += ", means over each group." if len(rows) < sum(map(_finished, groups)) else "."
-        pictures.append(("time_split", "Time of the whole run", note, png))
+        pictures.append(Picture("time_split", "Time of the whole run", note, png))
     return pictures
 
 

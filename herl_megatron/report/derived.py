@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import ceil, nan
+from math import ceil, isfinite, nan
 
 from herl_megatron.report.rollouts import RolloutStats, Tally
 from herl_megatron.report.runs import Run, Series
 
 _WINDOWS = 12
+_AXES = (
+    ("axis/hours", ("time/total_s",), 3600.0),
+    ("axis/tokens", ("rollout/tokens", "rollout/revision_tokens"), 1.0),
+)
+"""Name, metrics whose sum it is, and how much of it makes one."""
 
 
 def with_derived(run: Run, stats: RolloutStats) -> Run:
@@ -19,6 +24,8 @@ def with_derived(run: Run, stats: RolloutStats) -> Run:
         rubric has it; pooled over twelfths of the planned steps, since a step asks for few.
     derived/accepted_share: revisions that joined, of those sampled; no point where there was none.
     derived/unscored_share: rollouts without a reward, of prompts_per_step * group_size.
+    axis/hours, axis/tokens: time in the steps before this one, and what was sampled in them; with
+        one more at the end, for what is measured after the last step.
     train/revision_ratio_mean: has no value in a step that trained on no revision.
     """
     added: dict[str, Series] = {
@@ -38,6 +45,9 @@ def with_derived(run: Run, stats: RolloutStats) -> Run:
         added["train/revision_ratio_mean"] = {
             s: value if tokens.get(s, 1) else nan for s, value in ratio.items()
         }
+    for name, parts, unit in _AXES:
+        if sums := _sums_before(run, parts, unit):
+            added[name] = sums
     return replace(run, metrics={**run.metrics, **added})
 
 
@@ -51,6 +61,19 @@ def pooled(by_step: Mapping[int, Tally], *, window: int) -> dict[int, float]:
         total.total += tally.total
     middle = (window - 1) // 2
     return {i * window + middle: whole[i].hits / whole[i].total for i in sorted(whole)}
+
+
+def _sums_before(run: Run, parts: Sequence[str], unit: float) -> dict[int, float]:
+    """By step, the sum of `parts` over the steps before; empty where a step has no number."""
+    first = run.metrics.get(parts[0], {})
+    steps = sorted(first)
+    if steps != list(range(len(steps))) or not steps:
+        return {}
+    sums = {0: 0.0}
+    for step in steps:
+        here = sum(run.metrics.get(name, {}).get(step, 0.0) for name in parts)
+        sums[step + 1] = sums[step] + here / unit
+    return sums if isfinite(sums[len(steps)]) and sums[len(steps)] > 0 else {}
 
 
 def _shares(run: Run, part: str, whole: str) -> dict[int, float]:

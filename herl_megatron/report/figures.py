@@ -8,16 +8,18 @@ and where held-out numbers exist these are drawn alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from math import ceil, nan
+from math import ceil, isfinite, nan
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+from numpy import interp
 
 from herl_megatron.observability.curves import INK, style_axes
 from herl_megatron.report.panels import Chapter, Panel
@@ -25,6 +27,10 @@ from herl_megatron.report.runs import RunGroup, Series, Spread, spread
 
 COLOURS = ("#2f6fb0", "#c8741a", "#2e8b57", "#a03c78", "#6b5bb5", "#8a6d3b", "#1b9aaa", "#777777")
 _COLUMNS = 3
+_WIDE, _NARROW = 12.0, 4.2
+"""Inches."""
+_ROUNDING = 1e-5
+"""Differences below this part of the values are none: rounding, which a panel would blow up."""
 _LEGEND_LETTERS = 150  # what fits beside each other
 _BREAK = 3
 _CROWD = 4  # groups
@@ -32,6 +38,10 @@ _SMOOTHED_STEPS = 5
 _PHASE_COLOURS = (
     "#2f6fb0", "#c8741a", "#2e8b57", "#a03c78", "#6b5bb5", "#d8b365", "#7fb8d8", "#b0b0b0",
 )  # fmt: skip
+
+
+_Place = Callable[[Sequence[float]], list[float]]
+"""Where steps stand on the x axis."""
 
 
 @dataclass
@@ -45,12 +55,13 @@ class _Drawn:
     bands: bool = False
 
 
-def draw_chapter(chapter: Chapter, groups: Sequence[RunGroup]) -> Figure:
-    """The chapter's panels, three in a row, under one legend."""
-    rows = ceil(len(chapter.panels) / _COLUMNS)
-    columns = min(len(chapter.panels), _COLUMNS)
-    height = 2.7 if columns == _COLUMNS else 3.6
-    figure = Figure(figsize=(12, height * rows + 0.5), dpi=110, layout="constrained")
+def draw_chapter(chapter: Chapter, groups: Sequence[RunGroup], *, narrow: bool = False) -> Figure:
+    """The chapter's panels under one legend: three in a row, or below each other for a phone."""
+    columns = 1 if narrow else min(len(chapter.panels), _COLUMNS)
+    rows = ceil(len(chapter.panels) / columns)
+    height = 2.7 if narrow or columns == _COLUMNS else 3.6
+    width = _NARROW if narrow else _WIDE
+    figure = Figure(figsize=(width, height * rows + 0.5), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     panes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
     drawn = _Drawn()
@@ -62,7 +73,7 @@ def draw_chapter(chapter: Chapter, groups: Sequence[RunGroup]) -> Figure:
     widest = max((len(str(handle.get_label())) + 8 for handle in handles), default=1)
     figure.legend(
         handles=handles, loc="outside upper left", frameon=False, fontsize=9, labelcolor=INK,
-        ncols=min(len(handles), max(1, _LEGEND_LETTERS // widest)),
+        ncols=min(len(handles), max(1, int(_LEGEND_LETTERS * width / _WIDE) // widest)),
     )  # fmt: skip
     return figure
 
@@ -118,37 +129,66 @@ def group_series(group: RunGroup, name: str) -> Spread | None:
 def _draw_panel(axes: Axes, panel: Panel, groups: Sequence[RunGroup], drawn: _Drawn) -> None:
     """All groups' curves of one panel; adds to `drawn` what was drawn."""
     crowd = len(groups) >= _CROWD
+    places = [_place(group, panel) for group in groups]
     measured = [group_series(group, panel.held_out) for group in groups]
     only_held_out = crowd and any(measured)
     apart = max((s.steps[-1] for s in measured if s), default=0) / 250 if crowd else 0.0
     for index, group in enumerate(groups):
         colour = COLOURS[index % len(COLOURS)]
+        if (place := places[index]) is None:
+            continue
         trained = None if only_held_out else group_series(group, panel.train)
         if trained is not None:
             drawn.groups.add(index)
             drawn.trained = True
             drawn.bands |= not crowd and len(group.runs) > 1
             shown = _smoothed(trained) if crowd else trained
-            _draw_trained(axes, shown, colour=colour, band=not crowd and len(group.runs) > 1)
+            band = not crowd and len(group.runs) > 1
+            _draw_trained(axes, shown, place, colour=colour, band=band)
         if (found := measured[index]) is not None:
             drawn.groups.add(index)
             drawn.held_out = True
             shift = apart * (index - (len(groups) - 1) / 2)
-            _draw_held_out(axes, found, colour=colour, shift=shift, crowd=crowd)
+            _draw_held_out(axes, found, place, colour=colour, shift=shift, crowd=crowd)
     style_axes(axes)
+    if panel.over:
+        axes.set_xlabel(panel.x_label, color=INK, fontsize=9)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
     axes.set_title(panel.title, loc="left", color=INK, fontsize=10)
     axes.ticklabel_format(axis="y", useOffset=False)
     if panel.share:
         axes.set_ylim(-0.03, 1.03)
     elif panel.from_zero and axes.dataLim.ymin >= 0:
         axes.set_ylim(0, None if axes.dataLim.ymax > 0 else 1)
+    else:
+        _widen_flat(axes)
 
 
-def _draw_held_out(axes: Axes, found: Spread, *, colour: str, shift: float, crowd: bool) -> None:
+def _widen_flat(axes: Axes) -> None:
+    """Have what is constant but for rounding look so, beside a tick that can be read."""
+    low, high = axes.dataLim.ymin, axes.dataLim.ymax
+    size = max(abs(low), abs(high))
+    if isfinite(size) and 0 <= high - low <= _ROUNDING * size:
+        middle = float(f"{(low + high) / 2:.4g}")
+        axes.set_ylim(middle - 0.01 * size, middle + 0.01 * size)
+        axes.set_yticks([middle], [f"{middle:.4g}"])
+
+
+def _place(group: RunGroup, panel: Panel) -> _Place | None:
+    """From steps to the panel's x axis; None where the group lacks what stands there."""
+    if not panel.over:
+        return list
+    axis = group_series(group, panel.over)
+    return None if axis is None else lambda steps: interp(steps, axis.steps, axis.mean).tolist()
+
+
+def _draw_held_out(
+    axes: Axes, found: Spread, place: _Place, *, colour: str, shift: float, crowd: bool
+) -> None:
     """Points with their range; `shift` steps to the side, so that groups' ranges lie apart."""
     below = [m - low for m, low in zip(found.mean, found.low, strict=True)]
     above = [high - m for m, high in zip(found.mean, found.high, strict=True)]
-    steps = [step + shift for step in found.steps]
+    steps = place([step + shift for step in found.steps])
     axes.errorbar(
         steps, found.mean, yerr=[below, above], fmt="o", color=colour, ms=4.5, mfc="white", mew=1.4,
         ecolor=(colour, 0.4) if crowd else colour,
@@ -168,7 +208,7 @@ def _smoothed(found: Spread) -> Spread:
     return replace(found, mean=means)
 
 
-def _draw_trained(axes: Axes, found: Spread, *, colour: str, band: bool) -> None:
+def _draw_trained(axes: Axes, found: Spread, place: _Place, *, colour: str, band: bool) -> None:
     """The mean as a line with its band, broken where numbers are missing for long.
 
     A line across many steps without a number would look like a measurement.
@@ -187,9 +227,10 @@ def _draw_trained(axes: Axes, found: Spread, *, colour: str, band: bool) -> None
     mean, low, high = columns
     sparse = len(steps) > len(found.steps) or len(steps) < 4
     marker = "o" if sparse else ""
-    axes.plot(steps, mean, color=colour, lw=1.5, alpha=0.85, marker=marker, ms=2.5)
+    at = place(steps)
+    axes.plot(at, mean, color=colour, lw=1.5, alpha=0.85, marker=marker, ms=2.5)
     if band:
-        axes.fill_between(steps, low, high, color=colour, alpha=0.18, lw=0)
+        axes.fill_between(at, low, high, color=colour, alpha=0.18, lw=0)
 
 
 def _legend(groups: Sequence[RunGroup], drawn: _Drawn) -> list[Line2D | Patch]:

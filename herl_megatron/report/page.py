@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from herl_megatron.report.html import Html, join, table, tag, text
+from herl_megatron.report.memory import memory
+from herl_megatron.report.origins import origins, settings
 from herl_megatron.report.rollouts import Tally
-from herl_megatron.report.runs import Run, RunGroup, differing_settings
+from herl_megatron.report.runs import Run, RunGroup
 from herl_megatron.report.tables import CheckLine, Pair, before_after
 
 _CSS = """
@@ -30,6 +33,7 @@ table.group td:last-child, table.group th:last-child, table.settings td, table.s
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f7f8; padding: 8px 10px;
   margin: 2px 0 6px; border-radius: 4px; font: 13px/1.45 ui-monospace, monospace }
 details.sample { border: 1px solid #ddd; border-radius: 6px; padding: 8px 12px; margin: 8px 0 }
+details.more { margin: 8px 0 }
 summary { cursor: pointer } .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 16px;
   margin: 10px 0 } .pair > div { min-width: 0 } @media (max-width: 800px) { .pair {
   grid-template-columns: 1fr } }
@@ -42,18 +46,35 @@ ins { background: #d7f0dd; text-decoration: none } del { background: #fbdcd8; co
 """
 # Even if escaping were wrong somewhere, a script would not run and nothing would be fetched.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_TITLE = "HeRL report:"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Curves as PNG. narrow: the same for a phone, where one picture will not do for both."""
+
+    name: str
+    title: str
+    note: str
+    png: bytes
+    narrow: bytes = b""
+
+
+def is_report(page: str) -> bool:
+    """Whether a page was made by `build_page`."""
+    return f"<title>{_TITLE} " in page
 
 
 def build_page(
     groups: Sequence[RunGroup],
     *,
-    pictures: Sequence[tuple[str, str, bytes]],
+    pictures: Sequence[Picture],
     checks: Sequence[tuple[str, Sequence[CheckLine]]],
     samples: Sequence[tuple[str, Sequence[Html]]],
 ) -> str:
     """The whole document.
 
-    pictures: (title, note, PNG) each; checks: lines by group; samples: markup by run.
+    checks: lines by group; samples: markup by run.
     """
     runs = [run for group in groups for run in group.runs]
     title = ", ".join(group.label for group in groups)
@@ -62,8 +83,10 @@ def build_page(
         tag("p", text(_intro(groups)), css="note"),
         tag("h2", text("Before and after")),
         _before_after(groups),
-        _settings(groups),
-        *(_picture(*picture) for picture in pictures),
+        *settings(groups),
+        *origins(runs),
+        *memory(runs),
+        *(_picture(picture) for picture in pictures),
         *_checks(checks),
         *_samples(samples),
     ]
@@ -71,7 +94,7 @@ def build_page(
         Html('<meta charset="utf-8">'),
         Html(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
         Html('<meta name="viewport" content="width=device-width">'),
-        tag("title", text(f"HeRL report: {len(runs)} runs")),
+        tag("title", text(f"{_TITLE} {len(runs)} runs")),
         tag("style", Html(_CSS)),
     ]
     page = tag("html", tag("head", *head), tag("body", *body), lang="en")
@@ -152,22 +175,16 @@ def _progress(run: Run) -> str:
     return done if run.steps >= run.planned_steps else f"{done}, not finished"
 
 
-def _settings(groups: Sequence[RunGroup]) -> Html:
-    differing = differing_settings(groups) if len(groups) > 1 else {}
-    if not differing:
-        return Html("")
-    rows = [
-        [tag("code", text(key)), *(text("unset" if v is None else v) for v in values)]
-        for key, values in differing.items()
-    ]
-    head = ("key", *(group.label for group in groups))
-    return join([tag("h3", text("Settings that differ")), table(head, rows, css="settings")])
+def _picture(picture: Picture) -> Html:
+    image = Html(f'<img alt="{text(picture.title)}" src="{_data(picture.png)}">')
+    if picture.narrow:
+        source = Html(f'<source media="(max-width: 700px)" srcset="{_data(picture.narrow)}">')
+        image = tag("picture", source, image)
+    return join([tag("h2", text(picture.title)), tag("p", text(picture.note), css="note"), image])
 
 
-def _picture(title: str, note: str, png: bytes) -> Html:
-    source = f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
-    image = Html(f'<img alt="{text(title)}" src="{source}">')
-    return join([tag("h2", text(title)), tag("p", text(note), css="note"), image])
+def _data(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
 
 
 def _checks(checks: Sequence[tuple[str, Sequence[CheckLine]]]) -> list[Html]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from math import isfinite
 
-from herl_megatron.report.runs import RunGroup
+from herl_megatron.observability.peaks import TRAINER_PHASES, peak_metric
+from herl_megatron.report.runs import AXIS, RunGroup
+from herl_megatron.rubrics.judge_stats import FAILURES
 
 _MAX_PANELS = 30
 
@@ -15,7 +17,8 @@ _MAX_PANELS = 30
 class Panel:
     """One metric of training as a line and, where given, one of evaluation as points.
 
-    `share` fixes the y axis to 0..1; `from_zero` lets it begin at 0.
+    `share` fixes the y axis to 0..1; `from_zero` lets it begin at 0. `over` names the metric on the
+    x axis, with its label; empty for the steps. `even_zero`: also drawn if it is 0 throughout.
     """
 
     title: str
@@ -23,6 +26,9 @@ class Panel:
     held_out: str = ""
     share: bool = False
     from_zero: bool = False
+    over: str = ""
+    x_label: str = "step"
+    even_zero: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,10 +47,15 @@ CHAPTERS = (
         "Learning",
         "Rewards of the policy's own samples: no bonus, no revisions.",
         (
-            Panel("mean reward", "reward/mean", "eval/reward", from_zero=True),
+            Panel("mean reward", "reward/mean", "eval/reward", from_zero=True, even_zero=True),
             Panel(
-                "all criteria satisfied", "reward/all_satisfied", "eval/all_satisfied", share=True
+                "all criteria satisfied", "reward/all_satisfied", "eval/all_satisfied", share=True,
+                even_zero=True,
             ),
+            Panel("mean reward over time", "reward/mean", "eval/reward", from_zero=True,
+                  over="axis/hours", x_label="hours in steps"),
+            Panel("mean reward over sampled tokens", "reward/mean", "eval/reward", from_zero=True,
+                  over="axis/tokens", x_label="tokens sampled, revisions too"),
             Panel("SFT loss", "sft/loss", from_zero=True),
             Panel("DPO loss", "dpo/loss", from_zero=True),
             Panel("pairs whose chosen answer is ahead", "dpo/accuracy", share=True),
@@ -164,6 +175,61 @@ CHAPTERS = (
             Panel("weight sync pause", "weight_sync/pause_s", from_zero=True),
         ),
     ),
+    Chapter(
+        "machines",
+        "Rates, memory and queues",
+        "Rates per device: a GPU, or an engine process on the CPU. Memory of the process that holds"
+        " most; KV cache and requests at the fullest moment of a step.",
+        (
+            Panel("tokens/s", "perf/tokens_per_s", from_zero=True),
+            Panel("sampled tokens/s and device", "perf/rollout_tokens_per_s_per_device",
+                  from_zero=True),
+            Panel("trained tokens/s and device", "perf/train_tokens_per_s_per_device",
+                  from_zero=True),
+            Panel("MFU of training", "perf/mfu", from_zero=True),
+            Panel("TFLOP/s and device in training", "perf/train_tflops_per_s_per_device",
+                  from_zero=True),
+            Panel("weight sync, GB/s", "perf/weight_sync_gb_per_s", from_zero=True),
+            Panel("KV cache in use", "engine/kv_cache", share=True),
+            Panel("requests in the batches", "engine/running", from_zero=True),
+            Panel("requests behind them", "engine/waiting", from_zero=True),
+            Panel("trainer, GPU memory, GiB", "memory/trainer_device_gib", from_zero=True),
+            Panel("engine, GPU memory, GiB", "memory/engine_device_gib", from_zero=True),
+            Panel("trainer, host memory, GiB", "memory/trainer_host_gib", from_zero=True),
+            Panel("engine, host memory, GiB", "memory/engine_host_gib", from_zero=True),
+            Panel("driver, host memory, GiB", "memory/driver_host_gib", from_zero=True),
+            *(
+                Panel(f"trainer, GPU, {phase}, GiB", peak_metric("device", phase), from_zero=True)
+                for phase in TRAINER_PHASES
+            ),
+            *(
+                Panel(f"trainer, host, {phase}, GiB", peak_metric("host", phase), from_zero=True)
+                for phase in TRAINER_PHASES
+            ),
+        ),
+    ),
+    Chapter(
+        "judge",
+        "Judge",
+        "Per step. Latencies are of answered calls.",
+        (
+            Panel("calls", "judge/calls", from_zero=True),
+            Panel("calls that were repeated", "judge/retries", from_zero=True),
+            Panel("judgements from the cache", "judge/cache_hits", from_zero=True),
+            Panel("units without a verdict", "judge/unjudged", from_zero=True),
+            Panel("median latency, s", "judge/latency_p50_s", from_zero=True),
+            Panel("95th percentile of latency, s", "judge/latency_p95_s", from_zero=True),
+            Panel("tokens in", "judge/tokens_in", from_zero=True),
+            Panel("tokens out", "judge/tokens_out", from_zero=True),
+            Panel("cost", "judge/cost", from_zero=True),
+            Panel("seconds paused", "judge/paused_s", from_zero=True),
+            *(
+                Panel(f"failures: {kind.replace('_', ' ')}", f"judge/failures_{kind}",
+                      from_zero=True)
+                for kind in FAILURES
+            ),
+        ),
+    ),
 )  # fmt: skip
 # Bookkeeping that says nothing as a curve; other metrics unknown here get panels of their own.
 _NOT_DRAWN = {
@@ -177,30 +243,34 @@ _NOT_DRAWN = {
     "best_of_n/prompt_tokens", "best_of_n_tokens/answered", "best_of_n_tokens/samples",
     "best_of_n_tokens/tokens", "best_of_n_tokens/prompt_tokens", "parity/tokens",
     "rollout/stale_tokens", "rollout/carried_groups", "time/pipeline_s", "time/rows_s",
+    "perf/rollout_tokens_per_s", "perf/train_tokens_per_s", "judge/pauses", "judge/shared",
+    "judge/judged", "judge/unquoted", "judge/addressed",
     "time/weight_sync_s", "time/checkpoint_s", "time/evaluate_s", "time/turns_s", "time/other_s",
 }  # fmt: skip
 
 
 def chapters_for(groups: Sequence[RunGroup]) -> list[Chapter]:
-    """The chapters with the panels that have data, and one of whatever else was logged."""
-    logged = {
-        name
-        for group in groups
-        for run in group.runs
-        for name, series in run.metrics.items()
-        if any(isfinite(value) for value in series.values())
-    }
+    """The chapters with the panels that have data, and one of whatever else was logged.
+
+    A panel that would be a flat zero is named in its chapter's note instead of drawn.
+    """
+    logged = _names(groups, lambda value: True)
+    above_zero = _names(groups, lambda value: value != 0)
     known = {name for c in CHAPTERS for panel in c.panels for name in (panel.train, panel.held_out)}
     checked = {name for name in logged if name.startswith(("check/", "eval/check/"))}
     checks = sorted({name.partition("check/")[2] for name in checked})
-    rest = sorted(logged - known - checked - _NOT_DRAWN)
+    axes = {name for name in logged if name.startswith(AXIS)}
+    rest = sorted(logged - known - checked - axes - _NOT_DRAWN)
     extra = (
         Chapter(
             "checks",
             "Satisfaction by check",
             "Share of scored responses that satisfy the check, where a rubric asks for it. Training"
             " rollouts are pooled over windows of a twelfth of the run.",
-            tuple(Panel(n, f"check/{n}", f"eval/check/{n}", share=True) for n in checks),
+            tuple(
+                Panel(n, f"check/{n}", f"eval/check/{n}", share=True, even_zero=True)
+                for n in checks
+            ),
         ),
         Chapter(
             "more",
@@ -211,16 +281,38 @@ def chapters_for(groups: Sequence[RunGroup]) -> list[Chapter]:
     )  # fmt: skip
     shown = []
     for chapter in (*CHAPTERS[:2], extra[0], *CHAPTERS[2:], extra[1]):
-        panels = tuple(p for p in chapter.panels if logged & {p.train, p.held_out})
-        for start in range(0, len(panels), _MAX_PANELS):
-            number = start // _MAX_PANELS + 1
-            more = len(panels) > _MAX_PANELS
-            shown.append(
-                Chapter(
-                    f"{chapter.name}_{number}" if more else chapter.name,
-                    f"{chapter.title} ({number})" if more else chapter.title,
-                    chapter.note,
-                    panels[start : start + _MAX_PANELS],
-                )
-            )
+        there = [
+            panel
+            for panel in chapter.panels
+            if logged & {panel.train, panel.held_out} and panel.over in {"", *axes}
+        ]
+        panels = [p for p in there if p.even_zero or above_zero & {p.train, p.held_out}]
+        flat = [panel.title for panel in there if panel not in panels]
+        note = f"{chapter.note} 0 throughout: {', '.join(flat)}." if flat else chapter.note
+        shown += _in_parts(replace(chapter, note=note, panels=tuple(panels)))
     return shown
+
+
+def _names(groups: Sequence[RunGroup], wanted: Callable[[float], bool]) -> set[str]:
+    """Metrics of which some run has a number that is wanted."""
+    return {
+        name
+        for group in groups
+        for run in group.runs
+        for name, series in run.metrics.items()
+        if any(isfinite(value) and wanted(value) for value in series.values())
+    }
+
+
+def _in_parts(chapter: Chapter) -> list[Chapter]:
+    """The chapter, or several of at most `_MAX_PANELS` panels; none without a panel."""
+    parts = [
+        chapter.panels[start : start + _MAX_PANELS]
+        for start in range(0, len(chapter.panels), _MAX_PANELS)
+    ]
+    if len(parts) == 1:
+        return [chapter]
+    return [
+        replace(chapter, name=f"{chapter.name}_{n}", title=f"{chapter.title} ({n})", panels=part)
+        for n, part in enumerate(parts, start=1)
+    ]

@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from herl_megatron.report.records import Record, read_records
 from herl_megatron.report.runs import Run
 
-Record = Mapping[str, Any]
-"""One line of a rollout file: a group, see `observability.rollout_log`."""
 _WORD = r"\S+\s*|\s+"
 _MIN_SIMILARITY = 0.3
 Change = tuple[Literal["same", "removed", "added"], str]
@@ -75,27 +74,11 @@ class CriterionNames:
 
     def _criteria(self, record: Record) -> Sequence[Mapping[str, Any]]:
         if "criteria" in record:
-            return record["criteria"]
+            own: Sequence[Mapping[str, Any]] = record["criteria"]
+            return own
         if self._by_prompt is None:
             self._by_prompt = dict(_rubrics(self._rows))
         return self._by_prompt.get(record["prompt_id"], ())
-
-
-def read_records(path: Path) -> Iterator[Record]:
-    """The groups of one rollout file.
-
-    Raises:
-        ValueError: a line that is no group, with file and line.
-    """
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}:{number} is not JSON: {error}") from error
-            if not isinstance(record, dict) or not {"prompt_id", "rollouts"} <= record.keys():
-                raise ValueError(f"{path}:{number} is no group of rollouts; is it a rollout file?")
-            yield record
 
 
 def read_rollout_stats(run: Run, names: CriterionNames) -> RolloutStats:
@@ -176,5 +159,5 @@ def _rubrics(files: Sequence[str]) -> Iterator[tuple[str, Sequence[Mapping[str, 
                 try:
                     row = json.loads(line)
                     yield row["id"], row["rubric"]["criteria"]
-                except (json.JSONDecodeError, KeyError, TypeError):
+                except (ValueError, RecursionError, KeyError, TypeError):
                     continue  # not the rows of this run any more: its criteria keep their ids

@@ -11,15 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
-from herl_megatron.config.schema import Config
+from herl_megatron.config.run_files import PLAN
+from herl_megatron.config.schema import Config, ModelConfig
+from herl_megatron.config.strict_json import read_object
+from herl_megatron.config.upgrade import FIRST, VERSION, upgraded, version_problem
+from herl_megatron.observability.evaluations import EVALUATION_CHANGED
+from herl_megatron.observability.os_errors import absent
+from herl_megatron.observability.provenance import read_starts
 
 Series = Mapping[int, float]
 """One metric by step; NaN where the run logged that it had no number."""
 _PATH_KEYS = ("model.path", "data.train", "data.eval", "sft.data", "dpo.data")
 _PLANNED = {"sft": "sft.steps", "dpo": "dpo.steps", "improve": "improve.rounds"}
 """What a run of this kind was asked for; others for `train.steps`."""
+AXIS = "axis/"
+"""Derived metrics begin so that are drawn on the x axis instead of the steps."""
+_EVALUATED = "eval/"
+"""An evaluation's line of metrics has names that begin so; a training step's line has none."""
 _NOT_SETUP = ("run.name", "run.dir", "run.overwrite", "run.seed")
 
 
@@ -31,12 +40,16 @@ class Run:
         is older than the key has its default.
     metrics: by name, then by step. A step logged twice (a resumed run) counts as logged last.
     summary: `summary.json`, None while the run has not ended well.
+    starts: `provenance.json`, the earliest start first; empty for a run older than the file.
+    plan: `plan.json`, None without one.
     """
 
     path: Path
     settings: Mapping[str, Any]
     metrics: Mapping[str, Series]
     summary: Mapping[str, Any] | None
+    starts: Sequence[Mapping[str, Any]] = ()
+    plan: Mapping[str, Any] | None = None
 
     @property
     def seed(self) -> int:
@@ -49,13 +62,14 @@ class Run:
         for kind in _PLANNED:
             if any(name.startswith(f"{kind}/") for name in self.metrics):
                 return kind
-        only_eval = all(name.startswith("eval/") for name in self.metrics)
+        only_eval = all(name.startswith(_EVALUATED) for name in self.metrics)
         return "eval" if only_eval and self.summary is None else "train"
 
     @property
     def steps(self) -> int:
         """Training steps logged so far."""
-        not_steps = ("eval/", "check/")  # of evaluations, and derived ones pooled over steps
+        # Of evaluations, derived ones pooled over steps, and axes, which go on to the end.
+        not_steps = (_EVALUATED, "check/", AXIS)
         trained = (s for name, s in self.metrics.items() if not name.startswith(not_steps))
         return 1 + max((step for series in trained for step in series), default=-1)
 
@@ -94,8 +108,8 @@ def read_run(path: Path) -> Run:
     Raises:
         ValueError: no such folder, no run, nothing logged yet, or a broken line in the middle.
     """
-    if not path.is_dir():
-        raise ValueError(f"no such folder: {path}")
+    if problem := absent(path, "folder"):
+        raise ValueError(f"{problem}: {path}")
     if not (path / "config.yaml").is_file():
         inside = sorted(p.parent.name for p in path.glob("*/config.yaml"))
         hint = f"; it holds the runs {', '.join(inside)}" if inside else ""
@@ -108,8 +122,22 @@ def read_run(path: Path) -> Run:
         path=path,
         settings=_read_settings(path / "config.yaml"),
         metrics=metrics,
-        summary=json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else None,
+        summary=_read_summary(summary) if summary.is_file() else None,
+        starts=read_starts(path),
+        plan=_read_plan(path / PLAN),
     )
+
+
+def _read_plan(file: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not what `herl plan --json` prints: {error}") from error
+    if not isinstance(found, dict) or not {"ranks", "engine", "gpu_bytes"} <= found.keys():
+        raise ValueError(f"{file} is not what `herl plan --json` prints; remove it or make it anew")
+    return found
 
 
 def group_runs(runs: Sequence[Run]) -> list[RunGroup]:
@@ -162,34 +190,77 @@ def differing_settings(groups: Sequence[RunGroup]) -> dict[str, list[Any]]:
     return shown
 
 
+def changed_settings(run: Run) -> dict[str, tuple[Any, Any]]:
+    """Configuration keys that are not at their default: value and default, None for a key that this
+    version does not know."""
+    plain = dict(_flatten(Config(model=ModelConfig(path="")).model_dump(mode="json")))
+    return {
+        key: (value, plain.get(key))
+        for key, value in run.settings.items()
+        if value != plain.get(key)
+    }
+
+
 def _read_metrics(path: Path) -> dict[str, dict[int, float]]:
     metrics: dict[str, dict[int, float]] = {}
-    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}; restore the file") from error
     for number, line in enumerate(lines, start=1):
         if not line:
             continue
         try:
             values = json.loads(line)
             step = values.pop("step")
-        except (json.JSONDecodeError, KeyError, AttributeError) as error:
+            _require_numbers(step, values)
+        except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
             if number == len(lines):
                 break  # being written, or cut short by a kill
             raise ValueError(f"{path}:{number} is no line of metrics: {error}") from error
+        if values.pop(EVALUATION_CHANGED, None):  # held-out numbers from before do not compare
+            metrics = {name: s for name, s in metrics.items() if not name.startswith(_EVALUATED)}
+        if any(name.startswith(_EVALUATED) for name in values):
+            # What else it counts, such as engine restarts, is no training step's.
+            values = {name: v for name, v in values.items() if name.startswith(_EVALUATED)}
         for name, value in values.items():
             metrics.setdefault(name, {})[step] = math.nan if value is None else float(value)
     return metrics
 
 
+def _require_numbers(step: object, values: Mapping[str, object]) -> None:
+    if not isinstance(step, int):
+        raise ValueError(f"its step is {step!r:.40}, no whole number")
+    for name, value in values.items():
+        if not isinstance(value, int | float | None):
+            raise ValueError(f"{name} is {value!r:.40}, no number")
+
+
+def _read_summary(path: Path) -> dict[str, Any]:
+    summary = read_object(path)
+    seconds = summary.get("seconds") or {}
+    if not isinstance(seconds, dict) or not all(
+        isinstance(s, int | float) for s in seconds.values()
+    ):
+        raise ValueError(f"{path}: seconds is {seconds!r:.60}; it must be numbers by phase")
+    return summary
+
+
 def _read_settings(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(values, dict) or "run" not in values:
+    if not isinstance(values, dict) or not isinstance(values.get("run"), dict):
         raise ValueError(f"{path} is no configuration of a run")
+    if not isinstance(seed := values["run"].get("seed", 0), int):
+        raise ValueError(f"{path}: run.seed is {seed!r:.40}; it must be a whole number")
+    version = values.pop(VERSION, FIRST)
     try:
+        if not version_problem(version):
+            values = upgraded(values, version)
         values = Config.model_validate(values).model_dump(mode="json")
-    except ValidationError:
+    except ValueError:
         pass  # written by another version: shown as it stands
     flat = dict(_flatten(values))
     counts = dict.fromkeys(("train.steps", *_PLANNED.values()), 0)
@@ -216,6 +287,9 @@ def _same_value(key: str, a: Run, b: Run) -> bool:
         return True
     if key not in _PATH_KEYS or not one or not two:
         return False
+    if key == "model.path" and a.settings.get("model.hub"):
+        # One commit of one model, wherever each machine keeps it.
+        return bool(a.settings["model.hub"] == b.settings.get("model.hub"))
     return any(forget(one, a) == forget(two, b) for forget in (_without_folder, _without_seed))
 
 

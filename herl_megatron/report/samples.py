@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from herl_megatron.report.html import Html, join, table, tag, text
-from herl_megatron.report.rollouts import CriterionNames, Record, changes
+from herl_megatron.report.records import Record
+from herl_megatron.report.rollouts import CriterionNames, changes
 
 _MAX_CHARS = 4000
 _MARKS = {True: ("ok", "met"), False: ("bad", "missed"), None: ("na", "not judged")}
