@@ -1,4 +1,4 @@
-"""Package of the HeRL trainer. Versions are those that the tests run with.
+"""Package of the HeRL trainer.
 
 CPU: `bash tools/test.sh` and `bash tools/quickstart.sh` install `tools/requirements-cpu.txt`. By
 hand (pip must know PyTorch's CPU index):
@@ -16,30 +16,35 @@ GPU, with CUDA 13's compiler and cuDNN's headers on the machine for the second l
 
 from setuptools import find_packages, setup
 
+# Ranges, so that it can be added to an environment that is there: about the major version that the
+# tests run with (tokenizers and transformers: what vLLM 0.32 allows). Only the versions in
+# tools/requirements-cpu.txt were run, all together; a run's provenance.json says what it had.
 BASE = [
-    "datasets==5.2.0",
-    "emoji==2.16.0",
-    "langdetect==1.0.9",
-    "matplotlib==3.11.2",
-    "megatron-core==0.16.1",
-    "nltk==3.10.4",
-    "omegaconf==2.4.0",
-    "openai==3.52.0",
-    "psutil==7.2.2",
-    "pyarrow==26.0.1",
-    "pydantic==2.14.3",
-    "PyYAML==6.0.3",
-    "ray[default]==2.60.0",
-    "regex==2026.11.15",
-    "rich==15.0.0",
-    "safetensors==0.8.0",
-    "syllapy==0.8.0",
-    "tenacity==9.2.1",
-    "tensorboard==2.21.0",
-    "tokenizers==0.23.3",
-    "transformers==5.19.0",
-    "typer==0.29.2",
-    "xxhash==4.1.0",
+    "datasets>=5.0,<6",
+    "emoji>=2.2,<3",
+    "huggingface_hub>=2.0,<3",
+    "Jinja2>=3.1,<4",
+    "langdetect>=1.0.9,<2",
+    "matplotlib>=3.8,<4",
+    "megatron-core==0.16.1",  # megatron/ is written for its inside
+    "nltk>=3.9.1,<4",
+    "omegaconf>=2.3,<3",
+    "openai>=3.0,<4",
+    "psutil>=7.0,<8",
+    "pyarrow>=24.0,<27",
+    "pydantic>=2.12,<3",
+    "PyYAML>=6.0,<7",
+    "ray[default]>=2.60,<3",
+    "regex>=2025.10.22",
+    "rich>=14.0,<16",
+    "safetensors>=0.8,<1",
+    "syllapy>=0.8,<1",
+    "tenacity>=9.0,<10",
+    "tensorboard>=2.19,<3",
+    "tokenizers>=0.23.1,<0.24",
+    "transformers>=5.16.1,<5.20",
+    "typer>=0.29,<1",
+    "xxhash>=4.0,<5",
 ]
 # What vLLM 0.32 imports for text generation and for `vllm serve` with answers held to a schema; its
 # CPU build itself is installed with --no-deps.
@@ -55,7 +60,6 @@ CPU = [
     "einops==0.8.2",
     "fastapi==0.136.3",
     "filelock==4.2.11",
-    "huggingface_hub==2.4.0",
     "llguidance==1.7.6",
     "lm-format-enforcer==0.11.3",
     "model-hosting-container-standards==0.1.16",
@@ -85,6 +89,8 @@ GPU = ["torch==2.13.0", "numpy>=2.2,<2.4", "vllm==0.32.0"]
 # What megatron-core 0.16.1 accepts. An extra of its own because it is built from source, against
 # the torch that is there: afterwards, and with --no-build-isolation.
 TE = ["transformer-engine[pytorch]>=2.9,<2.12"]
+# Experiment trackers of the section `tracking`; TensorBoard is always there.
+TRACKERS = ["wandb==0.31.0", "mlflow-skinny==3.17.2"]
 DEV = [
     "mypy==2.4.1",
     "pytest==9.2.0",
@@ -101,6 +107,6 @@ setup(
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["herl_megatron", "herl_megatron.*"]),
     install_requires=BASE,
-    extras_require={"cpu": CPU, "gpu": GPU, "te": TE, "dev": DEV},
+    extras_require={"cpu": CPU, "gpu": GPU, "te": TE, "trackers": TRACKERS, "dev": DEV},
     entry_points={"console_scripts": ["herl = herl_megatron.cli:main"]},
 )

@@ -3,83 +3,126 @@
 
 What a command needs is imported by it alone: `herl score` runs without torch and starts at once.
 
-Exit codes: 0 done, 1 a worker failed, 2 the input has to be mended, 75 stopped on request
-(SIGUSR1) and saved: to go on with run.resume=true, 130 interrupted.
+Exit codes: 0 done, 1 a worker failed, 2 the input has to be mended, 3 saved and paused because the
+judge's budget is spent, 75 stopped on request (SIGUSR1) and saved: to go on with run.resume=true,
+130 interrupted.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from typer.core import TyperCommand
 
 from herl_megatron.observability.logging import setup_logging
+from herl_megatron.observability.node_memory import in_short
+from herl_megatron.observability.os_errors import explain
 
 if TYPE_CHECKING:
-    from herl_megatron.config.schema import Config
-    from herl_megatron.config.validate import Purpose
+    from herl_megatron.prepared import Command, PreparedConfig
 
+# Imports and rows make many objects that live long: by default collections look at them all again
+# every few thousand, a tenth of the CPU time of a start.
+gc.set_threshold(100_000, 20, 20)
+
+_PAUSED = 3  # no scheduler should start it again before somebody has raised the cap
 _SAVED = 75  # "temporary failure" in sysexits.h: slurm/ray_cluster.sh asks for another turn
 
 app = typer.Typer(
     help="HeRL on Megatron-Core: hindsight-guided RL from rubric rewards.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
-_ConfigPath = Annotated[Path, typer.Argument(help="YAML file, see configs/")]
-_Overrides = Annotated[
-    list[str] | None, typer.Argument(help="dotted overrides, e.g. train.steps=10 hindsight.alpha=0")
+_Settings = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="FILE... [KEY=VALUE]...",
+        help="YAML files, which merge left to right (see configs/), and overrides of single keys,"
+        " such as train.steps=10",
+    ),
 ]
 
 
-@app.command()
-def train(config: _ConfigPath, overrides: _Overrides = None) -> None:
+class _WithKeys(TyperCommand):
+    """A command whose `--help` ends with every key that it reads."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """As usual, then section by section."""
+        super().format_help(ctx, formatter)
+        from herl_megatron.config.explain import keys_for_help
+
+        console = Console()
+        for section, lines in keys_for_help(self.name or "", width=min(console.width, 100)):
+            console.print(f"[bold]{escape(section)}[/]", highlight=False, soft_wrap=True)
+            console.print(escape(lines), highlight=False, soft_wrap=True)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"herl_megatron {version('herl_megatron')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="and exit")
+    ] = False,
+) -> None:
+    """HeRL on Megatron-Core: hindsight-guided RL from rubric rewards."""
+
+
+@app.command(cls=_WithKeys)
+def train(settings: _Settings) -> None:
     """Train with HeRL and export the policy."""
-    from herl_megatron.train import train as run
+    from herl_megatron.api import train as run
 
-    _run(config, overrides, purpose="train", job=run)
+    _run(settings, command="train", function=run)
 
 
-@app.command()
-def sft(config: _ConfigPath, overrides: _Overrides = None) -> None:
+@app.command(cls=_WithKeys)
+def sft(settings: _Settings) -> None:
     """Fine-tune on demonstrations with the same trainer and export the policy."""
-    from herl_megatron.sft import sft as run
+    from herl_megatron.api import sft as run
 
-    _run(config, overrides, purpose="sft", job=run)
+    _run(settings, command="sft", function=run)
 
 
-@app.command()
-def dpo(config: _ConfigPath, overrides: _Overrides = None) -> None:
+@app.command(cls=_WithKeys)
+def dpo(settings: _Settings) -> None:
     """Learn from preference pairs with the same trainer and export the policy."""
-    from herl_megatron.dpo import dpo as run
+    from herl_megatron.api import dpo as run
 
-    _run(config, overrides, purpose="dpo", job=run)
+    _run(settings, command="dpo", function=run)
 
 
-@app.command("eval")
-def evaluate(config: _ConfigPath, overrides: _Overrides = None) -> None:
+@app.command("eval", cls=_WithKeys)
+def evaluate(settings: _Settings) -> None:
     """Evaluate a Hugging Face folder on held-out prompts."""
-    from herl_megatron.evaluate import run_evaluation as run
+    from herl_megatron.api import evaluate as run
 
-    _run(config, overrides, purpose="eval", job=run)
+    _run(settings, command="eval", function=run)
 
 
-@app.command()
-def improve(config: _ConfigPath, overrides: _Overrides = None) -> None:
+@app.command(cls=_WithKeys)
+def improve(settings: _Settings) -> None:
     """Revise held-out answers against the criteria they miss, and compare with best-of-N."""
-    from herl_megatron.improve import improve as run
+    from herl_megatron.api import improve as run
 
-    _run(config, overrides, purpose="improve", job=run)
+    _run(settings, command="improve", function=run)
 
 
-@app.command()
+@app.command(cls=_WithKeys)
 def score(
     rows: Annotated[Path, typer.Argument(metavar="INPUT", help="rows with response(s)")],
     out: Annotated[Path, typer.Option(help="verdicts, one line per row; totals beside it")],
@@ -95,28 +138,44 @@ def score(
     check_timeout: Annotated[
         float, typer.Option(min=0.001, help="seconds that one check may take")
     ] = 5.0,
+    check_memory: Annotated[
+        int, typer.Option(min=1, metavar="BYTES", help="that a check of your own may take")
+    ] = 4 << 30,
     answer_after: Annotated[
         str, typer.Option(metavar="TEXT", help="score what follows it alone, such as </think>")
     ] = "",
     judge: Annotated[str, typer.Option(metavar="URL", help="OpenAI-compatible endpoint")] = "",
     judge_model: Annotated[str, typer.Option(help="the model's name there")] = "",
+    grader_prompt: Annotated[
+        str, typer.Option(metavar="FILE", help="a benchmark's own prompt (docs/scoring.md)")
+    ] = "",
     judge_set: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="any key of the judge section, see docs/scoring.md"),
+        typer.Option(metavar="KEY=VALUE", help="any key of the judge section, listed below"),
     ] = None,
 ) -> None:
     """Score responses that are already there; started again it goes on where it was stopped."""
-    from herl_megatron.config.load import load_judge
-    from herl_megatron.score.run import ScoreJob, run_score, top_reasons, totals_table
+    from herl_megatron import api
+    from herl_megatron.commands.score.run import top_reasons
+    from herl_megatron.commands.tables import score_table
+    from herl_megatron.config.load import override
 
     setup_logging()
     progress = Console(stderr=True)
-    named = [f"base_url={judge}", f"model={judge_model}"] if judge or judge_model else []
+    overrides = [
+        override("scoring.check_timeout_s", check_timeout),
+        override("scoring.check_memory_bytes", check_memory),
+        override("scoring.check_modules", check_module or []),
+        override("scoring.answer_after", answer_after),
+        override("judge.base_url", judge),
+        override("judge.model", judge_model),
+        override("judge.grader_prompt", grader_prompt),
+        *(f"judge.{setting}" for setting in judge_set or []),
+    ]
+    if workers is not None:
+        overrides.append(override("scoring.workers", workers))
     try:
-        asked = load_judge([*named, *(judge_set or [])])
-        modules = tuple(check_module or ())
-        job = ScoreJob(rows, out, mode, workers, modules, check_timeout, asked, answer_after)
-        totals = run_score(job, progress)
+        result = api.score(api.prepare((), overrides, command="score"), rows, out, mode=mode)
     except ValueError as error:
         _refuse(error)
     except RuntimeError as error:  # JudgeError: the judge stayed away
@@ -124,16 +183,16 @@ def score(
         progress.print(f"[bold red]stopped:[/] {escape(text)}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
     except OSError as error:
-        _stop_without_disk(error, f"free space or name another --out than {out}; what is there"
-                           " is kept")  # fmt: skip
+        _stop(error, f"name another --out than {out}; what is there is kept")
     except (KeyboardInterrupt, asyncio.CancelledError) as error:
         progress.print(f"[bold yellow]interrupted:[/] the same command goes on from {out}")
         raise typer.Exit(130) from error
     console = Console()
-    console.print(totals_table(totals))
-    for reason in top_reasons(totals, 5):
+    console.print(score_table(result.totals, width=console.width))
+    for reason in top_reasons(result.totals, 5):
         console.print(escape(reason), highlight=False, soft_wrap=True)
-    console.print(f"verdicts: {out}\ntotals: {job.summary}", highlight=False, soft_wrap=True)
+    written = f"verdicts: {result.verdicts}\ntotals: {result.summary}"
+    console.print(written, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -152,30 +211,38 @@ def report(
     Console().print(f"report: {page}", highlight=False, soft_wrap=True)
 
 
-@app.command()
+@app.command(cls=_WithKeys)
 def plan(
-    config: _ConfigPath,
-    overrides: _Overrides = None,
+    settings: _Settings,
     model_config: Annotated[
-        Path | None, typer.Option(help="the model's config.json; default: models/NAME.json")
+        Path | None, typer.Option(help="the model's config.json; default: shapes/NAME.json")
     ] = None,
     gpu: Annotated[
-        str | None, typer.Option(help="h100-80, h200-141, a100-80, a100-40 or NUMBER_GiB")
+        str | None, typer.Option(help="such as h100-80 (a wrong name lists all) or NUMBER_GiB")
+    ] = None,
+    gpus: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="YAML with GPUs of your own, see docs/planning.md"),
     ] = None,
     gpus_per_node: Annotated[int, typer.Option(min=1, help="of the machines planned for")] = 8,
-    host_gib: Annotated[float, typer.Option(min=0, help="host memory of a node; 0: any")] = 0,
+    host_gib: Annotated[
+        float, typer.Option(min=0, max=1e6, help="host memory of a node; 0: any")
+    ] = 0,
     rate: Annotated[list[str] | None, typer.Option(help="an assumption, NAME=VALUE")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="for scripts")] = False,
 ) -> None:
     """Say what a run will need per rank and phase, and whether it fits (else exit code 1)."""
+    from herl_megatron.config.load import split_arguments
     from herl_megatron.plan.command import run_plan
 
     try:
+        files, overrides = split_arguments(settings)
         fits = run_plan(
-            config,
-            overrides or [],
+            files,
+            overrides,
             model_config=model_config,
             gpu=gpu,
+            gpus=gpus,
             gpus_per_node=gpus_per_node,
             host_gib=host_gib,
             rates=rate or [],
@@ -186,18 +253,20 @@ def plan(
     raise typer.Exit(0 if fits else 1)
 
 
-@app.command()
+@app.command(cls=_WithKeys)
 def doctor(
-    config: Annotated[Path | None, typer.Argument(help="also check this configuration")] = None,
-    overrides: _Overrides = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[FILE... [KEY=VALUE]...]", help="also check this configuration"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="for scripts")] = False,
 ) -> None:
     """Say what this machine has, what a run would use and what is missing (then exit code 1)."""
-    from herl_megatron import doctor as look
-    from herl_megatron.config.load import load_config
+    from herl_megatron.commands import doctor as look
+    from herl_megatron.config.load import load_config, split_arguments
 
     try:
-        loaded = load_config(config, overrides or []) if config else None
+        loaded = load_config(*split_arguments(settings)) if settings else None
     except ValueError as error:
         _refuse(error)
     findings = look.examine(ray_address=loaded.cluster.address if loaded else "")
@@ -206,10 +275,116 @@ def doctor(
     healthy = all(finding.status != "missing" for finding in findings)
     if as_json:
         said = {"ok": healthy, "will_use": look.will_use(), "findings": list(map(vars, findings))}
-        typer.echo(json.dumps(said, indent=2))
+        typer.echo(json.dumps(said, indent=2, allow_nan=False))
     else:
         look.print_findings(findings, Console())
     raise typer.Exit(0 if healthy else 1)
+
+
+config_app = typer.Typer(help="Look at configurations, and renew them.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+
+@config_app.command("show")
+def config_show(
+    settings: _Settings,
+    everything: Annotated[bool, typer.Option("--all", help="defaults too")] = False,
+) -> None:
+    """Print what files and overrides come to: the keys that differ from the defaults."""
+    from herl_megatron.config.explain import show
+    from herl_megatron.config.load import load_config, split_arguments
+
+    try:
+        shown = show(load_config(*split_arguments(settings)), everything=everything)
+    except ValueError as error:
+        _refuse(error)
+    typer.echo(shown, nl=False)
+
+
+@config_app.command("explain")
+def config_explain(key: Annotated[str, typer.Argument(help="such as hindsight.gamma")]) -> None:
+    """Say what a key means, its type, default and what it decides; of a section, all its keys."""
+    from herl_megatron.config.explain import explain
+
+    try:
+        typer.echo(explain(key))
+    except ValueError as error:
+        _refuse(error)
+
+
+@config_app.command("diff")
+def config_diff(
+    one: Annotated[str, typer.Argument(help="a file, several with commas, or a run's folder")],
+    other: Annotated[str, typer.Argument(help="the same")],
+) -> None:
+    """Print the keys that differ, with both values; exit code 1 if any does."""
+    from herl_megatron.config.explain import diff, find
+
+    try:
+        lines = diff(find(one), find(other))
+    except ValueError as error:
+        _refuse(error)
+    for line in lines:
+        typer.echo(line)
+    raise typer.Exit(1 if lines else 0)
+
+
+@config_app.command("migrate")
+def config_migrate(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="of earlier versions")],
+    check: Annotated[
+        bool, typer.Option("--check", help="change nothing; exit code 1 if a file would change")
+    ] = False,
+    keep_defaults: Annotated[
+        bool, typer.Option("--keep-defaults", help="write defaults that were others then")
+    ] = False,
+) -> None:
+    """Rewrite files for the keys of today; the old text stays in FILE.before-migrate."""
+    from herl_megatron.config.migrate import plan_migrations, write_migration
+
+    try:
+        plans = plan_migrations(files, keep_defaults=keep_defaults)
+    except ValueError as error:
+        _refuse(error)
+    for plan in plans:
+        typer.echo(plan.diff, nl=False)
+        if not plan.diff:
+            typer.echo(f"{plan.path}: nothing to change")
+        for note in plan.notes:
+            typer.echo(f"{plan.path}: {note}")
+        if plan.diff and not check:
+            try:
+                write_migration(plan)
+            except OSError as error:
+                _stop(error, f"copy the file to a place of your own; {plan.path} is as it was")
+            typer.echo(f"{plan.path}: rewritten; the old text is in {plan.backup}")
+    raise typer.Exit(1 if check and any(plan.diff for plan in plans) else 0)
+
+
+_PASSED_ON = {"ignore_unknown_options": True, "allow_extra_args": True}
+
+
+def _script(name: str, module: str, about: str, *, to: typer.Typer = app) -> None:
+    """Add a command whose module reads its own arguments (`--help` too), imported when it runs."""
+
+    @to.command(name, help=about, add_help_option=False, context_settings=_PASSED_ON)
+    def run(context: typer.Context) -> None:
+        from importlib import import_module
+
+        raise typer.Exit(import_module(module).main(context.args))
+
+
+_script("data", "herl_megatron.commands.data", "Turn a data set into rows to train on.")
+_script("tasks", "herl_megatron.commands.tasks", "Write a task's rows for small real models.")
+_script("pairs", "herl_megatron.commands.pairs", "Make preference pairs for DPO from rollouts.")
+_script("inspect", "herl_megatron.commands.inspect", "Browse rollouts, verdicts and revisions.")
+_script("verify", "herl_megatron.commands.verify", "Prove a conversion: hashes, tensors, logits.")
+convert = typer.Typer(help="Hugging Face folders and Megatron checkpoints.", no_args_is_help=True)
+app.add_typer(convert, name="convert")
+_script("to-megatron", "herl_megatron.commands.to_megatron",
+        "Hugging Face folder to a Megatron checkpoint of any layout.", to=convert)  # fmt: skip
+_script("to-hf", "herl_megatron.commands.to_hf",
+        "Megatron checkpoint of any layout to a Hugging Face folder.", to=convert)  # fmt: skip
 
 
 def _refuse(error: ValueError) -> NoReturn:
@@ -220,50 +395,40 @@ def _refuse(error: ValueError) -> NoReturn:
     raise typer.Exit(2) from error
 
 
-def _stop_without_disk(error: OSError, fix: str) -> NoReturn:
-    """A full disk or a folder that cannot be written, as one message; exit code 1."""
-    where = f" ({error.filename})" if error.filename else ""
-    text = escape(f"{error.strerror or error}{where}; {fix}")
+def _stop(error: OSError, elsewhere: str) -> NoReturn:
+    """A full disk, a folder that cannot be written and their like, as one message; exit code 1."""
+    text = escape(explain(error, elsewhere=elsewhere))
     Console(stderr=True).print(f"[bold red]stopped:[/] {text}", highlight=False, soft_wrap=True)
     raise typer.Exit(1) from error
 
 
 def _run(
-    path: Path,
-    overrides: list[str] | None,
-    *,
-    purpose: Purpose,
-    job: Callable[[Config], Coroutine[Any, Any, Any]],
+    settings: list[str], *, command: Command, function: Callable[[PreparedConfig], object]
 ) -> None:
-    """Load, check and run; turn the failures a user can act on into one clear message."""
-    from herl_megatron.cluster.session import check_address
-    from herl_megatron.cluster.stop import SavedForResume
-    from herl_megatron.config.load import load_config
-    from herl_megatron.config.validate import validate
-    from herl_megatron.hindsight.compat import effective
+    """Prepare and run; turn the failures a user can act on into one clear message."""
+    from herl_megatron.config.load import split_arguments
+    from herl_megatron.observability.ends import PausedByBudget, SavedForResume
+    from herl_megatron.prepared import prepare
 
     console = Console(stderr=True)
     setup_logging()
     try:
-        loaded = load_config(path, overrides or [])
-        # Resolved before anything reads it, so that the saved configuration says what was run.
-        hindsight = effective(loaded.hindsight, loaded.rollout)
-        config = loaded.model_copy(update={"hindsight": hindsight})
-        validate(config, purpose=purpose)
-        check_address(config.cluster)
-        asyncio.run(job(config))
+        function(prepare(*split_arguments(settings), command=command))
     except ValueError as error:
         _refuse(error)
+    except PausedByBudget as error:
+        text = escape(str(error))
+        console.print(f"[bold yellow]paused:[/] {text}", highlight=False, soft_wrap=True)
+        raise typer.Exit(_PAUSED) from error
     except SavedForResume as error:
         console.print(f"[bold yellow]stopped:[/] {escape(str(error))}; run.resume=true goes on")
         raise typer.Exit(_SAVED) from error
     except (RuntimeError, TimeoutError) as error:  # WorkerError, PipelineError and their like
-        console.print(
-            f"[bold red]stopped:[/] {escape(str(error))}", highlight=False, soft_wrap=True
-        )
+        text = escape(in_short(str(error)))
+        console.print(f"[bold red]stopped:[/] {text}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
-    except OSError as error:  # a full disk, a folder that cannot be written
-        _stop_without_disk(error, "free space or choose another run.dir")
+    except OSError as error:  # a full disk, a folder that cannot be written, too many open files
+        _stop(error, "choose another run.dir")
     except (KeyboardInterrupt, asyncio.CancelledError) as error:
         console.print("[bold yellow]interrupted:[/] all workers were ended")
         raise typer.Exit(130) from error

@@ -10,6 +10,7 @@ import importlib.util
 import os
 import random
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,6 +52,13 @@ def has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
+def torch_build() -> str:
+    """What torch was built for: "cu130", "rocm7.1", or empty for the CPU alone."""
+    if torch.version.cuda:
+        return "cu" + torch.version.cuda.replace(".", "")
+    return f"rocm{torch.version.hip}" if torch.version.hip else ""
+
+
 def cuda_device_count() -> int:
     """CUDA devices that torch sees; 0 without CUDA."""
     return torch.cuda.device_count()
@@ -78,6 +86,11 @@ def list_gpus() -> tuple[Gpu, ...]:
             Gpu(facts.name, capability, facts.total_memory, recipes, capability >= _BF16_CAPABILITY)
         )
     return tuple(found)
+
+
+def gpu_counts() -> dict[str, int]:
+    """How many GPUs of each name this process sees."""
+    return dict(Counter(gpu.name for gpu in list_gpus()))
 
 
 def has_transformer_engine() -> bool:
@@ -209,6 +222,20 @@ def memory_bytes(device: Device) -> tuple[int, int]:
         os.sysconf("SC_AVPHYS_PAGES") * page_bytes,
         os.sysconf("SC_PHYS_PAGES") * page_bytes,
     )
+
+
+def device_name(device: Device) -> str:
+    """What torch calls the GPU, as in "NVIDIA H100 80GB HBM3"; empty on the CPU."""
+    return "" if device.kind == "cpu" else torch.cuda.get_device_name(device.index)
+
+
+def take_peak_memory() -> int:
+    """Bytes that torch held most on this process's GPU since the last call; 0 on the CPU."""
+    if not has_cuda():
+        return 0
+    peak = torch.cuda.max_memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    return peak
 
 
 def release_cached_memory() -> None:

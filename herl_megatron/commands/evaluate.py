@@ -7,11 +7,18 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from herl_megatron.cluster.parts import Parts, load_inputs, open_parts
-from herl_megatron.config.paths import EVALUATED
+from rich import get_console
+
+from herl_megatron.cluster.inputs import load_inputs
+from herl_megatron.cluster.parts import EvalParts, open_eval_parts
+from herl_megatron.commands.results import EvaluateResult
+from herl_megatron.commands.tables import evaluation_tables
+from herl_megatron.config.run_files import EVALUATED
 from herl_megatron.config.schema import Config
 from herl_megatron.observability.run_folder import RunFolder
-from herl_megatron.rubrics.rubric import counted_under
+from herl_megatron.rollout.liveness import dead_message, is_dead, responses_by_prompt
+from herl_megatron.rollout.pipeline import PipelineError
+from herl_megatron.rubrics.breakdown import reward_by_source, satisfied_by_check
 from herl_megatron.types import Prompt, Scored, ScoredGroup
 
 logger = logging.getLogger(__name__)
@@ -25,6 +32,7 @@ class EvalResult:
     all_satisfied: share of scored responses that meet every verifiable criterion.
     response_tokens: mean length in tokens, unscored responses included.
     per_check: share of responses that satisfy a check, by check name; statements under `judge`.
+    per_source: mean reward by the prompts' source, where they name one.
     """
 
     reward: float
@@ -33,6 +41,7 @@ class EvalResult:
     unscored: int
     response_tokens: float
     per_check: dict[str, float]
+    per_source: dict[str, float]
 
     def metrics(self) -> dict[str, float]:
         """The numbers by metric name."""
@@ -42,7 +51,9 @@ class EvalResult:
             "eval/unscored": float(self.unscored),
             "eval/response_tokens": self.response_tokens,
         }
-        return flat | {f"eval/check/{name}": value for name, value in self.per_check.items()}
+        checks = {f"eval/check/{name}": value for name, value in self.per_check.items()}
+        sources = {f"eval/source/{name}": value for name, value in self.per_source.items()}
+        return flat | checks | sources
 
 
 def summarize(groups: Sequence[ScoredGroup]) -> EvalResult:
@@ -58,15 +69,6 @@ def summarize(groups: Sequence[ScoredGroup]) -> EvalResult:
         shown = "; ".join(f"{count} x {text}" for text, count in reasons.most_common(3))
         raise RuntimeError(f"evaluation: none of {len(scores)} responses could be scored: {shown}")
     lengths = [len(r.completion.token_ids) for group in groups for r in group.group.rollouts]
-    hits: dict[str, list[int]] = {}
-    for group in groups:
-        names = {c.id: counted_under(c) for c in group.group.prompt.rubric.criteria}
-        for score in group.scores:
-            if isinstance(score, Scored):
-                for criterion_id in score.satisfied:
-                    hits.setdefault(names[criterion_id], []).append(1)
-                for criterion_id in score.unmet:
-                    hits.setdefault(names[criterion_id], []).append(0)
     return EvalResult(
         reward=sum(score.reward for score in scored) / len(scored),
         all_satisfied=sum(bool(score.satisfied) and not score.unmet for score in scored)
@@ -74,20 +76,25 @@ def summarize(groups: Sequence[ScoredGroup]) -> EvalResult:
         responses=len(scores),
         unscored=len(scores) - len(scored),
         response_tokens=sum(lengths) / len(lengths),
-        per_check={name: sum(values) / len(values) for name, values in sorted(hits.items())},
+        per_check=satisfied_by_check(groups),
+        per_source=reward_by_source(groups),
     )
 
 
-async def evaluate(parts: Parts, prompts: Sequence[Prompt]) -> tuple[EvalResult, list[ScoredGroup]]:
+async def evaluate(
+    parts: EvalParts, prompts: Sequence[Prompt]
+) -> tuple[EvalResult, list[ScoredGroup]]:
     """Sample and score the held-out prompts with the weights that the engines hold now.
 
     The seeds are the same in every evaluation, so before and after differ by the weights alone.
     """
     groups = await parts.eval_pipeline.run(prompts, step=0)
+    if is_dead(responses := responses_by_prompt(groups)):
+        logger.warning("evaluation: %s", dead_message(responses))
     return summarize(groups), groups
 
 
-async def run_evaluation(config: Config) -> EvalResult:
+async def run_evaluation(config: Config) -> EvaluateResult:
     """`herl eval`: evaluate the Hugging Face folder `model.path` on `data.eval`.
 
     Raises:
@@ -96,19 +103,19 @@ async def run_evaluation(config: Config) -> EvalResult:
     if not config.data.eval:
         raise ValueError("data.eval is empty: give the held-out rows to evaluate on")
     inputs = load_inputs(config, training=False)
-    with RunFolder.create(config) as folder:
-        async with open_parts(config, inputs, training=False) as parts:
-            result, groups = await evaluate(parts, inputs.eval)
+    with RunFolder.create(config, purpose="eval", fingerprints=inputs.fingerprints) as folder:
+        async with open_eval_parts(config, inputs) as parts:
+            folder.saw_nodes(parts.nodes)
+            try:
+                result, groups = await evaluate(parts, inputs.eval)
+            except PipelineError as error:  # what is scored is kept
+                folder.log_rollouts("unfinished", error.finished)
+                raise
             restarts = parts.restarts.metrics()
         folder.log(0, result.metrics() | restarts)
         folder.log_rollouts("eval", groups)
         folder.write_json(EVALUATED, vars(result))
-        logger.info(
-            "%d responses: mean reward %.3f, all satisfied %.3f, %d unscored; %s",
-            result.responses,
-            result.reward,
-            result.all_satisfied,
-            result.unscored,
-            folder.path / EVALUATED,
-        )
-    return result
+    get_console().print(evaluation_tables(result))
+    logger.info("all numbers: %s; curves and answers: herl report %s",
+                folder.path / EVALUATED, folder.path)  # fmt: skip
+    return EvaluateResult(folder.path, result)

@@ -7,58 +7,59 @@ passes, see `algos.losses_dpo`.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
+from rich import get_console
 
 from herl_megatron.algos.losses_dpo import PairLogProbs, pair_loss
+from herl_megatron.cluster.model_files import check_model, check_vocabulary
+from herl_megatron.commands.results import TuneResult
+from herl_megatron.commands.sft import batches, open_trainer, to_token_row
+from herl_megatron.commands.tables import dpo_table, print_policy
 from herl_megatron.config.schema import Config, DPOConfig
-from herl_megatron.data.chat import ChatTokenizer
+from herl_megatron.data.chat import ChatTokenizer, open_chat_tokenizer
 from herl_megatron.data.pairs import PreferencePair, load_pairs
 from herl_megatron.data.prompts import SftRow
 from herl_megatron.observability.run_folder import RunFolder
-from herl_megatron.sft import batches, open_trainer, to_train_row
-from herl_megatron.types import FloatArray, Message, TrainRow
-
-logger = logging.getLogger(__name__)
+from herl_megatron.types import CoefficientRow, FloatArray, Message, TokenRow
 
 
 @dataclass(frozen=True, eq=False)
 class PairRows:
     """A pair as rows of token ids."""
 
-    chosen: TrainRow
-    rejected: TrainRow
+    chosen: TokenRow
+    rejected: TokenRow
 
 
 class PairTrainer(Protocol):
     """What is needed of `cluster.trainer.TrainerGroup`."""
 
-    async def log_probs(self, rows: Sequence[TrainRow]) -> list[FloatArray]:
+    async def log_probs(self, rows: Sequence[TokenRow]) -> list[FloatArray]:
         """Response log-probs, `[response]` each, at temperature 1."""
         ...
 
-    async def coefficient_step(self, rows: Sequence[TrainRow]) -> dict[str, float]:
-        """One optimizer step on minus the sum of `advantage` times response log-prob."""
+    async def coefficient_step(self, rows: Sequence[CoefficientRow]) -> dict[str, float]:
+        """One optimizer step on minus the sum of `coefficient` times response log-prob."""
         ...
 
 
 def to_pair_rows(pair: PreferencePair, tokenizer: ChatTokenizer, *, max_tokens: int) -> PairRows:
     """Both answers as responses to the prompt, ended by the turn's end token.
 
-    Raises ValueError for one longer than `max_tokens`, as `sft.to_train_row`.
+    Raises ValueError for one longer than `max_tokens`, as `sft.to_token_row`.
     """
     chosen, rejected = (
-        to_train_row(
+        to_token_row(
             SftRow(f"{pair.where} ({name})", (*pair.messages, Message("assistant", text))),
             tokenizer,
             max_tokens=max_tokens,
+            limit="dpo.max_tokens",
         )
         for name, text in (("chosen", pair.chosen), ("rejected", pair.rejected))
     )
@@ -91,22 +92,28 @@ async def dpo_step(
     return learned | loss.metrics() | {"chosen_log_prob": chosen, "rejected_log_prob": rejected}
 
 
-async def dpo(config: Config) -> Path:
-    """Learn from `dpo.data` and export; returns the folder of the exported policy.
+async def dpo(config: Config) -> TuneResult:
+    """Learn from `dpo.data` and export the policy.
 
     Raises:
         ValueError: bad rows, model or layout (before anything is started where possible).
         WorkerError: a trainer rank died or took too long.
     """
-    tokenizer = ChatTokenizer(config.model.path)
-    limit = config.data.max_experience_tokens + config.rollout.max_response_tokens
+    check_model(config.model, trains=True)
+    tokenizer = open_chat_tokenizer(config.model, config.data)
+    check_vocabulary(tokenizer, config.model)
     pairs = [
-        to_pair_rows(pair, tokenizer, max_tokens=limit) for pair in load_pairs(config.dpo.data)
+        to_pair_rows(pair, tokenizer, max_tokens=config.dpo.max_tokens)
+        for pair in load_pairs(config.dpo.data)
     ]
     steps = list(_batches(config, len(pairs)))
+    first: dict[str, float] = {}
+    last = first
     used = list(dict.fromkeys(number for step in steps for number in step))
-    with RunFolder.create(config) as folder:
-        async with open_trainer(config, optimizer_steps=config.dpo.steps) as trainer:
+    with RunFolder.create(config, purpose="dpo") as folder:
+        async with open_trainer(
+            config, folder, purpose="dpo", optimizer_steps=config.dpo.steps
+        ) as trainer:
             reference = torch.full((len(pairs), 2), torch.nan, dtype=torch.float64)
             size = config.dpo.pairs_per_step
             for start in folder.progress(range(0, len(used), size), "reference"):
@@ -118,9 +125,11 @@ async def dpo(config: Config) -> Path:
                     trainer, [pairs[n] for n in numbers], reference[numbers], config.dpo
                 )
                 folder.log(step, {f"dpo/{name}": value for name, value in metrics.items()})
+                first, last = first or metrics, metrics
             await trainer.export(folder.policy)
-    logger.info("policy after DPO: %s", folder.policy)
-    return folder.policy
+    table = dpo_table(first, last)
+    print_policy(table, folder=folder.path, policy=folder.policy, console=get_console())
+    return TuneResult(folder.path, folder.policy, first, last)
 
 
 def _batches(config: Config, pairs: int) -> Iterator[tuple[int, ...]]:
@@ -134,14 +143,14 @@ def _batches(config: Config, pairs: int) -> Iterator[tuple[int, ...]]:
     return islice(stream, config.dpo.steps)
 
 
-def _rows(pairs: Sequence[PairRows]) -> list[TrainRow]:
+def _rows(pairs: Sequence[PairRows]) -> list[TokenRow]:
     return [row for pair in pairs for row in (pair.chosen, pair.rejected)]
 
 
-def _weighted(pairs: Sequence[PairRows], slopes: torch.Tensor) -> list[TrainRow]:
+def _weighted(pairs: Sequence[PairRows], slopes: torch.Tensor) -> list[CoefficientRow]:
     """The pairs' rows with what their log-probs are multiplied with: d(-loss)/d(log-prob)."""
     return [
-        replace(row, advantage=advantage)
+        CoefficientRow(row.prompt_id, row.context_token_ids, row.response_token_ids, coefficient)
         for pair, slope in zip(pairs, slopes.tolist(), strict=True)
-        for row, advantage in ((pair.chosen, -slope), (pair.rejected, slope))
+        for row, coefficient in ((pair.chosen, -slope), (pair.rejected, slope))
     ]

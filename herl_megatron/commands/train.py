@@ -6,47 +6,53 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 
 from herl_megatron.batching.rows import build_train_batch
-from herl_megatron.cluster.parts import Parts, load_inputs, open_parts
+from herl_megatron.batching.spread import SpreadWatch
+from herl_megatron.cluster.inputs import load_inputs
+from herl_megatron.cluster.parts import TrainParts
 from herl_megatron.cluster.rescue import require_scores, rescue
+from herl_megatron.commands.evaluate import EvalResult, evaluate
+from herl_megatron.commands.finished import result_of_finished
+from herl_megatron.commands.recorded import open_recorded
+from herl_megatron.commands.results import TrainResult
 from herl_megatron.config.schema import Config
-from herl_megatron.evaluate import EvalResult, evaluate
 from herl_megatron.observability.run_folder import RunFolder
 from herl_megatron.observability.timers import Timers
-from herl_megatron.rollout.schedule import GroupSource
 from herl_megatron.weight_sync.sync import SyncStats
 
 
-async def train(config: Config) -> None:
+async def train(config: Config) -> TrainResult:
     """Train with HeRL (or plain RLVR when `hindsight.enabled` is false) and export the policy.
 
     Raises:
         ValueError: bad input, found before any process is started where possible.
-        RuntimeError, TimeoutError: a worker died, failed, took too long or computes what the
-            trainer does not, or nothing could be scored. Metrics and rollouts so far are on disk
-            and, if the trainer is still alive, so is the last policy.
+        RuntimeError, TimeoutError: a worker died, failed, hung or computes what the trainer does
+            not, or nothing could be scored; what was done, if possible the policy, is on disk.
     """
     inputs = load_inputs(config, training=True)
     timers = Timers()
-    with RunFolder.create(config) as folder:
+    with RunFolder.create(config, fingerprints=inputs.fingerprints) as folder:
+        if (done := result_of_finished(config, folder)) is not None:
+            return done
         async with AsyncExitStack() as stack:
             with timers("start"):
-                parts = await stack.enter_async_context(open_parts(config, inputs, training=True))
+                parts = await stack.enter_async_context(open_recorded(config, inputs, folder))
             try:
-                await _loop(config, parts, folder, timers)
+                return await _loop(config, parts, folder, timers)
             except BaseException as error:  # whatever ends the run, what is done is kept
                 await rescue(error, parts, folder)
                 raise
 
 
-async def _loop(config: Config, parts: Parts, folder: RunFolder, timers: Timers) -> None:
+async def _loop(
+    config: Config, parts: TrainParts, folder: RunFolder, timers: Timers
+) -> TrainResult:
     trainer, source, saves, options = parts.trainer, parts.source, parts.checkpoints, config.train
-    turns = parts.turns
-    assert trainer and source and saves and turns, "parts were opened for evaluation"
+    turns, alive, watch = parts.turns, parts.liveness, SpreadWatch()
     first, before = await saves.restore(folder.checkpoint)
-    with timers("weight_sync"):
+    folder.take_back()
+    with timers("weight_sync", announce="first weight sync"):
         await parts.sync_weights(first)
-    if not first:
-        before = await _evaluate(parts, folder, timers, step=0)
+    before = before if first else await _evaluate(parts, folder, timers, step=0)
     timers.lap()  # what came before the first step is in the summary
     for step in folder.progress(range(first, options.steps), "HeRL"):
         with timers("rollout"):
@@ -60,9 +66,10 @@ async def _loop(config: Config, parts: Parts, folder: RunFolder, timers: Timers)
                 run_seed=config.run.seed,
                 step=step,
             )
-        if options.log_rollouts:  # before learning from them, which may fail because of them
-            folder.log_rollouts(f"step_{step:06d}", groups, rows.groups)
-        require_scores(groups, step)
+        folder.log_rollouts(f"step_{step:06d}", groups, rows.groups)  # learning may fail by them
+        require_scores(groups, step, full_reward=config.hindsight.threshold)
+        alive.see(groups)
+        spread = watch.see(step, groups, [group.stats for group in rows.groups])
         with timers("turns"):
             await turns.to_trainer()
         with timers("train"):
@@ -74,27 +81,31 @@ async def _loop(config: Config, parts: Parts, folder: RunFolder, timers: Timers)
         with timers("weight_sync"):
             sync = await parts.sync_weights(step + 1)
         times = {f"time/{phase}_s": seconds for phase, seconds in timers.lap().items()}
-        folder.log(step, _metrics(parts, rows.metrics, learned, source, sync) | times)
+        values = _metrics(parts, rows.metrics, learned, sync) | spread | times
+        folder.log(step, values | await parts.measure.step(values, rows.batch))
         if options.eval_every and (step + 1) % options.eval_every == 0 and step + 1 < options.steps:
             await _evaluate(parts, folder, timers, step=step + 1)
         with timers("checkpoint"):
             await saves.save_if_due(step + 1, folder.sync_metrics(), before)
     if options.export:
         with timers("export"):
+            if options.steps:
+                await alive.require(options.steps)
             await trainer.export(folder.policy)
     with timers("checkpoint"):
         await saves.finish()
     after = await _evaluate(parts, folder, timers, step=options.steps) if options.steps else before
     folder.finish(before=before, after=after, timers=timers)
+    return TrainResult(folder.path, folder.policy if options.export else None, before, after)
 
 
 async def _evaluate(
-    parts: Parts, folder: RunFolder, timers: Timers, *, step: int
+    parts: TrainParts, folder: RunFolder, timers: Timers, *, step: int
 ) -> EvalResult | None:
     """Held-out numbers under the current weights; None without held-out prompts."""
     if not parts.inputs.eval:
         return None
-    with timers("evaluate"):
+    with timers("evaluate", announce=f"evaluation on {len(parts.inputs.eval)} prompts"):
         result, groups = await evaluate(parts, parts.inputs.eval)
     folder.log(step, result.metrics() | parts.restarts.metrics())
     folder.log_rollouts(f"eval_{step:06d}", groups)
@@ -102,13 +113,8 @@ async def _evaluate(
 
 
 def _metrics(
-    parts: Parts,
-    rows: Mapping[str, float],
-    learned: Mapping[str, float],
-    source: GroupSource,
-    sync: SyncStats,
+    parts: TrainParts, rows: Mapping[str, float], learned: Mapping[str, float], sync: SyncStats
 ) -> dict[str, float]:
-    """One step's numbers by `stage/name`."""
+    """One step's numbers by `stage/name`; totals over it (`rows`) before means of that name."""
     named = {f"train/{name}": value for name, value in learned.items()} | parts.restarts.metrics()
-    # Totals over the step (`rows`) come before the optimizer steps' means of the same name.
-    return named | dict(rows) | source.metrics() | parts.scorer.metrics() | sync.metrics()
+    return named | dict(rows) | parts.source.metrics() | parts.scorer.metrics() | sync.metrics()

@@ -2,50 +2,54 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+from rich import get_console
 
+from herl_megatron.cluster.model_files import check_model, check_vocabulary
 from herl_megatron.cluster.nodes import open_nodes
+from herl_megatron.cluster.placement import demand
 from herl_megatron.cluster.reserve import reserve, run_device
 from herl_megatron.cluster.session import ray_session
 from herl_megatron.cluster.trainer import TrainerGroup, start_trainer
+from herl_megatron.commands.results import TuneResult
+from herl_megatron.commands.tables import print_policy, sft_table
+from herl_megatron.config.paths import on_any_node
+from herl_megatron.config.purpose import Purpose
 from herl_megatron.config.schema import Config
-from herl_megatron.data.chat import ChatTokenizer
+from herl_megatron.config.trainer_sections import trainer_sections
+from herl_megatron.data.chat import ChatTokenizer, open_chat_tokenizer
 from herl_megatron.data.prompts import SftRow, load_sft_rows
 from herl_megatron.observability.run_folder import RunFolder
-from herl_megatron.types import TrainRow
+from herl_megatron.types import TokenRow
 
-logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-def to_train_row(row: SftRow, tokenizer: ChatTokenizer, *, max_tokens: int) -> TrainRow:
+def to_token_row(
+    row: SftRow, tokenizer: ChatTokenizer, *, max_tokens: int, limit: str = "sft.max_tokens"
+) -> TokenRow:
     """The row whose response is the last message; context and response in tokens.
 
+    limit: the key that gave `max_tokens`, for the message.
+
     Raises:
-        ValueError: the row is longer than `max_tokens` (data.max_experience_tokens plus
-            rollout.max_response_tokens); nothing is cut.
+        ValueError: the row is longer than `max_tokens` (nothing is cut), or the chat template
+            refuses its messages.
     """
-    context, response = tokenizer.training_ids(row.messages)
+    try:
+        context, response = tokenizer.training_ids(row.messages)
+    except ValueError as error:
+        raise ValueError(f"{row.where}: {error}") from error
     if len(context) + len(response) > max_tokens:
         raise ValueError(
-            f"{row.where}: the row has {len(context)} + {len(response)} tokens, the limit is"
-            f" {max_tokens} (data.max_experience_tokens + rollout.max_response_tokens);"
-            " raise one of the two or drop the row"
+            f"{row.where}: the row has {len(context)} + {len(response)} tokens, context and answer;"
+            f" {limit} is {max_tokens}: raise it or drop the row"
         )
-    return TrainRow(
-        prompt_id=row.where,
-        context_token_ids=context,
-        response_token_ids=response,
-        rollout_log_probs=np.zeros(len(response), np.float32),
-        reward=0.0,
-        advantage=0.0,
-    )
+    return TokenRow(row.where, context, response)
 
 
 def batches(rows: Sequence[T], *, size: int, seed: int, shuffle: bool) -> Iterator[tuple[T, ...]]:
@@ -64,21 +68,30 @@ def batches(rows: Sequence[T], *, size: int, seed: int, shuffle: bool) -> Iterat
 
 
 @asynccontextmanager
-async def open_trainer(config: Config, *, optimizer_steps: int) -> AsyncIterator[TrainerGroup]:
+async def open_trainer(
+    config: Config, folder: RunFolder, *, purpose: Purpose, optimizer_steps: int
+) -> AsyncIterator[TrainerGroup]:
     """The trainer without engines, in a Ray session of its own; both end with the block.
+
+    folder: of the run, whose record says where the trainer is.
 
     Raises:
         WorkerError, ValueError: a rank did not start, or the model or layout is not supported.
     """
     async with AsyncExitStack() as stack:
-        stack.enter_context(ray_session(config.cluster))
+        stack.enter_context(ray_session(config.cluster, run=folder.path))
         device = run_device(config.cluster)
-        reservation = reserve(config, device=device, samples=False)
+        reservation = reserve(
+            demand(config.megatron, None),
+            device=device,
+            start_timeout_s=config.cluster.start_timeout_s,
+        )
         stack.callback(reservation.release)
-        nodes = await open_nodes(config, reservation.placement)
+        nodes = await open_nodes(reservation.placement, model=config.model, run_folder=folder.path)
         stack.push_async_callback(nodes.close)
+        folder.saw_nodes(nodes.records)
         trainer = await start_trainer(
-            config,
+            trainer_sections(on_any_node(config), purpose=purpose),
             slots=reservation.placement.trainer,
             device=device,
             optimizer_steps=optimizer_steps,
@@ -87,20 +100,26 @@ async def open_trainer(config: Config, *, optimizer_steps: int) -> AsyncIterator
         yield trainer
 
 
-async def sft(config: Config) -> Path:
-    """Fine-tune on `sft.data` and export; returns the folder of the exported policy.
+async def sft(config: Config) -> TuneResult:
+    """Fine-tune on `sft.data` and export the policy.
 
     Raises:
         ValueError: bad rows, model or layout (before anything is started where possible).
         WorkerError: a trainer rank died or took too long.
     """
-    tokenizer = ChatTokenizer(config.model.path)
-    limit = config.data.max_experience_tokens + config.rollout.max_response_tokens
+    check_model(config.model, trains=True)
+    tokenizer = open_chat_tokenizer(config.model, config.data)
+    check_vocabulary(tokenizer, config.model)
     rows = [
-        to_train_row(row, tokenizer, max_tokens=limit) for row in load_sft_rows(config.sft.data)
+        to_token_row(row, tokenizer, max_tokens=config.sft.max_tokens)
+        for row in load_sft_rows(config.sft.data)
     ]
-    with RunFolder.create(config) as folder:
-        async with open_trainer(config, optimizer_steps=config.sft.steps) as trainer:
+    first: dict[str, float] = {}
+    last = first
+    with RunFolder.create(config, purpose="sft") as folder:
+        async with open_trainer(
+            config, folder, purpose="sft", optimizer_steps=config.sft.steps
+        ) as trainer:
             stream = batches(
                 rows,
                 size=config.sft.rows_per_step,
@@ -110,6 +129,8 @@ async def sft(config: Config) -> Path:
             for step in folder.progress(range(config.sft.steps), "SFT"):
                 metrics = await trainer.sft_step(next(stream))
                 folder.log(step, {f"sft/{name}": value for name, value in metrics.items()})
+                first, last = first or metrics, metrics
             await trainer.export(folder.policy)
-    logger.info("policy after SFT: %s", folder.policy)
-    return folder.policy
+    table = sft_table(first, last)
+    print_policy(table, folder=folder.path, policy=folder.policy, console=get_console())
+    return TuneResult(folder.path, folder.policy, first, last)

@@ -1,0 +1,1 @@
+"""What `herl X` runs, one module per command."""

@@ -1,0 +1,1 @@
+"""`herl score`: rubrics applied to responses that are already there, without any model."""
