@@ -77,7 +77,8 @@ set_up() {
     export RAY_FOLDER="$HERL_TMP/herl-$SLURM_JOB_ID"
     export RAY_PORT=$((10000 + SLURM_JOB_ID % 10000 * 2))
     export PYTHONPATH="$HERL_ROOT${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
-    export RAY_USAGE_STATS_ENABLED=0 RAY_AUTH_MODE=token RAY_AUTH_TOKEN
+    # Workers and agents of Ray with the rights of other processes (see cluster/session.py).
+    export RAY_USAGE_STATS_ENABLED=0 RAY_worker_niceness=0 RAY_AUTH_MODE=token RAY_AUTH_TOKEN
     RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
     choose_python
 }

@@ -12,6 +12,13 @@ REQUIREMENTS="$ROOT/tools/requirements-cpu.txt"
 TORCH="2.13.0+cpu"
 TORCH_INDEX="https://download.pytorch.org/whl/cpu"
 INSTALL_LOG="$VENV/install.log"
+# Ends with 0 where an environment was made for GPUs; torch's own wheels for them are "+cu...".
+FOR_GPUS='
+import importlib.metadata as m, re, sys
+found = {d.metadata["Name"].lower(): d.version for d in m.distributions() if d.metadata["Name"]}
+vllm, torch = found.get("vllm", "cpu"), found.get("torch", "+cpu")
+sys.exit("cpu" in vllm and not re.search(r"\+(cu|rocm)", torch))
+'
 
 say() { if [ -t 1 ]; then printf '\033[1m%s\033[0m\n' "$*"; else printf '%s\n' "$*"; fi; }
 # fail WHAT LINES...: what is wrong, then what to do about it.
@@ -34,7 +41,11 @@ make_venv() {
         "$PYTHON" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' ||
             fail "$VENV holds $("$PYTHON" --version), Python 3.11 is needed" \
                 "fix: remove that folder, or set HERL_VENV to another one"
-        return
+        if "$PYTHON" -c "$FOR_GPUS" 2>/dev/null; then
+            fail "$VENV holds torch or vLLM for GPUs, which this would replace by CPU builds" \
+                "fix: set HERL_VENV to another folder"
+        fi
+        return 0  # not what the question above answered with, which would end the caller
     fi
     if [ -e "$VENV" ] && [ ! -f "$VENV/pyvenv.cfg" ] && [ -n "$(ls -A "$VENV")" ]; then
         fail "$VENV exists and is no virtual environment; it is left alone" \

@@ -6,13 +6,17 @@ Example: python tools/make_toy_task.py --out runs/toy --seed 0
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 import time
 from pathlib import Path
 
-from herl_megatron.data.toy_files import write_toy_task
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from herl_megatron.data.toy_files import TOY_FILES, write_toy_task
 
 
-def main() -> None:
+def main() -> int:
     """Parse the arguments, write the files, say what was written."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
@@ -22,7 +26,15 @@ def main() -> None:
     parser.add_argument(
         "--sft-rows", type=int, default=10_400, help="supervised rows: steps x rows per step"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     args = parser.parse_args()
+    there = [name for name in TOY_FILES if os.path.lexists(args.out / name)]
+    if there and not args.overwrite:
+        print(
+            f"error: {args.out} already has {', '.join(there)}; name another folder, or replace"
+            " them with --overwrite", file=sys.stderr,
+        )  # fmt: skip
+        return 2
     start = time.perf_counter()
     write_toy_task(
         args.out,
@@ -35,7 +47,8 @@ def main() -> None:
         f"toy task in {args.out}: {args.train_prompts} train and {args.heldout_prompts} held-out "
         f"prompts, {args.sft_rows} supervised rows, model/ ({time.perf_counter() - start:.1f} s)"
     )
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,108 +1,13 @@
-"""Turn a public data set into canonical rows: train.jsonl, eval.jsonl, rejected.jsonl, report.json.
-
-    python tools/prepare_data.py ifeval --input input_data.jsonl --out data/ifeval
-    python tools/prepare_data.py rar_medicine --input ScaleAI/RaR-Medicine --out data/rar
-    python tools/prepare_data.py rar_science --input train=a.parquet --input test=b.parquet --out d
-    python tools/prepare_data.py plain --input mine.jsonl --eval-share 0.1 --out data/mine
-
---input takes a file (.jsonl, .json, .parquet, .jsonl.gz), a folder of data files, or a data set's
-name on the Hugging Face Hub, each with `SPLIT=` before it to say or choose the part.
-"""
+"""`herl data` for those who look for it here; see `herl data --help`."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
-from typing import get_args
 
-from rich.console import Console
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from herl_megatron.data.sources.catalog import SOURCES
-from herl_megatron.data.sources.common import Options, Unclear
-from herl_megatron.data.sources.prepare import Job, prepare
-from herl_megatron.data.sources.read import Input
-from herl_megatron.data.sources.report import show_report
-from herl_megatron.types import Aggregation
-
-
-def parse_input(text: str, config: str) -> Input:
-    """`[SPLIT=]PLACE`."""
-    split, equals, place = text.partition("=")
-    if equals and split and "/" not in split:
-        return Input(place, split, config)
-    return Input(text, "", config)
-
-
-def parse_arguments() -> argparse.Namespace:
-    """The command line."""
-    names = "\n".join(f"  {name:<13} {source.about}" for name, source in SOURCES.items())
-    parser = argparse.ArgumentParser(
-        description=f"{__doc__}\nsources:\n{names}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("source", choices=SOURCES, metavar="SOURCE")
-    parser.add_argument("--input", action="append", required=True, metavar="[SPLIT=]PLACE")
-    parser.add_argument("--config", default="", help="configuration of a Hub data set")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
-    parser.add_argument("--overwrite", action="store_true", help="replace its earlier files")
-    parser.add_argument(
-        "--eval-share", type=float, help="part of the prompts to hold out, for sets without splits"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of that draw")
-    parser.add_argument(
-        "--keep-out", action="append", default=[], metavar="FILE",
-        help="canonical rows (a benchmark's eval.jsonl) whose prompts must not be trained on",
-    )  # fmt: skip
-    parser.add_argument(
-        "--no-judge", action="store_true", help="leave out items that only a judge could check"
-    )
-    parser.add_argument(
-        "--aggregation", choices=get_args(Aggregation), help="instead of the set's own"
-    )
-    parser.add_argument(
-        "--unclear-pitfalls", choices=get_args(Unclear), default="leave_out",
-        help="RaR: pitfalls whose wording leaves open whether met is good",
-    )  # fmt: skip
-    parser.add_argument(
-        "--responses", default="", metavar="FIELD",
-        help="a model's responses in the rows: also write responses.jsonl, for `herl score`",
-    )  # fmt: skip
-    parser.add_argument("--tokenizer", default="", help="Hugging Face folder, for prompt lengths")
-    parser.add_argument("--max-prompt-tokens", type=int, default=0)
-    parser.add_argument("--drop-long", action="store_true", help="reject prompts over that limit")
-    return parser.parse_args()
-
-
-def main() -> None:
-    """Exit codes: 0 written, 2 nothing was."""
-    args = parse_arguments()
-    options = Options(
-        judge=not args.no_judge, aggregation=args.aggregation, unclear=args.unclear_pitfalls
-    )
-    job = Job(
-        source=args.source,
-        inputs=tuple(parse_input(text, args.config) for text in args.input),
-        out=args.out,
-        options=options,
-        eval_share=args.eval_share,
-        seed=args.seed,
-        keep_out=tuple(args.keep_out),
-        responses=args.responses,
-        tokenizer=args.tokenizer,
-        max_prompt_tokens=args.max_prompt_tokens,
-        drop_long=args.drop_long,
-        overwrite=args.overwrite,
-    )
-    try:
-        report = prepare(job)
-    except (ValueError, OSError) as error:  # what was there before is as it was
-        print(f"prepare_data: {error}", file=sys.stderr)
-        sys.exit(2)
-    console = Console()
-    show_report(report, console)
-    console.print(f"\nwritten to {args.out}", highlight=False, soft_wrap=True)
-
+from herl_megatron.commands.data import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -22,7 +22,7 @@ run() { "$PYTHON" "$ROOT/tools/_supervise.py" "$@"; }
 herl() { run "$PYTHON" -m herl_megatron.cli "$@"; }
 
 say "1/3  toy task: prompts with rubrics, demonstrations and a model with random weights"
-run "$PYTHON" tools/make_toy_task.py --out runs/quickstart/toy --seed "$SEED"
+run "$PYTHON" tools/make_toy_task.py --out runs/quickstart/toy --seed "$SEED" --overwrite
 
 say "2/3  SFT: teach it to write, and to revise a draft against unmet criteria"
 herl sft configs/quickstart_sft_cpu.yaml run.seed="$SEED" run.overwrite=true

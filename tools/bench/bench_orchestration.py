@@ -1,6 +1,6 @@
 """Seconds of one HeRL step that are neither sampling, nor learning, nor checking: Ray and driver.
 
-    python tools/bench_orchestration.py --prompts 64 --group-size 8 --response-tokens 4096
+    python tools/bench/bench_orchestration.py --prompts 64 --group-size 8 --response-tokens 4096
 
 Everything but the compute is real: the stream, Ray actors, scoring workers, decoding, hindsight,
 rows, rollout log, shards. Null engines answer at once with random tokens and null trainer ranks
@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 import ray
@@ -45,8 +45,10 @@ from herl_megatron.config.schema import (
     ScoringConfig,
     TrainConfig,
 )
-from herl_megatron.data.chat import ChatTokenizer
+from herl_megatron.config.trainer_sections import TrainerSections, trainer_sections
+from herl_megatron.data.chat import ChatTokenizer, open_chat_tokenizer
 from herl_megatron.data.toy_model import write_model_folder
+from herl_megatron.megatron.soundness import WeightReport
 from herl_megatron.observability.run_folder import RunFolder
 from herl_megatron.rollout.pipeline import RolloutPipeline
 from herl_megatron.rubrics.pool import ScoringPool
@@ -59,8 +61,10 @@ from herl_megatron.types import (
     Message,
     Prompt,
     Rubric,
+    TrainRow,
 )
-from tools._bench import Row, machine, report
+from tools.bench._bench import Row, machine, report
+from tools.bench._out import new_file
 
 _GOAL_S = 3.0  # 3 % of a step of 100 s
 
@@ -90,23 +94,32 @@ class NullRank:
         """Nobody connects."""
         return ("127.0.0.1", 0)
 
-    def setup(
-        self, config: Config, *, rank: int, address: tuple[str, int], optimizer_steps: int
-    ) -> RankInfo:
+    def join(
+        self, sections: TrainerSections, *, rank: int, address: tuple[str, int], several_nodes: bool
+    ) -> None:
+        """There is no group."""
+
+    def setup(self, sections: TrainerSections, *, rank: int, optimizer_steps: int) -> RankInfo:
         """TP ranks first, then DP, as Megatron numbers them."""
-        tensor = config.megatron.tensor_parallel
+        tensor = sections.megatron.tensor_parallel
         reports = rank % tensor == 0
-        return RankInfo(rank, rank // tensor, 0, reports=reports, sends_weights=False)
+        return RankInfo(
+            rank, rank // tensor, 0, reports=reports, sends_weights=False, gathers=False, device=""
+        )
+
+    def weight_report(self) -> WeightReport:
+        """None of no weights is bad."""
+        return WeightReport(names=(), bad=(), largest=0.0)
 
     def bucket_plan(self) -> tuple[Any, ...]:
         """No weights."""
         return ()
 
-    def compute_log_probs(self, shard: Shard) -> list[FloatArray]:
+    def compute_log_probs(self, shard: Shard[TrainRow]) -> list[FloatArray]:
         """A zero for every response token."""
         return [np.zeros(len(row.response_token_ids), np.float32) for row in shard.rows]
 
-    def train_step(self, shard: Shard, schedule_step: int) -> dict[str, float]:
+    def train_step(self, shard: Shard[TrainRow], schedule_step: int) -> dict[str, float]:
         """One number."""
         return {"loss": 0.0}
 
@@ -117,7 +130,7 @@ def config_for(folder: Path, arguments: argparse.Namespace) -> Config:
     return Config(
         run=RunConfig(dir=str(folder), name="run"),
         model=ModelConfig(path=str(folder / "model")),
-        data=DataConfig(max_prompt_tokens=512, max_experience_tokens=4 * tokens),
+        data=DataConfig(max_prompt_tokens=512, max_experience_tokens=512 + 4 * tokens),
         rollout=RolloutConfig(
             replicas=arguments.engines,
             group_size=arguments.group_size,
@@ -153,7 +166,7 @@ def _random_tokens(rng: np.random.Generator, vocab_size: int, count: int) -> Int
 
 async def run_steps(config: Config, arguments: argparse.Namespace) -> list[dict[str, float]]:
     """Seconds by phase of each step; the first one (imports, first calls) is left out."""
-    tokenizer = ChatTokenizer(config.model.path)
+    tokenizer = open_chat_tokenizer(config.model, config.data)
     prompts = make_prompts(config.train.prompts_per_step, tokenizer, arguments.response_tokens)
     engine_actor, rank_actor = ray.remote(NullEngine), ray.remote(NullRank)
     steps = []
@@ -163,9 +176,17 @@ async def run_steps(config: Config, arguments: argparse.Namespace) -> list[dict[
             engine_actor.options(num_cpus=0).remote(arguments.response_tokens, tokenizer.vocab_size)
             for _ in range(config.rollout.replicas)
         ]
-        engines = [RemoteEngine(a, index=i, config=config) for i, a in enumerate(actors)]
+        engines = [
+            RemoteEngine(
+                actor,
+                index=index,
+                rollout=config.rollout,
+                sync_timeout_s=config.weight_sync.timeout_s,
+            )
+            for index, actor in enumerate(actors)
+        ]
         ranks = [rank_actor.options(num_cpus=0).remote() for _ in range(config.megatron.world_size)]
-        trainer = TrainerGroup(config, ranks)
+        trainer = TrainerGroup(trainer_sections(config, purpose="train"), ranks)
         stack.callback(trainer.stop)
         await trainer.setup(optimizer_steps=1)
         pool = ScoringPool(config.scoring)
@@ -193,7 +214,7 @@ async def _step(
     trainer: TrainerGroup,
     folder: RunFolder,
 ) -> dict[str, float]:
-    """One step as in `herl_megatron.train`."""
+    """One step as in `herl_megatron.commands.train`."""
     marks = [time.perf_counter()]
     groups = await pipeline.run(prompts, step)
     marks.append(time.perf_counter())
@@ -226,7 +247,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=4, help="trainer ranks, TP 2")
     parser.add_argument("--scorers", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--out", type=new_file, help="JSON file to write")
     arguments = parser.parse_args()
     started_on = machine()
     with tempfile.TemporaryDirectory(prefix="herl-bench-") as name:

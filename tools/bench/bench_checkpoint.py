@@ -1,7 +1,7 @@
 """How long a background save holds up training, against the blocking save of the same state.
 
-    python tools/bench_checkpoint.py --folder /big/disk                # 2.1 GB on one rank, 6 turns
-    python tools/bench_checkpoint.py --folder /big/disk --ranks 2 --out bench.json
+    python tools/bench/bench_checkpoint.py --folder /big/disk  # 2.1 GB on one rank, 6 turns
+    python tools/bench/bench_checkpoint.py --folder /big/disk --ranks 2 --out bench.json
 
 One process per rank holds a bf16 model with fp32 main weights and Adam's moments under the
 distributed optimizer (14 bytes per parameter). In turns: the save that returns when everything is
@@ -36,24 +36,25 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 import torch
 
-from tools._bench import Row, interval_text, machine, paired_ratio, report
+from tools.bench._bench import Row, interval_text, machine, paired_ratio, report
+from tools.bench._out import new_file
 
 STALL_GOAL, MEMORY_GOAL = 0.10, 1.1
-HIDDEN, FFN, VOCAB = 1024, 2816, 8192
+VOCAB = 8192
 STEP_TOKENS, ROLLOUT_S = 64, 1.0
 
 
-def write_config(folder: Path, layers: int) -> None:
+def write_config(folder: Path, *, layers: int, hidden: int) -> None:
     """A Qwen2-shaped model without weights; they are drawn."""
     config = {
         "model_type": "qwen2",
-        "hidden_size": HIDDEN,
-        "intermediate_size": FFN,
+        "hidden_size": hidden,
+        "intermediate_size": hidden * 11 // 4,
         "num_hidden_layers": layers,
         "num_attention_heads": 16,
         "num_key_value_heads": 4,
@@ -101,8 +102,6 @@ def products(seconds: float) -> float:
 def build(rank: int, args: argparse.Namespace, store: str) -> tuple[Any, Any]:
     """This rank's actor and groups."""
     from herl_megatron.config.schema import (
-        AlgorithmConfig,
-        HindsightConfig,
         MegatronConfig,
         ModelConfig,
         OptimizerConfig,
@@ -118,8 +117,7 @@ def build(rank: int, args: argparse.Namespace, store: str) -> tuple[Any, Any]:
     )  # fmt: skip
     actor = MegatronActor(
         model=ModelConfig(path=store, random_init=True), megatron=megatron,
-        optimizer=OptimizerConfig(), algorithm=AlgorithmConfig(), hindsight=HindsightConfig(),
-        temperature=1.0, total_optimizer_steps=1, seed=0, groups=groups,
+        optimizer=OptimizerConfig(), total_optimizer_steps=1, seed=0, groups=groups,
     )  # fmt: skip
     return actor, groups
 
@@ -128,17 +126,13 @@ def few_rows(args: argparse.Namespace) -> list[Any]:
     """One short row per rank, as shards."""
     from herl_megatron.batching.schedule import make_shards
     from herl_megatron.config.schema import MegatronConfig
-    from herl_megatron.types import TrainRow
+    from herl_megatron.types import TokenRow
 
     tokens = np.arange(STEP_TOKENS, dtype=np.int32)
     half = STEP_TOKENS // 2
-    rows = [
-        TrainRow(f"row {n}", tokens[:half], tokens[half:], np.zeros(half, np.float32), 0.0, 1.0)
-        for n in range(args.ranks)
-    ]
-    none = [None] * len(rows)
+    rows = [TokenRow(f"row {n}", tokens[:half], tokens[half:]) for n in range(args.ranks)]
     megatron = MegatronConfig(data_parallel=args.ranks, precision="bf16")
-    return list(make_shards(rows, megatron=megatron, old_log_probs=none, ref_log_probs=none))
+    return list(make_shards(rows, megatron=megatron))
 
 
 class Saves:
@@ -281,7 +275,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     answers = context.Queue()
     ranks = []
     try:
-        write_config(Path(work_folder), args.layers)
+        write_config(Path(work_folder), layers=args.layers, hidden=args.hidden)
         for rank in range(args.ranks):
             ranks.append(context.Process(target=work, args=(rank, args, work_folder, answers)))
             ranks[-1].start()
@@ -299,13 +293,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--layers", type=int, default=13, help="13 make 2.1 GB")
+    parser.add_argument("--hidden", type=int, default=1024, help="a multiple of 64")
     parser.add_argument("--ranks", type=int, default=1, help="data-parallel ranks")
     parser.add_argument("--pairs", type=int, default=6)
     parser.add_argument("--limit-s", type=float, default=900)
-    parser.add_argument("--out", type=Path, help="JSON")
+    parser.add_argument("--out", type=new_file, help="JSON")
     args = parser.parse_args()
     started_on = machine()
-    parameters = VOCAB * HIDDEN + args.layers * (HIDDEN * HIDDEN * 5 // 2 + 3 * HIDDEN * FFN)
+    square = args.hidden**2
+    parameters = VOCAB * args.hidden + args.layers * (square * 5 // 2 + 3 * square * 11 // 4)
     if (free := shutil.disk_usage(args.folder).free) < 16 * parameters:
         raise SystemExit(f"{args.folder} has {free:,} bytes free, {16 * parameters:,} are needed")
     ranks = run(args)

@@ -1,6 +1,6 @@
 """Engine log-probs against trainer log-probs of the same tokens, in fp32 and bf16.
 
-    python tools/check_log_probs.py --model runs/quickstart/sft/policy --prompts DATA.jsonl
+    python tools/bench/check_log_probs.py --model runs/quickstart/sft/policy --prompts DATA.jsonl
 
 Samples from the engines after a weight sync, asks the Megatron trainer for the log-probs of the
 same tokens, and prints the mean and largest absolute difference. Both the log-probs reported with
@@ -17,7 +17,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from herl_megatron.cluster.parts import Parts, load_inputs, open_parts
+from herl_megatron.cluster.inputs import load_inputs
+from herl_megatron.cluster.parts import TrainParts, open_train_parts
 from herl_megatron.config.schema import (
     Config,
     DataConfig,
@@ -25,13 +26,17 @@ from herl_megatron.config.schema import (
     HindsightConfig,
     MegatronConfig,
     ModelConfig,
+    ParityConfig,
+    Precision,
     RolloutConfig,
     TrainConfig,
 )
-from herl_megatron.types import Completion, TrainRow
+from herl_megatron.types import Completion, TokenRow
+
+_PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 
 
-def config_for(arguments: argparse.Namespace, precision: str) -> Config:
+def config_for(arguments: argparse.Namespace, precision: Precision) -> Config:
     """One engine and one trainer in the same precision."""
     return Config(
         model=ModelConfig(path=arguments.model),
@@ -49,13 +54,14 @@ def config_for(arguments: argparse.Namespace, precision: str) -> Config:
         train=TrainConfig(steps=1, prompts_per_step=1, prompts_per_optimizer_step=1),
         eval=EvalConfig(samples_per_prompt=4),
         megatron=MegatronConfig(precision=precision, tensor_parallel=arguments.tensor_parallel),
+        parity=ParityConfig(every=0),  # who asks for the numbers wants those beyond the limits too
     )
 
 
 async def compare(config: Config, prompts: int) -> dict[str, float]:
     """Mean and max |difference| over all sampled tokens."""
     inputs = load_inputs(config, training=True)
-    async with open_parts(config, inputs, training=True) as parts:
+    async with open_train_parts(config, inputs) as parts:
         await parts.sync_weights(0)
         groups = await parts.eval_pipeline.run(inputs.train[:prompts], step=0)
         pairs = [
@@ -77,14 +83,10 @@ async def compare(config: Config, prompts: int) -> dict[str, float]:
 
 
 async def both(
-    parts: Parts, pairs: list[tuple[np.ndarray, Completion]]
+    parts: TrainParts, pairs: list[tuple[np.ndarray, Completion]]
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Log-probs of the same responses from the trainer and from the engine's second pass."""
-    rows = [
-        TrainRow("", prompt, completion.token_ids, completion.log_probs, 0.0, 0.0)
-        for prompt, completion in pairs
-    ]
-    assert parts.trainer is not None, "parts were opened for evaluation"
+    rows = [TokenRow("", prompt, completion.token_ids) for prompt, completion in pairs]
     trainer = await parts.trainer.log_probs(rows)
     sequences = [np.concatenate([prompt, completion.token_ids]) for prompt, completion in pairs]
     second = await parts.engines[0].score_tokens(sequences, [len(prompt) for prompt, _ in pairs])
@@ -104,7 +106,7 @@ def main() -> None:
     arguments = parser.parse_args()
     results = {
         precision: asyncio.run(compare(config_for(arguments, precision), arguments.count))
-        for precision in ("fp32", "bf16")
+        for precision in _PRECISIONS
     }
     table = Table("precision", "tokens", "sampled: mean", "max", "second pass: mean", "max")
     for precision, result in results.items():

@@ -1,6 +1,6 @@
 """Log-probs at a large vocabulary: peak memory over full float32 logits, time over plain PyTorch.
 
-    python tools/bench_log_probs.py --vocab 151936 --hidden 256
+    python tools/bench/bench_log_probs.py --vocab 151936 --hidden 256
 
 Plain PyTorch multiplies all hidden states with the output matrix and takes `log_softmax`. Time is
 measured in turns at `--time-tokens`, where the plain version still fits; memory of ours at
@@ -19,12 +19,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
 from herl_megatron.algos.log_probs import token_log_probs
-from tools._bench import Row, interval_text, machine, paired_ratio, report
+from tools.bench._bench import Row, interval_text, machine, paired_ratio, report
+from tools.bench._out import new_file
 
 _MEMORY_GOAL = 0.10
 _FORWARD_GOAL = 1.05
@@ -92,7 +93,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=6)
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--out", type=new_file, help="JSON file to write")
     arguments = parser.parse_args()
     started_on = machine()
     torch.set_num_threads(arguments.threads)

@@ -1,6 +1,6 @@
 """Weight sync on this machine: time over a plain copy, pause of generation, extra memory.
 
-    python tools/bench_weight_sync.py --tensor-parallel 2 --repeats 12 --out sync.json
+    python tools/bench/bench_weight_sync.py --tensor-parallel 2 --repeats 12 --out sync.json
 
 A random Qwen2 model of `--megabytes` is made in a temporary folder; real Megatron ranks send it to
 a real vLLM engine through Ray. In turns with each sync the same bytes are copied once between two
@@ -25,14 +25,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 import psutil
 import torch
 import torch.distributed as dist
 
-from herl_megatron.cluster.parts import Parts, load_inputs, open_parts
+from herl_megatron.cluster.inputs import load_inputs
+from herl_megatron.cluster.parts import TrainParts, open_train_parts
 from herl_megatron.config.schema import (
     Config,
     DataConfig,
@@ -46,7 +47,8 @@ from herl_megatron.config.schema import (
 )
 from herl_megatron.data.toy_model import build_tokenizer
 from herl_megatron.types import GenerateRequest, SamplingSettings
-from tools._bench import Row, interval_text, machine, paired_ratio, report
+from tools.bench._bench import Row, interval_text, machine, paired_ratio, report
+from tools.bench._out import new_file
 
 _MB = 1 << 20
 _TIME_GOAL = 1.5
@@ -167,7 +169,7 @@ def memcpy_s(source: torch.Tensor, target: torch.Tensor) -> float:
     return time.perf_counter() - begin
 
 
-async def measure_times(parts: Parts, repeats: int, meeting: Path) -> dict[str, list[float]]:
+async def measure_times(parts: TrainParts, repeats: int, meeting: Path) -> dict[str, list[float]]:
     """Seconds of each repeat by what was timed."""
     assert parts.weight_sync is not None
     num_bytes = (await parts.sync_weights(1)).num_bytes
@@ -195,13 +197,13 @@ async def measure_times(parts: Parts, repeats: int, meeting: Path) -> dict[str, 
     return times
 
 
-async def _sample(parts: Parts, name: str, *, tokens: int) -> None:
+async def _sample(parts: TrainParts, name: str, *, tokens: int) -> None:
     ids = parts.inputs.tokenizer.plain_ids("Write about the island.")
     settings = SamplingSettings(max_tokens=tokens)
     await parts.engines[0].generate([GenerateRequest(name, np.asarray(ids), settings, seed=0)])
 
 
-async def measure_memory(parts: Parts, version: int) -> dict[str, int]:
+async def measure_memory(parts: TrainParts, version: int) -> dict[str, int]:
     """Peak resident bytes during a sync over those before it, by process title."""
     processes = {
         f"{title} ({process.pid})": process
@@ -233,11 +235,10 @@ async def bench(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="herl-bench-") as name:
         write_model(Path(name), arguments.megabytes, dtype)
         config = config_for(Path(name), arguments)
-        async with open_parts(config, load_inputs(config, training=True), training=True) as parts:
+        async with open_train_parts(config, load_inputs(config, training=True)) as parts:
             first = await measure_memory(parts, 0)
             times = await measure_times(parts, arguments.repeats, Path(name) / "meeting")
             later = await measure_memory(parts, arguments.repeats + 2)
-            assert parts.trainer is not None
             plan = parts.trainer.bucket_plan()
     return {
         "times_s": times,
@@ -284,7 +285,7 @@ def main() -> None:
     parser.add_argument("--engine-tensor-parallel", type=int, default=1)
     parser.add_argument("--pipeline-parallel", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=12)
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--out", type=new_file, help="JSON file to write")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     started_on = machine()

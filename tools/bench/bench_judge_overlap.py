@@ -1,7 +1,7 @@
 """How much of the judge's time a rollout phase hides under generation.
 
-    python tools/bench_judge_overlap.py                       # about 2 minutes
-    python tools/bench_judge_overlap.py --seeds 60 --out overlap.json
+    python tools/bench/bench_judge_overlap.py                       # about 2 minutes
+    python tools/bench/bench_judge_overlap.py --seeds 60 --out overlap.json
 
 The real rollout pipeline with a stub engine and a stub judge, both seeded:
 - engine: `--slots` sequences decode together, an iteration taking 7 ms + 0.09 ms per sequence (an
@@ -15,7 +15,7 @@ Hidden is 1 - (T_judge - T_zero) / (T_barrier - T_zero), where T_zero is the str
 judge that answers at once, T_judge the same with the stub judge, and T_barrier the phase that
 waits for all responses before it judges any. For comparison: the streamed phase if a response were
 judged only when its group is complete. Hindsight is off: with it the barrier schedule has a
-second generation phase, which is another matter (tools/bench_step.py). Where the judge takes as
+second generation phase, which is another matter (`bench_step.py`). Where the judge takes as
 many calls at a time as there are responses, each call starts the moment its response is complete:
 what is exposed then are slow calls of late responses, which no schedule could hide.
 """
@@ -34,7 +34,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any, TypeVar
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
@@ -51,7 +51,8 @@ from herl_megatron.types import (
     Score,
     Scored,
 )
-from tools._bench import Row, interval_text, machine, median_interval, report
+from tools.bench._bench import Row, interval_text, machine, median_interval, report
+from tools.bench._out import new_file
 
 T = TypeVar("T")
 _DELAY_SIGMA = 0.5
@@ -206,7 +207,7 @@ async def phase(
 ) -> list[float]:
     """One rollout phase; the judge's delays. Without `early` it judges whole groups."""
     judge = StubJudge(setting.concurrency, mean_s, seed)
-    rollout = RolloutConfig(group_size=setting.group_size, streamed=streamed, timeout_s=1e9)
+    rollout = RolloutConfig(group_size=setting.group_size, streamed=streamed, timeout_s=1e8)
     engine: Any = StubEngine(setting.slots, seed)
     pipeline = RolloutPipeline(
         [engine],
@@ -289,7 +290,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=256)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[8, 16, 64, 512])
     parser.add_argument("--share", type=float, nargs="+", default=[0.3, 0.6, 0.9])
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=new_file)
     args = parser.parse_args()
     started_on = machine()
     rows, raw = [], {}

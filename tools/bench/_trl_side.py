@@ -1,4 +1,4 @@
-"""The TRL side of tools/bench_trl.py, in TRL's own environment; prints one JSON line at its end.
+"""The TRL side of `bench_trl.py`, in TRL's own environment; prints one JSON line at its end.
 
 The reward is this project's: the rubric of each prompt through the same rule checks.
 """
@@ -11,10 +11,11 @@ import os
 import sys
 import time
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 _STARTED = time.perf_counter()
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 
 def main() -> None:
@@ -39,7 +40,10 @@ def main() -> None:
     ]
     clock = make_clock(transformers.TrainerCallback)
     trainer = trl.GRPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(settings["model"], dtype=torch.float32),
+        model=AutoModelForCausalLM.from_pretrained(
+            settings["model"],
+            dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[settings["dtype"]],
+        ),
         processing_class=AutoTokenizer.from_pretrained(settings["model"]),
         reward_funcs=[rewards.score],
         args=make_arguments(trl.GRPOConfig, settings),
@@ -49,15 +53,24 @@ def main() -> None:
     start_s = time.perf_counter() - _STARTED
     begun = time.perf_counter()
     trainer.train()
+    train_s = time.perf_counter() - begun
+    tokens, means = rewards.tokens, rewards.means
+    if settings["processes"] > 1:  # each process has scored its part of every batch
+        parts: list[Any] = [None] * settings["processes"]
+        torch.distributed.all_gather_object(parts, (tokens, means))
+        tokens = [sum(step) for step in zip(*(part[0] for part in parts), strict=True)]
+        means = [mean(step) for step in zip(*(part[1] for part in parts), strict=True)]
+    if int(os.environ.get("RANK", "0")):
+        return
     print(
         json.dumps(
             {
                 "version": trl.__version__,
                 "start_s": start_s,
-                "train_s": time.perf_counter() - begun,
+                "train_s": train_s,
                 "step_s": clock.step_s,
-                "tokens": rewards.tokens,
-                "rewards": rewards.means,
+                "tokens": tokens,
+                "rewards": means,
             }
         )
     )
@@ -97,11 +110,12 @@ class RubricReward:
 
 
 def make_arguments(config: Any, settings: dict[str, Any]) -> Any:
-    """One optimizer step per generation of the whole batch, no KL, fp32, nothing written."""
-    rows = settings["prompts_per_step"] * settings["group_size"]
+    """One optimizer step per generation of the whole batch, no KL, nothing written."""
+    rows = settings["prompts_per_step"] * settings["group_size"] // settings["processes"]
     return config(
         output_dir=settings["scratch"],
         use_cpu=True,
+        ddp_backend="gloo" if settings["processes"] > 1 else None,
         bf16=False,
         gradient_checkpointing=False,
         per_device_train_batch_size=rows // settings["micro_batches"],
@@ -133,7 +147,7 @@ def make_arguments(config: Any, settings: dict[str, Any]) -> Any:
 def make_clock(base: type) -> Any:
     """A callback that keeps the seconds of every step."""
 
-    class Clock(base):  # type: ignore[misc, valid-type]
+    class Clock(base):  # type: ignore[misc]  # a base that is known at run time
         def __init__(self) -> None:
             self.step_s: list[float] = []
             self._begun = 0.0

@@ -1,7 +1,7 @@
 """One training step on every parallel layout against plain PyTorch, and how long a step takes.
 
-    python tools/check_layouts.py                 # all layouts up to 4 ranks, fp32 on CPU
-    python tools/check_layouts.py --no-speed
+    python tools/bench/check_layouts.py                 # all layouts up to 4 ranks, fp32 on CPU
+    python tools/bench/check_layouts.py --no-speed
 
 Prints, for each (TP, PP, DP), with sequence parallelism (SP), an interleaved pipeline (VPP) and
 context parallelism (CP), some also with packed rows: the loss and gradient norm of the HeRL loss on
@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 import transformers

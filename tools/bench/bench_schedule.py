@@ -1,6 +1,6 @@
 """The rollout schedule at full size in virtual time: the real pipeline over a simulated engine.
 
-    python tools/bench_schedule.py                    # 512 rollouts, 20 seeds, about 3 minutes
+    python tools/bench/bench_schedule.py  # 512 rollouts, 20 seeds, about 3 minutes
 
 On a CPU a decode step costs nearly as much per sequence as in all, so idle places in the batch cost
 nothing and filling them gains nothing. On a GPU a step has a large fixed part. This bench runs
@@ -24,19 +24,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
 from herl_megatron.config.schema import HindsightConfig, RolloutConfig
 from herl_megatron.rollout.pipeline import RolloutPipeline
 from herl_megatron.types import Completion, GenerateRequest, IntArray, Message
-from tools._bench import Row, interval_text, machine, paired_ratio, report
-from tools._stubs import StubScorer, Variant, length_of, make_prompts
+from tools.bench._bench import Row, interval_text, machine, paired_ratio, report
+from tools.bench._out import new_file
+from tools.bench._stubs import StubScorer, Variant, length_of, make_prompts
 
 _JUDGE_CALLS = 64
 _GENERATION_SHARE = 0.7
-_TIMEOUT_S = 1e9
+_TIMEOUT_S = 1e8
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
@@ -216,7 +217,7 @@ def main() -> None:
     parser.add_argument("--sequence-ms", type=float, default=0.09)
     parser.add_argument("--prefill-ms", type=float, default=0.04)
     parser.add_argument("--judge-s", type=float, default=2.0, help="median of a call")
-    parser.add_argument("--out", type=Path, help="JSON")
+    parser.add_argument("--out", type=new_file, help="JSON")
     options = parser.parse_args()
     started_on = machine()
     rows: list[Row] = []

@@ -1,6 +1,6 @@
 """Kill runs at random moments, resume them, and compare with the run that nobody touched.
 
-    python tools/kill_test.py configs/quickstart_cpu.yaml --points 100 --parallel 2 \
+    python tools/bench/kill_test.py configs/quickstart_cpu.yaml --points 100 --parallel 2 \
         --out runs/kill train.steps=6 train.eval_every=0 checkpoint.every=2 \
         rollout.stall_timeout_s=10
 
@@ -35,7 +35,9 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-ROOT = Path(__file__).resolve().parents[1]
+from herl_megatron.observability.metrics import is_measured
+
+ROOT = Path(__file__).resolve().parents[2]
 VICTIMS = {
     "driver": "herl_megatron.cli",
     "trainer": "ray::TrainerRank",
@@ -117,7 +119,7 @@ def strike(run: Run, victim: str, rng: random.Random) -> bool:
 
 def _command(process: psutil.Process) -> list[str]:
     try:
-        return process.cmdline()
+        return list(process.cmdline())
     except psutil.NoSuchProcess:
         return []
 
@@ -146,7 +148,7 @@ def differences(run: Path, reference: Path) -> list[str]:
 def _metrics(run: Path) -> list[dict[str, Any]]:
     """Lines of metrics.jsonl without what measures time or counts what the kill did."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    left_out = {key for row in rows for key in row if key.endswith("_s")} | _COUNTS
+    left_out = {key for row in rows for key in row if is_measured(key)} | _COUNTS
     return [{key: row[key] for key in row.keys() - left_out} for row in rows]
 
 
@@ -200,7 +202,6 @@ def one_point(
     """Kill, resume if need be, compare."""
     rng, begin, point = random.Random(number), time.monotonic(), Point(number, victim)
     name = f"point_{number:03d}"
-    shutil.rmtree(out / name, ignore_errors=True)
     run = Run(name, out, arguments, "run.resume=true")
     at_start = victim == "driver" and rng.random() < _SHARE_AT_START
     step = 0 if at_start else rng.randrange(1, reference.steps + 1)
@@ -233,7 +234,6 @@ def _summary(run: Path) -> dict[str, Any]:
 
 def untouched_run(arguments: list[str], out: Path) -> Untouched:
     """Run the reference; exits if it fails."""
-    shutil.rmtree(out / "reference", ignore_errors=True)
     start = time.monotonic()
     run = Run("reference", out, arguments)
     run.wait_for_steps(1)
@@ -284,9 +284,11 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="number of the first point")
     parser.add_argument("--parallel", type=int, default=1, help="points at the same time")
     parser.add_argument("--victims", nargs="+", choices=VICTIMS, default=list(VICTIMS))
-    parser.add_argument("--out", type=Path, required=True, help="folder of all runs")
+    parser.add_argument("--out", type=Path, required=True, help="new folder, of all runs")
     args = parser.parse_intermixed_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    if any(args.out.iterdir()):  # what is in it would be taken for runs of this test, and removed
+        sys.exit(f"--out {args.out} is not empty; name a new folder")
     arguments = [args.config, *args.overrides]
     begin = time.monotonic()
     reference = untouched_run(arguments, args.out)

@@ -1,10 +1,11 @@
-"""One optimizer step on one GPU: Megatron in bf16 against a compiled Hugging Face step, and FP8.
+r"""One optimizer step on one GPU: Megatron in bf16 against a compiled Hugging Face step, and FP8.
 
-    python tools/bench_gpu_step.py --shape 1.5b --out step_1.5b.json           # bf16 over HF, MFU
-    python tools/bench_gpu_step.py --shape 4096 --fp8 tensorwise blockwise --out step_4096.json
-    python tools/bench_gpu_step.py --device cpu --shape tiny --tokens 256 --length 64 --pairs 3
+    python tools/bench/bench_gpu_step.py --shape 1.5b --out step.json  # bf16 over HF, MFU
+    python tools/bench/bench_gpu_step.py --shape 4096 --fp8 tensorwise blockwise --out step.json
+    python tools/bench/bench_gpu_step.py --device cpu --shape tiny --tokens 256 --length 64 \
+        --pairs 3
 
-NOT RUN YET on any GPU; the last line is a dry run without one. A side that fails is left out and
+NOT RUN YET on any GPU; the last command is a dry run without one. A side that fails is left out and
 named, the others are measured; a model that does not compile is measured uncompiled. Both sides
 take the same rows (`--tokens` in sequences of `--length`), the same mean cross-entropy over all
 tokens, activations in bf16, fp32 main weights, gradient clipping and Adam; the Hugging Face step is
@@ -33,7 +34,7 @@ from typing import Any
 
 # Two models with optimizers of 1.5B fill most of 80 GB: without holes between them.
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 import torch
@@ -42,8 +43,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from herl_megatron.batching.schedule import make_shards
 from herl_megatron.config.fp8 import RECIPES
 from herl_megatron.config.schema import (
-    AlgorithmConfig,
-    HindsightConfig,
     MegatronConfig,
     ModelConfig,
     OptimizerConfig,
@@ -58,8 +57,9 @@ from herl_megatron.device import (
 from herl_megatron.megatron.actor import MegatronActor
 from herl_megatron.megatron.groups import Groups
 from herl_megatron.megatron.parallel import init_parallel, shutdown_parallel
-from herl_megatron.types import TrainRow
-from tools._bench import Row, interval_text, machine, paired_ratio, report
+from herl_megatron.types import TokenRow
+from tools.bench._bench import Row, interval_text, machine, paired_ratio, report
+from tools.bench._out import new_file
 
 Step = Callable[[], object]
 # hidden, MLP, layers, heads, key heads, vocabulary; the first is Qwen2.5-1.5B.
@@ -104,25 +104,22 @@ def step_flops(shape: str, *, sequences: int, length: int) -> float:
     return sequences * (6.0 * weights * length + 3.0 * causal)
 
 
-def draw_rows(shape: str, *, sequences: int, length: int) -> list[TrainRow]:
+def draw_rows(shape: str, *, sequences: int, length: int) -> list[TokenRow]:
     """Random rows whose first token is the context."""
     rng = np.random.default_rng(0)
     ids = rng.integers(0, SHAPES[shape][-1], (sequences, length)).astype(np.int32)
     return [
-        TrainRow(
+        TokenRow(
             prompt_id=str(number),
             context_token_ids=row[:1],
             response_token_ids=row[1:],
-            rollout_log_probs=np.zeros(length - 1, np.float32),
-            reward=0.0,
-            advantage=0.0,
         )
         for number, row in enumerate(ids)
     ]
 
 
 def megatron_step(
-    folder: str, rows: Sequence[TrainRow], groups: Groups, *, fp8: str | None, tokens: int
+    folder: str, rows: Sequence[TokenRow], groups: Groups, *, fp8: str | None, tokens: int
 ) -> Step:
     """One supervised step of the product's actor."""
     megatron = MegatronConfig.model_validate(
@@ -134,19 +131,15 @@ def megatron_step(
         model=ModelConfig(path=folder, random_init=True),
         megatron=megatron,
         optimizer=OptimizerConfig(),
-        algorithm=AlgorithmConfig(),
-        hindsight=HindsightConfig(),
-        temperature=1.0,
         total_optimizer_steps=1,
         seed=0,
         groups=groups,
     )
-    none = [None] * len(rows)
-    (shard,) = make_shards(rows, megatron=megatron, old_log_probs=none, ref_log_probs=none)
+    (shard,) = make_shards(rows, megatron=megatron)
     return lambda: actor.sft_step(shard)
 
 
-def hf_step(folder: str, rows: Sequence[TrainRow], device: Device, *, compiled: bool) -> Step:
+def hf_step(folder: str, rows: Sequence[TokenRow], device: Device, *, compiled: bool) -> Step:
     """The same step of the Hugging Face model, a sequence at a time."""
     config = AutoConfig.from_pretrained(folder)
     make: Any = AutoModelForCausalLM.from_config
@@ -296,7 +289,7 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=5)
     parser.add_argument("--peak-tflops", type=float, default=989.0)
     parser.add_argument("--no-compile", action="store_true", help="Hugging Face step without")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--out", type=new_file, help="JSON file to write")
     args = parser.parse_args()
     if args.tokens % args.length:
         parser.error(f"--tokens {args.tokens} is not a multiple of --length {args.length}")

@@ -1,8 +1,8 @@
 """Everything that wants a GPU, in one command within a time limit, into one JSON file.
 
-    python tools/gpu_first_run.py --out first_run.json                  # all parts, at most 570 s
-    python tools/gpu_first_run.py --parts ipc colocated --limit-s 300
-    python tools/gpu_first_run.py --parts step --tiny                   # dry run without a GPU
+    python tools/bench/gpu_first_run.py --out first_run.json  # all parts, at most 570 s
+    python tools/bench/gpu_first_run.py --parts ipc colocated --limit-s 300
+    python tools/bench/gpu_first_run.py --parts step --tiny   # dry run without a GPU
 
 NOT RUN YET on any GPU. Each part is a process group of its own with a time limit: one that fails,
 hangs or runs out of memory leaves the others' numbers alone. The file is written after every part.
@@ -24,8 +24,8 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-_BENCH = (sys.executable, "tools/bench_gpu_step.py")
+ROOT = Path(__file__).resolve().parents[2]
+_BENCH = (sys.executable, "tools/bench/bench_gpu_step.py")
 _TESTS = (sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider")
 PARTS: dict[str, tuple[tuple[str, ...], int]] = {
     "ipc": ((*_TESTS, "tests/gpu/test_transport_ipc.py"), 90),
@@ -102,6 +102,8 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a tiny model in the steps")
     parser.add_argument("--out", type=Path, default=Path("gpu_first_run.json"))
     args = parser.parse_args()
+    if os.path.lexists(args.out):
+        parser.error(f"--out {args.out} is there already; name another file")
     end = time.monotonic() + args.limit_s
     answers: dict[str, Any] = {}
     for name in args.parts:

@@ -1,11 +1,11 @@
-"""Shared by tools/bench_*.py: ratios of paired measurements, a table of results, JSON.
+"""Shared by the benchmarks of this folder: ratios of paired measurements, a table of results, JSON.
 
-    from tools._bench import Row, paired_ratio, report
+    from tools.bench._bench import Row, paired_ratio, report
 
 A script in this folder that imports it puts the repository's root on `sys.path` first, as
-tools/check_layouts.py does. Measure A and B in turns (A B A B ...), at least ten pairs where it
-can be afforded, and give the two sequences to `paired_ratio`: what loads the machine for a while
-then hits both of a pair.
+`check_layouts.py` does. Measure A and B in turns (A B A B ...), at least ten pairs where it can be
+afforded, and give the two sequences to `paired_ratio`: what loads the machine for a while then hits
+both of a pair.
 """
 
 from __future__ import annotations

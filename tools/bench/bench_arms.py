@@ -1,7 +1,7 @@
 """HeRL against its baselines and ablations on the toy task, over seeds, at equal steps and tokens.
 
-    python tools/bench_arms.py --seeds 0 1 2 --runs runs/arms --out arms.json
-    python tools/bench_arms.py --arms rlvr herl --seeds 0       # one pair, about 5 minutes
+    python tools/bench/bench_arms.py --seeds 0 1 2 --runs runs/arms --out arms.json
+    python tools/bench/bench_arms.py --arms rlvr herl --seeds 0       # one pair, about 5 minutes
 
 Per seed one warm start (task, model, SFT), from which every arm trains with configs/
 quickstart_cpu.yaml and what ARMS changes in it. A finished run or warm start is kept and not made
@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -30,14 +29,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from rich.console import Console
 from rich.table import Table
 
-from tools._bench import machine
+from tools.bench._bench import machine
+from tools.bench._out import new_file
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ARMS: dict[str, tuple[str, ...]] = {
     "rlvr": ("hindsight.enabled=false",),
     "naive_he": ("hindsight.prompt_style=naive", "hindsight.alpha=0"),
@@ -48,8 +48,6 @@ ARMS: dict[str, tuple[str, ...]] = {
     "hir": ("hindsight.method=replay", "hindsight.off_policy_loss=clip", "rollout.group_size=6"),
     "reference_compat": ("hindsight.reference_compat=true",),
 }
-_COMPAT_UNSETS = ("behavior", "train_context", "chat_template", "replace", "no_qualified",
-                  "temperature", "top_p")  # fmt: skip
 _SAMPLES_NO_REVISIONS = ("rlvr", "hir")
 _ATTEMPTS = 3  # Ray ends its workers when other processes fill the machine's memory
 _WIDTH = 150
@@ -215,29 +213,16 @@ def train_arm(runs: Path, arm: str, seed: int, *, steps: int, overrides: Sequenc
         config = str(folder / arm / "config.yaml")
         _herl("train", config, ["run.resume=true"], folder, log=arm)
         return folder / arm
-    shutil.rmtree(folder / arm, ignore_errors=True)
-    compat = arm == "reference_compat"
-    config = _without_compat_keys(folder) if compat else "configs/quickstart_cpu.yaml"
     own = [f"run.seed={seed}", f"run.dir={folder}", f"run.name={arm}", f"train.steps={steps}"]
+    own.append("run.resume=true")  # killed before its first checkpoint, it begins anew
     paths = [
         f"model.path={folder}/sft/policy",
         f"data.train={folder}/toy/train.jsonl",
         f"data.eval={folder}/toy/heldout.jsonl",
     ]
-    _herl("train", config, [*own, *paths, *ARMS[arm], *overrides], folder, log=arm)
+    changes = [*own, *paths, *ARMS[arm], *overrides]
+    _herl("train", "configs/quickstart_cpu.yaml", changes, folder, log=arm)
     return folder / arm
-
-
-def _without_compat_keys(folder: Path) -> str:
-    """The quickstart's configuration without the keys that `reference_compat` decides."""
-    import yaml
-
-    values = yaml.safe_load((ROOT / "configs/quickstart_cpu.yaml").read_text(encoding="utf-8"))
-    for key in _COMPAT_UNSETS:
-        del values["hindsight"][key]
-    path = folder / "reference_compat.yaml"
-    path.write_text(yaml.safe_dump(values), encoding="utf-8")
-    return str(path)
 
 
 def _herl(
@@ -313,7 +298,7 @@ def main() -> int:
     parser.add_argument("--eval-every", type=int, default=5, help="a divisor of --steps")
     parser.add_argument("--eval-samples", type=int, default=4, help="per held-out prompt")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, two cores each")
-    parser.add_argument("--out", type=Path, help="JSON")
+    parser.add_argument("--out", type=new_file, help="JSON")
     options = parser.parse_args()
     if options.steps % options.eval_every:
         parser.error(f"--eval-every {options.eval_every} does not divide --steps {options.steps}")

@@ -1,6 +1,6 @@
 """Padding and balance of micro-batches on lognormal row lengths: counts, nothing is timed.
 
-    python tools/bench_packing.py                     # 512 rows per step, 50 seeds, seconds
+    python tools/bench/bench_packing.py                     # 512 rows per step, 50 seeds, seconds
 
 Row lengths are a prompt's plus a response's, both lognormal (medians `--prompt` and `--response`,
 sigma 0.6 and 1.0, cut off at 1,024 and `--longest` tokens). For each layout and each way to batch:
@@ -17,18 +17,19 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
 from herl_megatron.batching.schedule import length_multiple, padded_length, plan_micro_batches
 from herl_megatron.config.schema import MegatronConfig
-from herl_megatron.plan.timing import forward_flops_per_token
+from herl_megatron.weight_sync.flops import forward_flops_per_token
 from herl_megatron.weight_sync.hf_config import read_architecture
 from herl_megatron.weight_sync.hf_names import Architecture
-from tools._bench import Row, machine, report
+from tools.bench._bench import Row, machine, report
+from tools.bench._out import new_file
 
-_MODEL = Path(__file__).resolve().parents[1] / "configs/models/Qwen2.5-7B-Instruct.json"
+_MODEL = Path(__file__).resolve().parents[2] / "configs/shapes/Qwen2.5-7B-Instruct.json"
 _PADDING_GOAL, _BALANCE_GOAL = 1.05, 1.10
 _LAYOUTS = {
     "DP8": dict(data_parallel=8),
@@ -157,7 +158,7 @@ def main() -> None:
     parser.add_argument("--longest", type=int, default=4096, help="tokens of a response")
     parser.add_argument("--budget", type=int, default=16384, help="megatron.micro_batch_tokens")
     parser.add_argument("--model", default=str(_MODEL), help="config.json of a model")
-    parser.add_argument("--out", type=Path, help="JSON")
+    parser.add_argument("--out", type=new_file, help="JSON")
     options = parser.parse_args()
     started_on = machine()
     results = measure(options)

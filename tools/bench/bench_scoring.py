@@ -1,7 +1,7 @@
 """Rule checks per second on one and on four scoring processes.
 
-    python tools/bench_scoring.py                       # about 3 minutes
-    HERL_DATA_DIR=... python tools/bench_scoring.py --pairs 20 --out scoring.json
+    python tools/bench/bench_scoring.py                       # about 3 minutes
+    HERL_DATA_DIR=... python tools/bench/bench_scoring.py --pairs 20 --out scoring.json
 
 Two kinds of work, each in groups of eight responses as training has them:
 - `hash`: checks of --item-ms of pure computation each, the cost above which four processes are
@@ -27,7 +27,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from herl_megatron.cluster.session import ray_session
 from herl_megatron.config.schema import ClusterConfig, ScoringConfig
@@ -35,10 +35,11 @@ from herl_megatron.rubrics.checks.registry import load_check_modules
 from herl_megatron.rubrics.pool import ScoringPool
 from herl_megatron.rubrics.worker import score_texts
 from herl_megatron.types import Criterion, Message, Prompt, Rubric, Scored
-from tools._bench import Row, interval_text, machine, median_interval, paired_ratio, report
+from tools.bench._bench import Row, interval_text, machine, median_interval, paired_ratio, report
+from tools.bench._out import new_file
 
 _GROUP = 8
-_MODULES = ("tools._bench_checks",)
+_MODULES = ("tools.bench._bench_checks",)
 _TIMEOUT_S = 60.0
 
 
@@ -57,7 +58,7 @@ class Work:
 
 def hash_work(item_ms: float, groups: int) -> Work:
     """Groups whose responses cost at least `item_ms` each on this machine."""
-    from tools._bench_checks import hashed
+    from tools.bench._bench_checks import hashed
 
     rounds, took_s = 1000, 0.0
     while took_s < item_ms / 1000:
@@ -179,9 +180,9 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=4)
     parser.add_argument("--groups", type=int, default=64, help="groups in one pass")
     parser.add_argument("--item-ms", type=float, default=5.0)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=new_file)
     args = parser.parse_args()
-    os.chdir(Path(__file__).resolve().parents[1])  # where workers look for `tools._bench_checks`
+    os.chdir(Path(__file__).resolve().parents[2])  # where workers look for _MODULES
     data = os.environ.get("HERL_DATA_DIR")
     if data:  # before a check imports NLTK, here and in the workers
         os.environ.setdefault("NLTK_DATA", str(Path(data) / "nltk_data"))

@@ -1,7 +1,7 @@
 """Memory and speed of the conversion tools on a synthetic model, against copying the same files.
 
-    python tools/bench_conversion.py --folder /big/disk          # 2 GB in 10 shards, 6 pairs
-    python tools/bench_conversion.py --folder /big/disk --layers 44 --tp 8 --pp 4 --out bench.json
+    python tools/bench/bench_conversion.py --folder /big/disk  # 2 GB in 10 shards, 6 pairs
+    python tools/bench/bench_conversion.py --folder /big/disk --layers 44 --tp 8 --pp 4
 
 Random bf16 weights are written as a Hugging Face folder of at least 8 shards, converted to Megatron
 for the layout and back, in turns with `cp` of the same input (files warm in the page cache for
@@ -28,17 +28,18 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import psutil
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from tools._bench import Row, interval_text, machine, paired_ratio, report
+from tools.bench._bench import Row, interval_text, machine, paired_ratio, report
+from tools.bench._out import new_file
 
-ROOT = Path(__file__).resolve().parents[1]
-HIDDEN, FFN, VOCAB, HEADS, KV_HEADS = 2048, 5632, 32_000, 16, 4
+ROOT = Path(__file__).resolve().parents[2]
+HEADS, KV_HEADS = 16, 4
 SHARDS = 10
 MEMORY_GOAL, SPEED_GOAL = 0.25, 0.5
 
@@ -53,38 +54,39 @@ class Measured:
     peak_bytes: list[int] = field(default_factory=list)
 
 
-def write_model(folder: Path, layers: int) -> int:
+def write_model(folder: Path, *, layers: int, hidden: int, vocab: int) -> int:
     """A Llama-shaped model with random bf16 weights in `SHARDS` shards; returns its bytes."""
+    ffn = _ffn(hidden)
     config = {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
-        "hidden_size": HIDDEN,
-        "intermediate_size": FFN,
+        "hidden_size": hidden,
+        "intermediate_size": ffn,
         "num_hidden_layers": layers,
         "num_attention_heads": HEADS,
         "num_key_value_heads": KV_HEADS,
-        "vocab_size": VOCAB,
+        "vocab_size": vocab,
         "max_position_embeddings": 4096,
         "rms_norm_eps": 1e-5,
         "tie_word_embeddings": False,
         "torch_dtype": "bfloat16",
     }
-    kv = HIDDEN * KV_HEADS // HEADS
-    shapes = {"model.embed_tokens.weight": (VOCAB, HIDDEN)}
+    kv = hidden * KV_HEADS // HEADS
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, hidden)}
     for layer in range(layers):
         name = f"model.layers.{layer}"
         shapes |= {
-            f"{name}.input_layernorm.weight": (HIDDEN,),
-            f"{name}.self_attn.q_proj.weight": (HIDDEN, HIDDEN),
-            f"{name}.self_attn.k_proj.weight": (kv, HIDDEN),
-            f"{name}.self_attn.v_proj.weight": (kv, HIDDEN),
-            f"{name}.self_attn.o_proj.weight": (HIDDEN, HIDDEN),
-            f"{name}.post_attention_layernorm.weight": (HIDDEN,),
-            f"{name}.mlp.gate_proj.weight": (FFN, HIDDEN),
-            f"{name}.mlp.up_proj.weight": (FFN, HIDDEN),
-            f"{name}.mlp.down_proj.weight": (HIDDEN, FFN),
+            f"{name}.input_layernorm.weight": (hidden,),
+            f"{name}.self_attn.q_proj.weight": (hidden, hidden),
+            f"{name}.self_attn.k_proj.weight": (kv, hidden),
+            f"{name}.self_attn.v_proj.weight": (kv, hidden),
+            f"{name}.self_attn.o_proj.weight": (hidden, hidden),
+            f"{name}.post_attention_layernorm.weight": (hidden,),
+            f"{name}.mlp.gate_proj.weight": (ffn, hidden),
+            f"{name}.mlp.up_proj.weight": (ffn, hidden),
+            f"{name}.mlp.down_proj.weight": (hidden, ffn),
         }
-    shapes |= {"model.norm.weight": (HIDDEN,), "lm_head.weight": (VOCAB, HIDDEN)}
+    shapes |= {"model.norm.weight": (hidden,), "lm_head.weight": (vocab, hidden)}
     sizes = {name: 2 * torch.Size(shape).numel() for name, shape in shapes.items()}
     room = sum(sizes.values()) / SHARDS
     folder.mkdir()
@@ -97,7 +99,7 @@ def write_model(folder: Path, layers: int) -> int:
             shards.append([])
         shards[-1].append(name)
         filled += size
-    where = {}
+    where: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         tensors = {name: torch.randn(shapes[name], dtype=torch.bfloat16) for name in names}
@@ -106,6 +108,11 @@ def write_model(folder: Path, layers: int) -> int:
     assert len(shards) >= 8, f"{len(shards)} shards"
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
     return sum(sizes.values())
+
+
+def _ffn(hidden: int) -> int:
+    """5,632 at 2,048."""
+    return hidden * 11 // 4
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -207,22 +214,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--layers", type=int, default=22, help="22 make 2.2 GB")
+    parser.add_argument("--hidden", type=int, default=2048, help="a multiple of 64")
+    parser.add_argument("--vocab", type=int, default=32_000)
     parser.add_argument("--pairs", type=int, default=6)
     parser.add_argument("--tp", type=int, default=2)
     parser.add_argument("--pp", type=int, default=2)
     parser.add_argument("--threads", type=int, default=4)
-    parser.add_argument("--out", type=Path, help="JSON")
+    parser.add_argument("--out", type=new_file, help="JSON")
     args = parser.parse_args()
     started_on = machine()
     torch.manual_seed(0)
-    layer_bytes = 2 * (HIDDEN * HIDDEN * 2 + 2 * HIDDEN * HIDDEN * KV_HEADS // HEADS)
-    layer_bytes += 2 * 3 * HIDDEN * FFN
-    needed = 5 * (args.layers * layer_bytes + 4 * VOCAB * HIDDEN)
+    hidden = args.hidden
+    layer_bytes = 2 * (hidden * hidden * 2 + 2 * hidden * hidden * KV_HEADS // HEADS)
+    layer_bytes += 2 * 3 * hidden * _ffn(hidden)
+    needed = 5 * (args.layers * layer_bytes + 4 * args.vocab * hidden)
     if (free := shutil.disk_usage(args.folder).free) < needed:
         raise SystemExit(f"{args.folder} has {free:,} bytes free, {needed:,} are needed: --folder")
     work = Path(tempfile.mkdtemp(prefix="bench_conversion_", dir=args.folder))
     try:
-        model_bytes = write_model(work / "hf", args.layers)
+        model_bytes = write_model(work / "hf", layers=args.layers, hidden=hidden, vocab=args.vocab)
         os.sync()
         there, again, same = measure(work, args)
     finally:

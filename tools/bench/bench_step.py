@@ -1,7 +1,7 @@
 """A HeRL step over a plain RLVR step of equal train rows, and streaming over barriers.
 
-    python tools/bench_step.py                       # about 4 minutes
-    python tools/bench_step.py --cycles 24 --out step.json
+    python tools/bench/bench_step.py                       # about 4 minutes
+    python tools/bench/bench_step.py --cycles 24 --out step.json
 
 A step is the rollout phase (a real vLLM engine, the real pipeline) and the training of its rows (a
 real Megatron rank); the weight sync is left out, it is the same for both. Controlled are:
@@ -33,13 +33,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from herl_megatron.rollout.engine import EngineConfig, engine_environment
 
 os.environ.update(engine_environment(device="cpu", threads=1))  # before torch and vllm
 
 from herl_megatron.batching.rows import build_train_batch
+from herl_megatron.cluster.placement import demand
 from herl_megatron.cluster.reserve import reserve
 from herl_megatron.cluster.session import ray_session
 from herl_megatron.cluster.trainer import TrainerGroup, start_trainer
@@ -52,13 +53,15 @@ from herl_megatron.config.schema import (
     RolloutConfig,
     TrainConfig,
 )
+from herl_megatron.config.trainer_sections import trainer_sections
 from herl_megatron.data.chat import ChatTokenizer
 from herl_megatron.data.toy_model import write_model_folder
 from herl_megatron.rollout.pipeline import RolloutPipeline
 from herl_megatron.rollout.vllm_engine import VLLMEngine
 from herl_megatron.types import Completion, GenerateRequest, IntArray
-from tools._bench import Row, interval_text, machine, paired_ratio, report
-from tools._stubs import CRITERIA, PROMPT_WORDS, StubScorer, Variant, length_of, make_prompts
+from tools.bench._bench import Row, interval_text, machine, paired_ratio, report
+from tools.bench._out import new_file
+from tools.bench._stubs import CRITERIA, PROMPT_WORDS, StubScorer, Variant, length_of, make_prompts
 
 _POSITIONS = 8192
 
@@ -196,8 +199,14 @@ async def measure(options: argparse.Namespace, folder: Path) -> dict[str, list[M
     async with AsyncExitStack() as stack:
         stack.enter_context(ray_session(config.cluster))
         steps = (options.cycles + 1) * len(variants)
-        ranks = reserve(config, device="cpu", samples=False).placement.trainer
-        trainer = await start_trainer(config, slots=ranks, device="cpu", optimizer_steps=2 * steps)
+        reservation = reserve(
+            demand(config.megatron, None), device="cpu",
+            start_timeout_s=config.cluster.start_timeout_s,
+        )  # fmt: skip
+        trainer = await start_trainer(
+            trainer_sections(config, purpose="train"), slots=reservation.placement.trainer,
+            device="cpu", optimizer_steps=2 * steps,
+        )  # fmt: skip
         stack.callback(trainer.stop)
         tokenizer_limit = config.data.max_experience_tokens + options.longest
         engine = FixedLengthEngine(
@@ -317,7 +326,7 @@ def main() -> None:
     parser.add_argument("--longest", type=int, default=218, help="tokens of a response")
     parser.add_argument("--judge-share", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="JSON")
+    parser.add_argument("--out", type=new_file, help="JSON")
     options = parser.parse_args()
     if options.group % 8:
         parser.error(f"--group {options.group} is no multiple of 8, the smallest revision share")

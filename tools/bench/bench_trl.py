@@ -3,15 +3,17 @@ r"""Plain RLVR and HeRL against TRL's GRPOTrainer on one CPU: equal model, promp
     python3.11 -m venv /tmp/trl-venv          # TRL is needed by this bench alone
     /tmp/trl-venv/bin/pip install torch==2.13.0 trl==1.16.0 \
         pydantic nltk langdetect emoji syllapy regex
-    python tools/bench_trl.py --trl-python /tmp/trl-venv/bin/python \
+    python tools/bench/bench_trl.py --trl-python /tmp/trl-venv/bin/python \
         --model runs/quickstart/sft/policy --prompts runs/quickstart/toy/train.jsonl
 
-Both sides: fp32, the same Hugging Face folder, the same prompts in the same order, one optimizer
-step per generated batch, clip 0.2, no KL, Adam with one learning rate, sequence mean, rewards from
-the same rule checks. TRL: one process with the fastest of --trl-threads; generation by the model's
-own `generate`, because its vLLM modes need a GPU (and its continuous batching, which runs on a CPU,
-was some 15 times slower there: --continuous-batching). Here: `herl train` with as many engines and
-data-parallel ranks as --processes says, one thread each; engines and ranks take turns.
+Both sides: one precision, the same Hugging Face folder, the same prompts in the same order, one
+optimizer step per generated batch, clip 0.2, no KL, Adam with one learning rate, sequence mean,
+rewards from the same rule checks. TRL: the fastest of --trl-setups, processes under DDP (gloo)
+times threads, found by a short run of each; generation by the model's own `generate`, because its
+vLLM modes need a GPU (and its continuous batching, which runs on a CPU, was some 15 times slower
+there: --continuous-batching). With --dtype bf16 TRL has the whole model in bf16, its fastest way;
+here the optimizer keeps fp32 weights. Here: `herl train` with as many engines and data-parallel
+ranks as --processes says, one thread each; engines and ranks take turns.
 
 Compared is wall time from the first prompt to the end of the last step, the first step's warm-up
 included; start-up is reported apart. Runs alternate. Rewards are printed for the reader to see that
@@ -35,12 +37,14 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools._bench import Row, interval_text, machine, paired_ratio, report
+from tools.bench._bench import Row, interval_text, machine, paired_ratio, report
+from tools.bench._out import new_file
 
 _HEAD_DIM = 64
-ROOT = Path(__file__).resolve().parents[1]
+_SIDES = ("rlvr", "herl")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -58,13 +62,32 @@ class Side:
         return sum(self.tokens) / self.steps_s
 
 
-def run_trl(options: argparse.Namespace, scratch: Path, *, threads: int, steps: int) -> Side:
+@dataclass(frozen=True)
+class Setup:
+    """How TRL runs: processes under DDP, each with so many threads."""
+
+    processes: int
+    threads: int
+
+    @staticmethod
+    def read(text: str) -> Setup:
+        """`2x1`: two processes with one thread each."""
+        processes, threads = map(int, text.split("x"))
+        return Setup(processes, threads)
+
+    def __str__(self) -> str:
+        return f"{self.processes}x{self.threads}"
+
+
+def run_trl(options: argparse.Namespace, scratch: Path, *, setup: Setup, steps: int) -> Side:
     """One run of `_trl_side.py` with TRL's interpreter."""
     settings = {
         "model": str(options.model.resolve()),
         "prompts": str(options.prompts.resolve()),
         "scratch": str(scratch / "trl"),
-        "threads": threads,
+        "processes": setup.processes,
+        "threads": setup.threads,
+        "dtype": options.dtype,
         "steps": steps,
         "prompts_per_step": options.prompts_per_step,
         "group_size": options.group_size,
@@ -73,9 +96,14 @@ def run_trl(options: argparse.Namespace, scratch: Path, *, threads: int, steps: 
         "lr": options.lr,
         "continuous_batching": options.continuous_batching,
     }
-    command = [str(options.trl_python), str(ROOT / "tools/_trl_side.py"), json.dumps(settings)]
+    script = ROOT / "tools/bench/_trl_side.py"
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={setup.processes}"]
+    command = [
+        str(options.trl_python), *(launch if setup.processes > 1 else []), str(script),
+        json.dumps(settings),
+    ]  # fmt: skip
     environment = {key: v for key, v in os.environ.items() if key not in ("PYTHONPATH",)}
-    environment |= {"OMP_NUM_THREADS": str(threads)}
+    environment |= {"OMP_NUM_THREADS": str(setup.threads)}
     found = json.loads(_run(command, environment).splitlines()[-1])
     return Side(found["start_s"], found["train_s"], found["tokens"], found["rewards"])
 
@@ -93,6 +121,8 @@ def run_ours(options: argparse.Namespace, scratch: Path, *, hindsight: bool, ste
         "data.max_prompt_tokens": options.max_prompt_tokens,
         "data.max_experience_tokens": 2 * options.max_prompt_tokens + options.max_response_tokens,
         "rollout.replicas": options.processes,
+        "rollout.dtype": options.dtype,
+        "megatron.precision": options.dtype,
         "rollout.group_size": options.group_size,
         "rollout.max_response_tokens": options.max_response_tokens,
         "hindsight.enabled": str(hindsight).lower(),
@@ -156,33 +186,36 @@ def _run(command: Sequence[str], environment: dict[str, str]) -> str:
 
 
 def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
-    """TRL's best thread count by a short run each, then `--pairs` of TRL, RLVR and HeRL in turn."""
+    """TRL's best set-up by a short run each, then `--pairs` of TRL and our sides in turn."""
     tried = {
-        threads: run_trl(options, scratch, threads=threads, steps=4)
-        for threads in (options.trl_threads if len(options.trl_threads) > 1 else [])
+        setup: run_trl(options, scratch, setup=setup, steps=min(4, options.steps))
+        for setup in (options.trl_setups if len(options.trl_setups) > 1 else [])
     }
-    best = min(tried, key=lambda t: tried[t].steps_s) if tried else options.trl_threads[0]
-    sides: dict[str, list[Side]] = {"trl": [], "rlvr": [], "herl": []}
+    best = min(tried, key=lambda t: tried[t].steps_s) if tried else options.trl_setups[0]
+    sides: dict[str, list[Side]] = {name: [] for name in ("trl", *options.sides)}
     for pair in range(options.pairs):
-        sides["trl"].append(run_trl(options, scratch, threads=best, steps=options.steps))
-        for name in ("rlvr", "herl"):
+        sides["trl"].append(run_trl(options, scratch, setup=best, steps=options.steps))
+        for name in options.sides:
             hindsight = name == "herl"
             one = run_ours(options, scratch, hindsight=hindsight, steps=options.steps)
             sides[name].append(one)
         took = ", ".join(f"{n} {own[-1].steps_s / options.steps:.2f}" for n, own in sides.items())
         said = f"pair {pair + 1} of {options.pairs}: s/step {took}"
         print(said, file=sys.stderr, flush=True)
-    return {"trl_threads": best, "tried": tried, "sides": sides}
+    return {"trl_setup": best, "tried": tried, "sides": sides}
 
 
 def summarize(measured: dict[str, Any], options: argparse.Namespace) -> list[Row]:
     """Speed over TRL with its goal, and what both sides did."""
     sides: dict[str, list[Side]] = measured["sides"]
     trl = [one.steps_s for one in sides["trl"]]
-    rows = [Row("TRL's threads, the fastest tried", str(measured["trl_threads"]))]
-    for name, goal in (("rlvr", "> 1x"), ("herl", "")):
+    tried = ", ".join(f"{s}: {own.steps_s:.1f} s" for s, own in measured["tried"].items())
+    said = f"{measured['trl_setup']}" + (f" ({tried})" if tried else "")
+    rows = [Row("TRL's processes x threads, the fastest tried", said)]
+    for name in options.sides:
+        goal = f">= {options.goal}x" if name == "rlvr" else ""
         speed = paired_ratio(trl, [one.steps_s for one in sides[name]])
-        met = speed[0] > 1 if goal else None
+        met = speed[0] >= options.goal if goal else None
         rows.append(Row(f"TRL's time over {name}'s, equal steps", interval_text(speed), goal, met))
         speed = paired_ratio(
             [one.tokens_per_s for one in sides[name]], [one.tokens_per_s for one in sides["trl"]]
@@ -216,12 +249,17 @@ def main() -> None:
     parser.add_argument("--max-prompt-tokens", type=int, default=96)
     parser.add_argument("--max-response-tokens", type=int, default=48)
     parser.add_argument("--lr", type=float, default=4e-4)
-    parser.add_argument("--trl-threads", type=int, nargs="+", default=[1, 2, 4])
+    setups = [Setup(1, 1), Setup(1, 2), Setup(1, 4), Setup(2, 1)]
+    parser.add_argument("--trl-setups", type=Setup.read, nargs="+", default=setups,
+                        help="processes x threads, such as 2x1")  # fmt: skip
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--goal", type=float, default=1.0, help="TRL's time over plain RLVR's")
     parser.add_argument("--trl-micro-batches", type=int, default=1, help="of an optimizer step")
     parser.add_argument("--continuous-batching", action="store_true", help="TRL's, slow on a CPU")
+    parser.add_argument("--sides", nargs="+", choices=_SIDES, default=list(_SIDES), help="ours")
     parser.add_argument("--processes", type=int, default=2, help="engines, and trainer ranks")
     parser.add_argument("--ours", nargs="*", default=[], help="further key=value of `herl train`")
-    parser.add_argument("--out", type=Path, help="JSON")
+    parser.add_argument("--out", type=new_file, help="JSON")
     options = parser.parse_args()
     started_on = machine()
     with tempfile.TemporaryDirectory() as scratch:
@@ -230,7 +268,7 @@ def main() -> None:
         measured = measure(options, Path(scratch))
     raw = {
         "options": {key: str(value) for key, value in vars(options).items()},
-        "tried": {threads: asdict(side) for threads, side in measured["tried"].items()},
+        "tried": {str(setup): asdict(side) for setup, side in measured["tried"].items()},
         "sides": {n: [asdict(one) for one in own] for n, own in measured["sides"].items()},
     }
     report("plain RLVR and HeRL here against TRL's GRPOTrainer", summarize(measured, options),

@@ -1,4 +1,4 @@
-"""A check of a known cost for tools/bench_scoring.py; scoring workers import it by name."""
+"""A check of a known cost for tools/bench/bench_scoring.py; scoring workers import it by name."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Plans of several configurations side by side, or how long a plan of many ranks takes.
 
-    python tools/plan_memory.py configs/*gpu.yaml             # for the --gpu that each file names
-    python tools/plan_memory.py --gpu h100-80 configs/qwen2.5_7b_if_8gpu.yaml
-    python tools/plan_memory.py --bench --out plan.json          # 1,024 ranks, three models
+    python tools/bench/plan_memory.py configs/*gpu.yaml        # for the --gpu that each file names
+    python tools/bench/plan_memory.py --gpu h100-80 configs/qwen2.5_7b_if_8gpu.yaml
+    python tools/bench/plan_memory.py --bench --out plan.json  # 1,024 ranks, three models
 
 `herl plan` prints one plan in full. The benchmark times `make_plan`, imports not included.
 """
@@ -16,7 +16,7 @@ import time
 import warnings
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from rich.console import Console
 from rich.table import Table
@@ -27,9 +27,10 @@ from herl_megatron.plan.build import Plan, find_shape, make_plan
 from herl_megatron.plan.cluster import Assumptions, Cluster, choose_gpu
 from herl_megatron.plan.command import choose_cluster
 from herl_megatron.plan.show import gib
-from tools._bench import Row, machine, report
+from tools.bench._bench import Row, machine, report
+from tools.bench._out import new_file
 
-_MODELS = Path(__file__).resolve().parents[1] / "configs/models"
+_MODELS = Path(__file__).resolve().parents[2] / "configs/shapes"
 _GOAL_S = 60.0
 _LARGE: dict[str, dict[str, int]] = {
     "Qwen2.5-7B-Instruct": dict(tensor_parallel=2, pipeline_parallel=4, data_parallel=128),
@@ -57,7 +58,7 @@ def plan_file(path: Path, *, gpu: str | None, gpus_per_node: int) -> Plan:
 
 def show_files(console: Console, paths: list[Path], *, gpu: str | None, per_node: int) -> bool:
     """One row per configuration; True if all fit."""
-    table = Table(title="GiB per GPU, engines awake, and of host memory per node")
+    table = Table(title="GiB per GPU and of host memory per node")
     for name in ("configuration", "worst phase", "needs", "has", "node", "fits"):
         table.add_column(name, overflow="fold")
     fits = True
@@ -72,7 +73,7 @@ def show_files(console: Console, paths: list[Path], *, gpu: str | None, per_node
             gib(needed),
             limit,
             gib(sum(plan.host.values())),
-            "yes" if plan.fits else "asleep" if plan.fits_asleep else "no",
+            "yes" if plan.fits else "no",
         )
     console.print(table)
     return fits
@@ -82,7 +83,9 @@ def bench() -> list[tuple[str, float]]:
     """Seconds to plan 1,024 ranks of each model."""
     times = []
     for name, layout in _LARGE.items():
-        megatron = MegatronConfig(**layout, sequence_parallel=True, recompute="full")
+        megatron = MegatronConfig.model_validate(
+            {**layout, "sequence_parallel": True, "recompute": "full"}
+        )
         config = Config(
             model=ModelConfig(path=name),
             megatron=megatron,
@@ -102,7 +105,7 @@ def main() -> None:
     parser.add_argument("--gpu", help="instead of the one that each file names")
     parser.add_argument("--gpus-per-node", type=int, default=8)
     parser.add_argument("--bench", action="store_true", help="time plans of 1,024 ranks")
-    parser.add_argument("--out", type=Path, help="JSON of the benchmark")
+    parser.add_argument("--out", type=new_file, help="JSON of the benchmark")
     args = parser.parse_args()
     warnings.simplefilter("ignore")  # Megatron-Core names what is not installed, several times
     if args.bench:
