@@ -67,7 +67,7 @@ def honest(messages: list[dict[str, str]], schema: dict[str, Any]) -> dict[str, 
 
 
 class FakeJudge:
-    """The server. `calls` and `texts` are counted by response as it was shown."""
+    """The server. `calls` are counted by response as it was shown."""
 
     def __init__(self, script: Script | None = None, model: Model = honest) -> None:
         self.script: Script = script or (lambda response, call: "ok")
@@ -143,8 +143,15 @@ class FakeJudge:
                 said = {"error": {"message": f"Unrecognized request argument: {unknown[0]}"}}
                 send(handler, 400, json.dumps(said), {})
                 return
-        if name == "says":
-            send(handler, 400, json.dumps({"error": {"message": argument}}), {})
+        if name.startswith("says"):  # "says:no", "says403:no"
+            status = int(name.removeprefix("says") or 400)
+            send(handler, status, json.dumps({"error": {"message": argument}}), {})
+            return
+        if name == "body":  # "body:{...}" is sent as it is, "body-7:{...}" with Retry-After
+            send(handler, 200, argument, {})
+            return
+        if name.startswith("body-"):
+            send(handler, 200, argument, {"Retry-After": name.removeprefix("body-")})
             return
         if name == "reset":
             linger = struct.pack("ii", 1, 0)
@@ -171,6 +178,13 @@ class FakeJudge:
         elif name == "prose":
             text = f"Sure! Here it is: {text}"
         body = completion(text, finish="length" if name == "cut" else "stop")
+        if name in ("message", "choice", "top"):  # "message:{...}" changes fields there
+            body = changed(body, name, json.loads(argument))
+        elif name == "parts":  # the text in two parts, after a thought
+            half = len(text) // 2
+            texts = [{"type": "text", "text": part} for part in (text[:half], text[half:])]
+            content = [{"type": "thinking", "thinking": "{"}, *texts]
+            body = changed(body, "message", {"content": content})
         if name == "truncated":
             send(handler, 200, body, {}, cut=len(body) // 2)
         elif name == "half":
@@ -182,6 +196,12 @@ class FakeJudge:
                 json.dumps({"id": "x", "object": "chat.completion", "choices": []}),
                 {},
             )
+        elif name == "stream":
+            chunk = {"choices": [{"index": 0, "delta": {"content": text}}]}
+            events = f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n"
+            send(handler, 200, events, {}, content="text/event-stream")
+        elif name == "twice":
+            send(handler, 200, body + body, {})
         elif name == "html":
             send(handler, 200, "<html>busy</html>", {}, content="text/html")
         elif name == "drip":
@@ -192,7 +212,9 @@ class FakeJudge:
 
 def schema_of(request: dict[str, Any]) -> dict[str, Any]:
     """The schema that the request carries; empty where it has none."""
-    return request.get("response_format", {}).get("json_schema", {}).get("schema", {})
+    given: dict[str, Any] = request.get("response_format", {}).get("json_schema", {})
+    schema: dict[str, Any] = given.get("schema", {})
+    return schema
 
 
 def completion(text: str, *, finish: str = "stop") -> str:
@@ -209,6 +231,14 @@ def completion(text: str, *, finish: str = "stop") -> str:
             "choices": [choice], "usage": usage,
         }
     )  # fmt: skip
+
+
+def changed(body: str, where: str, fields: Mapping[str, Any]) -> str:
+    """A completion with other fields in its message, its choice or at the top."""
+    parsed = json.loads(body)
+    choice = parsed["choices"][0]
+    {"message": choice["message"], "choice": choice, "top": parsed}[where].update(fields)
+    return json.dumps(parsed)
 
 
 def send(

@@ -1,4 +1,4 @@
-"""Every file in configs/ loads, is complete and passes the rules."""
+"""Every run that configs/ ships loads to what it was, passes the rules and fits where it says."""
 
 from __future__ import annotations
 
@@ -9,26 +9,29 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-import yaml
-from omegaconf import OmegaConf
 
-from herl_megatron.config.load import known_keys, load_config
+from herl_megatron.config.explain import show
+from herl_megatron.config.load import load_config
 from herl_megatron.config.machine import Machine
+from herl_megatron.config.purpose import Purpose
 from herl_megatron.config.schema import MegatronConfig
-from herl_megatron.config.validate import Purpose, validate
+from herl_megatron.config.validate import validate
 from herl_megatron.data.toy_files import write_toy_task
 from herl_megatron.megatron.meta import RankBytes, rank_bytes, stage_ranks
 from herl_megatron.plan.build import find_shape, make_plan
 from herl_megatron.plan.cluster import Assumptions
 from herl_megatron.plan.command import choose_cluster
-from herl_megatron.plan.engine import model_parameters
+from herl_megatron.weight_sync.flops import model_parameters
 from herl_megatron.weight_sync.hf_config import read_architecture
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted((ROOT / "configs").rglob("*.yaml"))
+PARTS = ("models", "tasks", "scale", "presets")
+"""Folders of files that a run is composed of."""
+FILES = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name not in PARTS)
+GOLDEN = ROOT / "tests/golden/configs"
 ON_CPU = [path for path in FILES if "_cpu" in path.name]
 ON_GPU = [path for path in FILES if path not in ON_CPU]
-SHAPES = sorted((ROOT / "configs/models").glob("*.json"))
+SHAPES = sorted((ROOT / "configs/shapes").glob("*.json"))
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +46,33 @@ def test_there_are_configurations() -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_every_key_is_written_out(path: Path) -> None:
-    """One full file per run: reading it needs no other file, and a new default changes nothing."""
-    values = OmegaConf.to_container(OmegaConf.create(yaml.safe_load(path.read_text())))
-    assert isinstance(values, dict)
-    given = {section for section in values} | {
-        f"{section}.{key}" for section, keys in values.items() for key in keys
-    }
-    assert set(known_keys()) - given == set()
+def test_a_run_is_what_it_was(path: Path) -> None:
+    """A new default, or a change of a file that others extend, cannot change a run unseen.
+
+    Mean it? `herl config show FILE --all > tests/golden/configs/NAME.yaml`
+    """
+    golden = GOLDEN / path.relative_to(ROOT / "configs")
+    assert show(load_config(path), everything=True) == golden.read_text(encoding="utf-8")
+
+
+def test_there_is_no_golden_file_of_nothing() -> None:
+    names = {path.relative_to(GOLDEN) for path in GOLDEN.rglob("*.yaml")}
+    assert names == {path.relative_to(ROOT / "configs") for path in FILES}
+
+
+def test_a_run_composed_on_the_command_line_is_the_shipped_one() -> None:
+    parts = [f"models/qwen2.5_7b.yaml tasks/{task}.yaml scale/8gpu_tp2.yaml" for task in ("if",)]
+    for text in parts:
+        composed = load_config([ROOT / "configs" / name for name in text.split()])
+        shipped = load_config(ROOT / "configs/qwen2.5_7b_if_8gpu.yaml")
+        assert composed.run.name == "qwen2.5_7b_if_8gpu_tp2"
+        run = composed.run.model_copy(update={"name": shipped.run.name})
+        assert composed.model_copy(update={"run": run}) == shipped
+
+
+def test_configurations_are_short() -> None:
+    lines = sum(len(path.read_text().splitlines()) for path in (ROOT / "configs").rglob("*.yaml"))
+    assert lines <= 900
 
 
 @pytest.mark.parametrize("path", ON_CPU, ids=lambda path: path.name)
@@ -90,12 +112,14 @@ def test_plans_on_the_machines_that_it_names(path: Path) -> None:
 def stage_bytes(model: str, megatron: str) -> tuple[RankBytes, ...]:
     """Of the stages' first ranks; many files share a layout."""
     config = MegatronConfig.model_validate_json(megatron)
-    shape = ROOT / "configs/models" / f"{Path(model).name}.json"
+    shape = ROOT / "configs/shapes" / f"{Path(model).name}.json"
     return rank_bytes(read_architecture(str(shape)), config, stage_ranks(config))
 
 
 PARAMETERS = {
     "Llama-3.2-3B-Instruct": 3_212_749_824,
+    "Qwen2.5-0.5B-Instruct": 494_032_768,
+    "Qwen2.5-1.5B-Instruct": 1_543_714_304,
     "Qwen2.5-7B-Instruct": 7_615_616_512,
     "Qwen2.5-72B-Instruct": 72_706_203_648,
     "Qwen3-4B-Instruct-2507": 4_022_468_096,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,11 @@ import yaml
 from typer.testing import CliRunner
 
 from herl_megatron.cli import app
-from herl_megatron.config.schema import JudgeConfig, ScoringConfig
+from herl_megatron.config.schema import JudgeConfig, ScoringConfig, TrackingConfig
+from herl_megatron.observability.step_lines import StepLines, evaluation_line
 from herl_megatron.rubrics.aggregations import RULES
 from herl_megatron.rubrics.rubric import score_response, validate_rubric
-from herl_megatron.types import Criterion, CriterionResult, Rubric, Scored, Verdict
+from herl_megatron.types import Criterion, CriterionResult, Polarity, Rubric, Scored, Verdict
 from tests.fake_judge import fake_judge
 
 ROOT = Path(__file__).parents[1]
@@ -39,8 +39,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             if name != "scores.jsonl":
                 (tmp_path / name).write_text(content, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    sys.modules.pop("my_checks", None)
+    return tmp_path
 
 
 def run(command: str, **replaced: str) -> None:
@@ -85,16 +84,17 @@ def test_configuration_is_valid() -> None:
 def test_table_of_aggregations() -> None:
     table = re.findall(r"^\| `(\w+)`.*\| ([\d.]*) ?\|$", PAGE, re.MULTILINE)
     assert {name for name, _ in table} == set(RULES)
+    wanted: tuple[tuple[str, float, Polarity, str], ...] = (
+        ("a", 3, "positive", "Essential"),
+        ("b", 1, "positive", "Important"),
+        ("n", 2, "negative", "Pitfall"),
+    )
     criteria = tuple(
         Criterion(
             name, "judge", description=name, weight=weight, polarity=polarity,
             params={"category": category},
         )
-        for name, weight, polarity, category in (
-            ("a", 3, "positive", "Essential"),
-            ("b", 1, "positive", "Important"),
-            ("n", 2, "negative", "Pitfall"),
-        )
+        for name, weight, polarity, category in wanted
     )  # fmt: skip
     results = [
         CriterionResult("a", Verdict.FOLLOWED),
@@ -113,6 +113,21 @@ def test_table_of_aggregations() -> None:
     assert checked == 5
 
 
-def test_named_files_exist() -> None:
-    for name in re.findall(r"`((?:tests|herl_megatron|tools|docs)/[\w/.]*)`", PAGE):
-        assert (ROOT / name).exists(), name
+def test_watching_shows_lines_and_settings_as_they_are() -> None:
+    """Its example lines are made by the code, its settings load, its metrics are logged."""
+    page = (ROOT / "docs" / "watching.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^```text\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[0].splitlines()
+    values = {
+        "reward/mean": 0.4123, "reward/all_satisfied": 0.21, "train/loss": 0.0123,
+        "train/kl_old_new": 0.0042, "train/grad_norm": 1.5, "rollout/response_tokens": 312.0,
+        "perf/tokens_per_s": 12345.6, "time/total_s": 73.5, "time/rollout_s": 41.2,
+        "time/train_s": 25.1, "time/other_s": 7.1,
+    }  # fmt: skip
+    seconds = iter([0.0, 74.03])
+    line = StepLines("HeRL", range(11, 1590), now=lambda: next(seconds)).step(11, values)
+    assert line == lines[0]
+    held_out = {"eval/reward": 0.431, "eval/all_satisfied": 0.25, "eval/response_tokens": 301.0,
+                "eval/unscored": 0.0}  # fmt: skip
+    assert evaluation_line(20, held_out) == lines[1]
+    (settings,) = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    TrackingConfig.model_validate(yaml.safe_load(settings)["tracking"])

@@ -20,6 +20,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from tests.limits import HANG_S
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 _PRELOAD = [
@@ -32,7 +34,7 @@ class RankError(RuntimeError):
 
 
 def run_ranks(
-    work: Callable[..., Any], world_size: int, *args: Any, limit_s: float = 120
+    work: Callable[..., Any], world_size: int, *args: Any, limit_s: float = HANG_S
 ) -> list[Any]:
     """`work(rank, world_size, init_method, *args)` on every rank; results in rank order.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -41,7 +42,8 @@ def histories(
         def set_extra_state(self, state: torch.Tensor) -> None:
             self.history = int(state)
 
-    model.RMSNorm = WithHistory  # type: ignore[misc]
+    patched: Any = model
+    patched.RMSNorm = WithHistory
     _, groups, actor = start_rank(rank, world_size, init_method, case)
     layers = {layer.layer_number: layer for c in actor.chunks for layer in c.decoder.layers}
     config = actor.chunks[0].config

@@ -10,7 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from herl_megatron.megatron.convert import TrainerLayout, hf_to_megatron, megatron_to_hf
+from herl_megatron.algos.objective import PolicyObjective
+from herl_megatron.megatron.convert import hf_to_megatron, megatron_to_hf
+from herl_megatron.megatron.convert_layout import TrainerLayout
 from tests.distributed import tiny_models
 from tests.distributed.harness import run_ranks
 from tests.distributed.train_case import Case, hf_weights, make_rows, megatron_config, shards_of
@@ -49,8 +51,9 @@ def work(
     )  # fmt: skip
     actor = MegatronActor(
         model=ModelConfig(path=case.folder, megatron_path=megatron_path),
-        megatron=megatron, optimizer=case.optimizer, algorithm=case.algorithm,
-        hindsight=case.hindsight, temperature=1.0, total_optimizer_steps=10, seed=0, groups=groups,
+        megatron=megatron, optimizer=case.optimizer,
+        objective=PolicyObjective(case.algorithm, case.hindsight), total_optimizer_steps=10,
+        seed=0, groups=groups,
     )  # fmt: skip
     shard = shards_of(case, megatron)[groups.dp.rank]
     # With TP > 1, a layer of experts asks all EP ranks for equally many tokens (gloo only).

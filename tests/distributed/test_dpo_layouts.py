@@ -3,7 +3,6 @@ answers of a pair are in one graph."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 
 from herl_megatron.algos.losses_dpo import PairLogProbs, pair_loss
 from herl_megatron.config.schema import DPOConfig, OptimizerConfig
+from herl_megatron.types import CoefficientRow
 from tests.distributed import tiny_models
 from tests.distributed.harness import run_ranks
 from tests.distributed.train_case import (
@@ -37,10 +37,10 @@ LOSSES = {
 def steps_on_rank(
     rank: int, world_size: int, init_method: str, case: Case, reference: Any, config: DPOConfig
 ) -> list[tuple[float, float]]:
-    """Loss and gradient norm of each step, as the driver takes them (`herl_megatron.dpo`)."""
+    """Loss and gradient norm of each step, as the driver (`commands.dpo`) takes them."""
     import torch.distributed as dist
 
-    from herl_megatron.batching.schedule import gather_rows
+    from herl_megatron.batching.schedule import gather_rows, make_shards
     from herl_megatron.megatron.parallel import shutdown_parallel
 
     megatron, groups, actor = start_rank(rank, world_size, init_method, case)
@@ -53,16 +53,19 @@ def steps_on_rank(
         dist.all_gather_object(told, (groups.dp.rank, own) if reports else None)
         by_dp = dict(answer for answer in told if answer is not None)
         values = gather_rows(shards, [by_dp[dp] for dp in range(len(shards))])
-        sums = torch.tensor([float(v.astype(np.float64).sum()) for v in values]).double()
+        sums = torch.tensor([float(np.asarray(v, np.float64).sum()) for v in values]).double()
         chosen, rejected = sums.reshape(-1, 2).unbind(1)
         loss = pair_loss(
             PairLogProbs(chosen, rejected, reference[:, 0], reference[:, 1]),
             name=config.loss, beta=config.beta, label_smoothing=config.label_smoothing,
         )  # fmt: skip
         slopes = loss.slopes / len(loss.slopes)
-        advantages = torch.stack([-slopes, slopes], 1).flatten().tolist()
-        rows = [replace(r, advantage=a) for r, a in zip(case.rows, advantages, strict=True)]
-        weighted = shards_of(replace(case, rows=tuple(rows)), megatron)[groups.dp.rank]
+        coefficients = torch.stack([-slopes, slopes], 1).flatten().tolist()
+        rows = [
+            CoefficientRow(r.prompt_id, r.context_token_ids, r.response_token_ids, c)
+            for r, c in zip(case.rows, coefficients, strict=True)
+        ]
+        weighted = make_shards(rows, megatron=megatron)[groups.dp.rank]
         metrics = actor.coefficient_step(weighted)
         results.append((loss.metrics()["loss"], metrics["grad_norm"]))
     shutdown_parallel()
@@ -73,12 +76,11 @@ def plain(case: Case, reference: torch.Tensor, config: DPOConfig) -> list[tuple[
     """The same in plain PyTorch: the papers' equations, autograd, AdamW."""
     model = tiny_models.build("qwen2_tied")
     options = case.optimizer
+    decayed = [p for p in model.parameters() if p.dim() > 1]
+    others = [p for p in model.parameters() if p.dim() == 1]
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
     adam = torch.optim.AdamW(
-        [
-            {"params": [p for p in model.parameters() if p.dim() > 1]},
-            {"params": [p for p in model.parameters() if p.dim() == 1], "weight_decay": 0.0},
-        ],
-        lr=options.lr, betas=(options.beta1, options.beta2), eps=options.eps,
+        groups, lr=options.lr, betas=(options.beta1, options.beta2), eps=options.eps,
         weight_decay=options.weight_decay,
     )  # fmt: skip
     results = []

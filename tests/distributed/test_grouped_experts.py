@@ -64,8 +64,9 @@ def engine_chunk() -> torch.nn.Module:
                 module.add_module(part, torch.nn.Module())
             module = module.get_submodule(part)
         module.register_parameter(last, torch.nn.Parameter(torch.full(shape, float("nan"))))
-    for layer in range(4):
-        root.get_submodule(f"decoder.layers.{layer}").layer_number = layer + 1
+    for index in range(4):
+        numbered: Any = root.get_submodule(f"decoder.layers.{index}")
+        numbered.layer_number = index + 1
     return root
 
 
@@ -81,7 +82,7 @@ def work(rank: int, world_size: int, init_method: str, folder: str, staging: str
     from herl_megatron.weight_sync.local import local_parameters
     from herl_megatron.weight_sync.source import WeightSource
 
-    config = MegatronConfig(precision="fp32", timeout_s=60, **EP2)
+    config = MegatronConfig.model_validate({"precision": "fp32", "timeout_s": 60, **EP2})
     groups = init_parallel(
         config, rank=rank, world_size=world_size, init_method=init_method,
         device=choose_device("cpu"), seed=0,
@@ -90,7 +91,9 @@ def work(rank: int, world_size: int, init_method: str, folder: str, staging: str
     chunks = [engine_chunk()]
     load_hf_weights(chunks, folder, architecture, groups)
     source = WeightSource(chunks, architecture, config, bucket_bytes=60_000, groups=groups)
-    result = {"written": write_stage(source, staging) if source.takes_part else None}
+    result: dict[str, Any] = {"written": None}
+    if source.takes_part:
+        result["written"] = write_stage(source, staging)
     built = build_model(architecture, config, groups)
     load_hf_weights(built, folder, architecture, groups)
     found, wanted = (local_parameters(c, architecture, groups) for c in (chunks, built))

@@ -143,7 +143,7 @@ def pipeline_logits(chunks: list[torch.nn.Module], *, packed: bool) -> list[torc
         return out, lambda logits, non_loss_data: logits
 
     with torch.no_grad():
-        return get_forward_backward_func()(
+        collected: list[torch.Tensor] = get_forward_backward_func()(
             forward_step_func=forward_step,
             data_iterator=[iter(batches()) for _ in chunks],
             model=chunks,
@@ -153,6 +153,7 @@ def pipeline_logits(chunks: list[torch.nn.Module], *, packed: bool) -> list[torc
             forward_only=True,
             collect_non_loss_data=True,
         )
+    return collected
 
 
 def whole_vocab(answers: list[Answer], kind: str, micro_batch: int) -> torch.Tensor:

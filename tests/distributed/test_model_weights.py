@@ -24,7 +24,7 @@ class LiveBytes(TorchDispatchMode):
     """Bytes of CPU storages made inside the block and still alive, and their peak."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch gives it no types
         self.now = self.peak = 0
         self._seen: set[int] = set()
 
@@ -181,6 +181,7 @@ def log_probs_over_tp(
         temperature=temperature,
         chunk_tokens=5,
     )
+    assert entropy is not None
     (log_probs * weights[0] + entropy * weights[1]).sum().backward()
     assert hidden.grad is not None
     return log_probs.detach(), entropy.detach(), hidden.grad
@@ -222,7 +223,9 @@ def hf_beside_megatron(rank: int, world_size: int, init_method: str, folder: str
     assert torch.zeros(1).type() == "torch.FloatTensor"
     assert not torch.cuda.is_available()
     with torch.no_grad():
-        return AutoModelForCausalLM.from_pretrained(folder)(torch.arange(20)[None]).logits
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        logits: torch.Tensor = model(torch.arange(20)[None]).logits
+    return logits
 
 
 def test_adapter_leaves_hugging_face_alone(tmp_path: Path) -> None:

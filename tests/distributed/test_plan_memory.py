@@ -196,7 +196,8 @@ def sized(layout: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def predictions() -> dict[str, Any]:
-    return run_ranks(predict, 1)[0]
+    found: dict[str, Any] = run_ranks(predict, 1)[0]
+    return found
 
 
 @pytest.fixture(scope="module", params=LAYOUTS)

@@ -84,7 +84,10 @@ def count_models(rank: int, world_size: int, init_method: str, case: Case) -> tu
 def test_one_model_on_the_device(case: Case) -> None:
     def count(where: str) -> tuple[int, int, int]:
         layout = dict(reference=where, distributed_optimizer=False)
-        return run_ranks(count_models, 1, replace(case, layout=layout))[0]
+        bytes_on_device, on_host, models = run_ranks(count_models, 1, replace(case, layout=layout))[
+            0
+        ]
+        return bytes_on_device, on_host, models
 
     modules, host, model = count("host")
     assert (modules, host) == (model, model)

@@ -30,11 +30,11 @@ from tests.distributed.train_case import (
 pytestmark = pytest.mark.distributed
 
 STEPS = 4
-EP2 = dict(expert_parallel=2, data_parallel=2)
+EP2: dict[str, Any] = dict(expert_parallel=2, data_parallel=2)
 TP2_EP2 = EP2 | dict(tensor_parallel=2, sequence_parallel=True)
 PP2_EP2 = EP2 | dict(pipeline_parallel=2)
 TP2_ETP1 = dict(tensor_parallel=2, sequence_parallel=True, expert_tensor_parallel=1)
-PLAIN_ADAM = dict(distributed_optimizer=False)
+PLAIN_ADAM: dict[str, Any] = dict(distributed_optimizer=False)
 
 
 class Expected:
@@ -217,9 +217,11 @@ def test_resume_where_a_rank_has_other_optimizers(
     moe: Expected, idle: Expected, tmp_path: Path
 ) -> None:
     """Megatron keeps one for experts only under EP, and it is empty on a stage without experts."""
-    for number, (expected, before, after) in enumerate(
-        ((idle, EP2, PP2_EP2), (moe, PLAIN_ADAM, EP2 | PLAIN_ADAM))
-    ):
+    changes: tuple[tuple[Expected, dict[str, Any], dict[str, Any]], ...] = (
+        (idle, EP2, PP2_EP2),
+        (moe, PLAIN_ADAM, EP2 | PLAIN_ADAM),
+    )
+    for number, (expected, before, after) in enumerate(changes):
         case, folder = replace(expected.case, wanted=()), tmp_path / f"{number}"
         run(case.on(**before), count=2, folder=folder, save_after=2)
         resumed = run(case.on(**after), count=2, folder=folder, load=True)

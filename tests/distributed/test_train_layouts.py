@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from herl_megatron.config.schema import AlgorithmConfig, HindsightConfig, OptimizerConfig
+from herl_megatron.config.schema import (
+    AlgorithmConfig,
+    HindsightConfig,
+    OptimizerConfig,
+    RolloutConfig,
+)
+from herl_megatron.hindsight.compat import effective
 from tests.distributed import tiny_models
 from tests.distributed.train_case import (
     LAYOUTS,
@@ -228,13 +234,16 @@ def test_temperature(cases: dict[str, Case], layout: dict[str, Any]) -> None:
             np.testing.assert_allclose(answer.log_probs[number], policy, atol=3e-5)
             np.testing.assert_allclose(answer.ref_log_probs[number], policy, atol=3e-5)
             np.testing.assert_allclose(plain_answer.log_probs[number], plain_, atol=2e-5)
-    check("qwen2_tied", replace(case, sft=True).on(**layout), key=replace(case, sft=True))
+    fitted = replace(case, sft=True, wanted=())
+    check("qwen2_tied", fitted.on(**layout), key=fitted)
 
 
 def test_reference_compat(cases: dict[str, Case]) -> None:
     """The released behaviour's denominator: `behavior: old`."""
     base = cases["qwen2_tied"]
-    compat = replace(base, hindsight=HindsightConfig(reference_compat=True))
+    compat = replace(
+        base, hindsight=effective(HindsightConfig(reference_compat=True), RolloutConfig())
+    )
     check("qwen2_tied", compat, key=replace(base, hindsight=HindsightConfig(behavior="old")))
 
 

@@ -1,4 +1,5 @@
-"""A loss or gradient that is not finite stops the step, names the rows and changes nothing."""
+"""A loss or gradient that is not finite stops the step, names the rows and changes nothing; a
+weight that an optimizer step spoilt is named on every rank, whichever of them holds it."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from herl_megatron.config.schema import OptimizerConfig
 from tests.distributed import tiny_models
 from tests.distributed.harness import run_ranks
 from tests.distributed.train_case import (
@@ -20,6 +22,7 @@ from tests.distributed.train_case import (
     make_rows,
     megatron_config,
     shards_of,
+    start_rank,
     with_log_probs,
 )
 
@@ -108,6 +111,8 @@ def check(case: Case, bad: Case, culprit: str, what: str, *, spoil: bool = False
         assert result["message"].startswith(f"the {what} is NaN or infinite")
         named = result["message"].split("of the prompts ")[1].split(";")[0]
         assert set(named.split(", ")) == together
+        assert "other micro-batches are finite" in result["message"]
+        assert "did not change the weights (all finite, the largest" in result["message"]
         before, between, after = result["weights"]
         for name, weight in before.items():
             assert torch.equal(weight, between[name]), f"{name} changed in the failed step"
@@ -148,3 +153,82 @@ def test_bad_gradient(case: Case, layout: dict[str, Any]) -> None:
     rows[2] = replace(rows[2], context_token_ids=marked)
     bad = replace(case, rows=tuple(rows)).on(**layout)
     check(case, bad, "p2", "gradient", spoil=True)
+
+
+def test_every_micro_batch_is_bad(case: Case) -> None:
+    """Then no row is to blame; on two DP ranks it takes all of both."""
+    rows = tuple(replace(row, advantage=float("nan")) for row in case.rows)
+    for result in run_ranks(work, 2, replace(case, rows=rows).on(**LAYOUTS["DP2"]), case, False):
+        assert "every micro-batch is, so it is the weights or the loss" in result["message"]
+
+
+def spoil_weight(rank: int, world_size: int, init_method: str, case: Case) -> dict[str, Any]:
+    """An optimizer step that leaves one NaN in what the last rank's optimizer holds."""
+    from herl_megatron.megatron.actor import NonFiniteError
+    from herl_megatron.megatron.parallel import shutdown_parallel
+
+    megatron, groups, actor = start_rank(rank, world_size, init_method, case)
+    assert actor.weight_report().problem == ""
+    step = actor.optimizer.step
+
+    def spoilt(*values: Any, **named: Any) -> Any:
+        if rank == world_size - 1:
+            held = actor.optimizer.megatron.chained_optimizers[-1].get_parameters()
+            held[-1].data.view(-1)[-1] = float("nan")
+        return step(*values, **named)
+
+    actor.optimizer.step = spoilt
+    with pytest.raises(NonFiniteError) as caught:
+        actor.train_step(shards_of(case, megatron)[groups.dp.rank])
+    report = actor.weight_report()
+    shutdown_parallel()
+    return {"message": str(caught.value), "bad": report.bad, "names": report.names}
+
+
+@pytest.mark.parametrize(
+    ("model", "layout"),
+    [
+        ("qwen2", LAYOUTS["TP2"]),
+        ("qwen2", LAYOUTS["PP2"]),
+        # The fp32 main weight of one rank; the bf16 weights that come of it are on both.
+        ("qwen2", dict(data_parallel=2, precision="bf16")),
+        ("qwen2", dict(data_parallel=2, distributed_optimizer=False)),
+        ("qwen3_moe", dict(data_parallel=2, expert_parallel=2)),
+    ],
+    ids=str,
+)
+def test_a_spoilt_weight_is_named_on_every_rank(
+    case: Case, model: str, layout: dict[str, Any], tmp_path: Path
+) -> None:
+    tiny_models.save(model, tmp_path)
+    results = run_ranks(spoil_weight, 2, replace(case, folder=str(tmp_path)).on(**layout))
+    (bad,) = results[-1]["bad"]
+    total = len({name for result in results for name in result["names"]})
+    for result in results:
+        assert result["message"].startswith("after optimizer step 1 (learning rate 0.001, gradient")
+        assert f"1 of {total} parameters hold NaN or infinity, first {bad};" in result["message"]
+
+
+def step_at(rank: int, world_size: int, init_method: str, case: Case) -> Any:
+    """The largest weight after a step, or why there is none."""
+    from herl_megatron.megatron.actor import NonFiniteError
+    from herl_megatron.megatron.parallel import shutdown_parallel
+
+    megatron, groups, actor = start_rank(rank, world_size, init_method, case)
+    try:
+        metrics = actor.train_step(shards_of(case, megatron)[groups.dp.rank])
+        weights = hf_weights(actor, megatron, groups)
+        return metrics["largest_weight"], max(float(w.abs().max()) for w in weights.values())
+    except NonFiniteError as error:
+        return str(error)
+    finally:
+        shutdown_parallel()
+
+
+def test_weights_beyond_any_model(case: Case) -> None:
+    """Adam's first step moves every weight by about the learning rate."""
+    sane = run_ranks(step_at, 1, replace(case, optimizer=OptimizerConfig(lr=30.0)))
+    ((told, found),) = sane
+    assert told == found and 25 < found < 35
+    (message,) = run_ranks(step_at, 1, replace(case, optimizer=OptimizerConfig(lr=1e30)))
+    assert "the largest weight is 1e+30; beyond 1e+06 no model computes anything" in message

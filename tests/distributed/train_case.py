@@ -1,6 +1,6 @@
 """Optimizer steps of a tiny model on any layout, and the same steps in plain PyTorch.
 
-Shared by the tests of the actor and by `tools/check_layouts.py`.
+Shared by the tests of the actor and by `tools/bench/check_layouts.py`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from herl_megatron.algos.objective import PolicyObjective
 from herl_megatron.config.schema import (
     AlgorithmConfig,
     HindsightConfig,
@@ -20,8 +21,9 @@ from herl_megatron.config.schema import (
     ModelConfig,
     OptimizerConfig,
 )
-from herl_megatron.types import FloatArray, TrainRow
+from herl_megatron.types import FloatArray, TokenRow, TrainRow
 from tests.distributed.harness import run_ranks
+from tests.limits import HANG_S
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "TP1 PP1 DP1": {},
@@ -79,7 +81,7 @@ class Answer:
     seconds: list[float]
 
 
-def run_case(case: Case, limit_s: float = 120) -> Answer:
+def run_case(case: Case, limit_s: float = HANG_S) -> Answer:
     """Run the case on its layout's ranks and check that reporting ranks agree."""
     from herl_megatron.batching.schedule import gather_rows
 
@@ -118,13 +120,20 @@ def shards_of(case: Case, megatron: MegatronConfig) -> list[Any]:
     """One shard per DP rank."""
     from herl_megatron.batching.schedule import make_shards
 
+    return make_shards(rows_of(case), megatron=megatron)
+
+
+def rows_of(case: Case) -> list[TokenRow]:
+    """The rows as the command has them: without anything that is RL's for a supervised case, else
+    with all that is known of their tokens."""
+    if case.sft:
+        active = [row for row in case.rows if row.in_loss]
+        return [
+            TokenRow(row.prompt_id, row.context_token_ids, row.response_token_ids) for row in active
+        ]
     none = [None] * len(case.rows)
-    return make_shards(
-        case.rows,
-        megatron=megatron,
-        old_log_probs=case.old_log_probs or none,
-        ref_log_probs=case.ref_log_probs or none,
-    )
+    known = zip(case.rows, case.old_log_probs or none, case.ref_log_probs or none, strict=True)
+    return [replace(row, old_log_probs=old, ref_log_probs=ref) for row, old, ref in known]
 
 
 def build_actor(case: Case, megatron: MegatronConfig, groups: Any) -> Any:
@@ -135,9 +144,9 @@ def build_actor(case: Case, megatron: MegatronConfig, groups: Any) -> Any:
         model=ModelConfig(path=case.folder),
         megatron=megatron,
         optimizer=case.optimizer,
-        algorithm=case.algorithm,
-        hindsight=case.hindsight,
-        temperature=case.temperature,
+        objective=None
+        if case.sft
+        else PolicyObjective(case.algorithm, case.hindsight, case.temperature),
         total_optimizer_steps=10,
         seed=0,
         groups=groups,
@@ -299,10 +308,10 @@ def plain_loss(model: torch.nn.Module, case: Case) -> torch.Tensor:
                 term = -row.advantage * rho / (rho + hindsight.gamma)
             else:
                 ratio = (log_p[t] - old[t]).exp()
-                clipped = min(max(ratio, 1 - algorithm.clip_low), 1 + algorithm.clip_high)
-                gain = min(ratio * row.advantage, clipped * row.advantage)
+                clipped = ratio.clamp(1 - algorithm.clip_low, 1 + algorithm.clip_high)
+                gain = torch.minimum(ratio * row.advantage, clipped * row.advantage)
                 if row.advantage < 0:
-                    gain = max(gain, algorithm.dual_clip * row.advantage)
+                    gain = gain.clamp(min=algorithm.dual_clip * row.advantage)
                 term = -gain
                 if algorithm.mismatch_weight:
                     mismatch = math.exp(old[t] - float(row.rollout_log_probs[t]))

@@ -7,12 +7,16 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 import pytest
+
+from tests.limits import HANG_S
+from tests.metric_names import undocumented
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,17 +45,23 @@ class Run:
         """This run's processes whose title contains `title` (Ray names actors in it)."""
         return [p for p in self.descendants() if title in " ".join(p.cmdline())]
 
-    def wait(self, timeout_s: float = 180) -> tuple[int, str]:
+    def wait(self, timeout_s: float = HANG_S) -> tuple[int, str]:
         """Exit code and everything printed."""
         output, _ = self.process.communicate(timeout=timeout_s)
         return self.process.returncode, output
 
-    def leftovers(self, within_s: float = 15) -> list[str]:
+    def leftovers(self, within_s: float = 60) -> list[str]:
         """Command lines of processes that are still there after `within_s` seconds."""
         end = time.monotonic() + within_s
         while (left := self.descendants()) and time.monotonic() < end:
             time.sleep(0.2)
         return [" ".join(p.cmdline()) for p in left]
+
+
+class Start(Protocol):
+    """The fixture `herl`."""
+
+    def __call__(self, command: str, config: str, *overrides: str) -> Run: ...
 
 
 @pytest.fixture(scope="session")
@@ -88,6 +98,7 @@ def small(toy: Path) -> list[str]:
         "rollout.max_response_tokens=16",
         "eval.samples_per_prompt=2",
         "eval.temperature=1.0",
+        "megatron.tensor_parallel=1",  # who looks at several ranks asks for them
     ]
 
 
@@ -115,8 +126,11 @@ def _word_count_row(name: str, index: int) -> dict[str, Any]:
 
 
 @pytest.fixture
-def herl(tmp_path: Path, toy: Path, request: pytest.FixtureRequest):
-    """Start `herl COMMAND CONFIG` on the toy task with overrides; ended with the test."""
+def herl(tmp_path: Path, toy: Path, request: pytest.FixtureRequest) -> Iterator[Start]:
+    """Start `herl COMMAND CONFIG` on the toy task with overrides; ended with the test.
+
+    Whatever a run has logged is a metric that docs/metrics.md explains.
+    """
     started: list[Run] = []
 
     def start(command: str, config: str, *overrides: str) -> Run:
@@ -144,4 +158,8 @@ def herl(tmp_path: Path, toy: Path, request: pytest.FixtureRequest):
     for run in started:
         for process in run.descendants():
             process.kill()
-        run.process.wait(timeout=30)
+        run.process.wait(timeout=HANG_S)
+    for path in tmp_path.glob("**/metrics.jsonl"):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        logged = {name for line in lines if line.endswith("}") for name in json.loads(line)}
+        assert undocumented(logged) == set(), f"not in docs/metrics.md ({path})"

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.conftest import Start
+
 pytestmark = pytest.mark.e2e
 
 
-def test_dpo_learns_a_preference_and_exports(herl, toy: Path) -> None:
+def test_dpo_learns_a_preference_and_exports(herl: Start, toy: Path) -> None:
     rows = [
         {
             "id": f"p{number}",

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from herl_megatron.cli import app
+from tests.e2e.conftest import Start
 
 pytestmark = pytest.mark.e2e
 CONFIG = Path(__file__).parents[2] / "configs/quickstart_cpu.yaml"
 
 
-def lines(path: Path) -> list[dict]:
+def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_improve_adds_up_and_goes_on_where_it_was_stopped(herl, small: list[str]) -> None:
+def test_improve_adds_up_and_goes_on_where_it_was_stopped(herl: Start, small: list[str]) -> None:
     """The numbers are those of the written trajectories, counted here; after losing some of them,
     and half a line, the same command with `run.resume` ends with the same numbers and files."""
     arguments = ("improve", "quickstart_cpu.yaml", *small, "improve.rounds=2")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.e2e.conftest import Start
 from tests.fake_judge import fake_judge
 
 pytestmark = pytest.mark.e2e
@@ -67,7 +68,7 @@ def metrics(run: Any) -> list[dict[str, float]]:
 
 
 def test_outage_pauses_the_run_and_changes_nothing_that_it_learns(
-    herl, mixed: list[str], tmp_path: Path
+    herl: Start, mixed: list[str], tmp_path: Path
 ) -> None:
     """That a pause does not count against `rollout.timeout_s` is tested where it is counted."""
     down = {"until": 0.0}
@@ -112,9 +113,44 @@ def test_outage_pauses_the_run_and_changes_nothing_that_it_learns(
     assert len(rewards) > 1 and None not in rewards
 
 
-def test_refused_key_ends_a_run_before_anything_starts(herl, mixed: list[str]) -> None:
+def test_refused_key_ends_a_run_before_anything_starts(herl: Start, mixed: list[str]) -> None:
     with fake_judge(lambda response, call: "401") as judge:
         run = herl("train", "quickstart_cpu.yaml", *mixed, f"judge.base_url={judge.url}")
         code, output = run.wait(60)
     assert code == 2 and "refuses access" in output and "judge.api_key_env" in output
     assert judge.calls.total() == 1 and "ray" not in output.lower()
+
+
+def test_a_spent_budget_pauses_the_run_which_goes_on_as_if_it_had_not(
+    herl: Start, mixed: list[str], tmp_path: Path
+) -> None:
+    """The first step alone takes 16 calls and more; what it took counts after the resume too."""
+    with fake_judge() as judge:
+        settings = [*mixed, f"judge.base_url={judge.url}"]
+
+        def train(*more: str) -> tuple[int, str]:
+            code, output = herl("train", "quickstart_cpu.yaml", *settings, *more).wait()
+            return code, " ".join(output.split())
+
+        assert train("run.name=whole")[0] == 0
+        whole = judge.calls.total()
+        code, output = train("run.name=capped", "judge.max_calls=10")
+        assert code == 3, output
+        assert "1 steps are done and saved; judge.max_calls 10 is reached: " in output
+        folder = tmp_path / "capped"
+        assert [p.name for p in (folder / "checkpoints").glob("step_*")] == ["step_000001"]
+        spent = json.loads((folder / "judge_spent.json").read_text())
+        assert spent["calls"] == judge.calls.total() - whole >= 17
+        asked = judge.calls.total()
+        code, output = train("run.name=capped", "judge.max_calls=10", "run.resume=true")
+        assert code == 2 and "judge.max_calls 10 is reached" in output
+        assert judge.calls.total() == asked
+        code, output = train("run.name=capped", "judge.max_calls=1000", "run.resume=true")
+        assert code == 0, output
+        spent = json.loads((folder / "judge_spent.json").read_text())
+        assert spent["calls"] == judge.calls.total() - whole
+    runs = []
+    for name in ("whole", "capped"):
+        files = sorted((tmp_path / name / "rollouts").glob("step_*.jsonl"))
+        runs.append([path.read_text() for path in files])
+    assert len(runs[0]) == 2 and runs[0] == runs[1]

@@ -4,32 +4,37 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from herl_megatron.observability.metrics import is_measured
+from tests.e2e.conftest import Start
 
 pytestmark = pytest.mark.e2e
 STEPS = 6
 
 
-def lines(path: Path) -> list[dict]:
+def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def steps_of(run: Path) -> list[dict]:
+def steps_of(run: Path) -> list[dict[str, Any]]:
     return [row for row in lines(run / "metrics.jsonl") if "reward/mean" in row]
 
 
-def rollouts_of(run: Path, step: int) -> list[dict]:
+def rollouts_of(run: Path, step: int) -> list[dict[str, Any]]:
     groups = lines(run / "rollouts" / f"step_{step:06d}.jsonl")
     return [r for group in groups for r in (*group["rollouts"], *group["revisions"])]
 
 
-def without_times(rows: list[dict]) -> list[dict]:
-    return [{key: row[key] for key in row if not key.endswith("_s")} for row in rows]
+def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: row[key] for key in row if not is_measured(key)} for row in rows]
 
 
-def check_times(steps: list[dict]) -> None:
+def check_times(steps: list[dict[str, Any]]) -> None:
     """The phases of a step are its whole time."""
     phases = (
         "rollout", "rows", "train", "turns", "weight_sync", "checkpoint", "evaluate", "other"
@@ -40,15 +45,28 @@ def check_times(steps: list[dict]) -> None:
         assert min(row["time/rollout_s"], row["time/train_s"], row["time/weight_sync_s"]) > 0
 
 
-def test_partial_rollouts(herl, small: list[str]) -> None:
-    """Too few slots for all responses, so that a step ends while some are under way.
+def of_many_lengths(model: Path, folder: Path) -> Path:
+    """The model with every 32nd token among those that end a response. Random weights draw all
+    tokens alike, so lengths are geometric with mean 32; with one end token all reach the limit."""
+    shutil.copytree(model, folder)
+    vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
+    ends = {"eos_token_id": list(range(10, vocabulary, 32))}
+    (folder / "generation_config.json").write_text(json.dumps(ends))
+    return folder
+
+
+def test_partial_rollouts(herl: Start, toy: Path, small: list[str], tmp_path: Path) -> None:
+    """Too few slots for all responses, which are of many lengths: a step ends while some are under
+    way, however late the driver hears of the groups that are complete.
 
     Gate and evaluation between two steps must find the engines free.
     """
+    varied = of_many_lengths(toy / "model", tmp_path / "model")
     run = herl(
         "train", "quickstart_cpu.yaml", *small, f"train.steps={STEPS}", "parity.every=1",
         "rollout.mode=partial", "rollout.oversample=1.0", "rollout.max_staleness=2",
         "algorithm.mismatch_weight=true", "rollout.max_num_seqs=10", "train.eval_every=3",
+        "rollout.max_response_tokens=96", f"model.path={varied}",
     )  # fmt: skip
     code, output = run.wait()
     assert code == 0, output
@@ -74,7 +92,7 @@ def test_partial_rollouts(herl, small: list[str]) -> None:
     assert steps[-1]["rollout/carried_groups"] == 0
 
 
-def test_one_step_off_and_its_resume(herl, small: list[str]) -> None:
+def test_one_step_off_and_its_resume(herl: Start, small: list[str]) -> None:
     """Ends at step 4 and goes on to 6 as a run of 6 steps would have; all of it is reproducible."""
     settings = [
         *small, "rollout.mode=one_step_off", "algorithm.mismatch_weight=true",

@@ -6,10 +6,12 @@ import json
 
 import pytest
 
+from tests.e2e.conftest import Start
+
 pytestmark = pytest.mark.e2e
 
 
-def test_fp8_rollouts_beside_a_reference_on_the_host(herl, small: list[str]) -> None:
+def test_fp8_rollouts_beside_a_reference_on_the_host(herl: Start, small: list[str]) -> None:
     """The gate sees the engine's rounding; the reference is what the policy was in the first step,
     and only there."""
     run = herl(

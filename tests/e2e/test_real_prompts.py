@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from herl_megatron.data.prompts import load_prompts
 from herl_megatron.rubrics.checks import registry
 from herl_megatron.types import Verdict
-from tests.e2e.conftest import ROOT
+from tests.e2e.conftest import ROOT, Start
 from tests.unit.rubrics import conftest as nltk_data  # sets NLTK_DATA
 
 pytestmark = pytest.mark.e2e
@@ -55,7 +55,7 @@ def prepared(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return out
 
 
-def test_three_steps_on_ifeval(herl, model: Path, prepared: Path) -> None:
+def test_three_steps_on_ifeval(herl: Start, model: Path, prepared: Path) -> None:
     report = json.loads((prepared / "report.json").read_text())
     rows = report["rows"]
     assert rows["train"] + rows["eval"] + rows["rejected"] == rows["in"] == 541
@@ -69,7 +69,7 @@ def test_three_steps_on_ifeval(herl, model: Path, prepared: Path) -> None:
         "train.steps=3", "train.prompts_per_step=8", "train.prompts_per_optimizer_step=4",
         "train.eval_every=3", "eval.samples_per_prompt=1", "parity.every=3",
     )  # fmt: skip
-    code, output = run.wait(timeout_s=400)
+    code, output = run.wait()
     assert code == 0, output
     assert run.leftovers() == []
     steps = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]

@@ -5,25 +5,30 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from herl_megatron.observability.metrics import is_measured
+from tests.e2e.conftest import Start
+from tests.limits import HANG_S
 
 pytestmark = pytest.mark.e2e
 
 STEPS = 7
 
 
-def metrics(run: Path) -> list[dict]:
+def metrics(run: Path) -> list[dict[str, Any]]:
     """Every line without what measures time."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: row[key] for key in row if not key.endswith("_s")} for row in rows]
+    return [{key: row[key] for key in row if not is_measured(key)} for row in rows]
 
 
 def files(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-def test_killed_driver_and_resume_equal_the_whole_run(herl, small: list[str]) -> None:
+def test_killed_driver_and_resume_equal_the_whole_run(herl: Start, small: list[str]) -> None:
     """SIGKILL between two checkpoints, so that steps after the first of them are done twice."""
     settings = [
         *small, f"train.steps={STEPS}", "train.eval_every=3", "checkpoint.every=2",
@@ -34,7 +39,7 @@ def test_killed_driver_and_resume_equal_the_whole_run(herl, small: list[str]) ->
     assert code == 0, output
 
     killed = herl("train", "quickstart_cpu.yaml", *settings)
-    written, end = killed.folder / "checkpoints" / "step_000002", time.monotonic() + 120
+    written, end = killed.folder / "checkpoints" / "step_000002", time.monotonic() + HANG_S
     while not written.exists() and killed.process.poll() is None and time.monotonic() < end:
         time.sleep(0.01)
     killed.process.kill()

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig
 
+from tests.e2e.conftest import Start
+
 pytestmark = pytest.mark.e2e
 
 
-def lines(path: Path) -> list[dict]:
+def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_train_eval_and_export_agree(herl, toy: Path, small: list[str]) -> None:
+def test_train_eval_and_export_agree(herl: Start, toy: Path, small: list[str]) -> None:
     """Two HeRL steps, trainer and engine on TP 2; the exported policy evaluates to the same.
 
     `herl eval` loads the exported folder into a fresh engine of one process; equal rewards and
@@ -107,7 +110,7 @@ def experts(toy: Path, tmp_path: Path) -> Path:
     return tmp_path / "moe"
 
 
-def test_experts_over_ranks(herl, experts: Path, small: list[str]) -> None:
+def test_experts_over_ranks(herl: Start, experts: Path, small: list[str]) -> None:
     """Two HeRL steps of a mixture of experts, trainer on EP 2 and engine on TP 2: both compute the
     same after every sync, which a missing, stale or exchanged expert would break."""
     run = herl(
@@ -135,7 +138,7 @@ def test_experts_over_ranks(herl, experts: Path, small: list[str]) -> None:
             assert (moved > 0.01).all(), f"{name}: {moved}"  # every expert of both ranks
 
 
-def hf_loss(folder: Path, rows: list[dict]) -> float:
+def hf_loss(folder: Path, rows: list[dict[str, Any]]) -> float:
     """Mean negative log-likelihood of the answers' tokens, by plain transformers."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -156,7 +159,7 @@ def hf_loss(folder: Path, rows: list[dict]) -> float:
     return total / count
 
 
-def test_sft_over_pipeline_stages(herl, toy: Path) -> None:
+def test_sft_over_pipeline_stages(herl: Start, toy: Path) -> None:
     """SFT on PP 3: first loss and the exported policy's loss are those of plain transformers."""
     run = herl(
         "sft", "quickstart_sft_cpu.yaml", f"model.path={toy}/model",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from herl_megatron.cluster.engines import RemoteEngine, start_engines, stop_engines
+from herl_megatron.cluster.engines import start_engines, stop_engines
+from herl_megatron.cluster.placement import Placement, Slot, demand
 from herl_megatron.cluster.reserve import reserve
+from herl_megatron.cluster.restart import RestartingEngine
 from herl_megatron.cluster.session import ray_session
 from herl_megatron.cluster.trainer import start_trainer
 from herl_megatron.config.schema import (
@@ -21,7 +24,8 @@ from herl_megatron.config.schema import (
     RunConfig,
     WeightSyncConfig,
 )
-from herl_megatron.rollout.engine import EngineConfig
+from herl_megatron.config.trainer_sections import trainer_sections
+from herl_megatron.rollout.engine import EngineConfig, RolloutEngine
 from herl_megatron.types import Completion, GenerateRequest, SamplingSettings
 from herl_megatron.weight_sync.sync import WeightSync
 
@@ -31,9 +35,11 @@ VOCAB = 1000
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
-def model(request: pytest.FixtureRequest, toy: Path, tmp_path_factory) -> Path:
+def model(
+    request: pytest.FixtureRequest, toy: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A four-layer Qwen2 folder with the toy tokenizer."""
-    folder = tmp_path_factory.mktemp("model")
+    folder: Path = tmp_path_factory.mktemp("model")
     config = AutoConfig.from_pretrained(
         toy / "model",
         num_hidden_layers=4,
@@ -70,7 +76,7 @@ def engine_config(folder: Path, *, random_weights: bool) -> EngineConfig:
     )
 
 
-async def sample(engine: RemoteEngine) -> list[Completion]:
+async def sample(engine: RolloutEngine) -> list[Completion]:
     """The same twelve requests each time: six prompts, greedy and at temperature 1."""
     generator = np.random.default_rng(7)
     requests = [
@@ -93,15 +99,31 @@ def equal(left: list[Completion], right: list[Completion]) -> list[bool]:
     ]
 
 
+def placed(config: Config) -> Placement:
+    wanted = demand(config.megatron, config.rollout)
+    return reserve(wanted, device="cpu", start_timeout_s=120).placement
+
+
+async def start(
+    config: Config, engine: EngineConfig, slots: Sequence[Slot]
+) -> list[RestartingEngine]:
+    return await start_engines(
+        engine, rollout=config.rollout, sync_timeout_s=config.weight_sync.timeout_s,
+        threads=config.cluster.threads_per_rank, slots=slots,
+    )  # fmt: skip
+
+
 async def sync_and_compare(model: Path, out: Path, layouts: list[tuple[int, int]]) -> None:
     base = config_for(model, 1, 1, 0)
-    slots = reserve(base, device="cpu").placement.engines
-    engines = await start_engines(base, engine_config(model, random_weights=True), slots=slots)
+    slots = placed(base).engines
+    engines = await start(base, engine_config(model, random_weights=True), slots)
     previous: list[Completion] | None = None
     for version, (tp, pp) in enumerate(layouts):
         config = config_for(model, tp, pp, seed=version)
-        ranks = reserve(config, device="cpu").placement.trainer
-        trainer = await start_trainer(config, slots=ranks, device="cpu", optimizer_steps=1)
+        trainer = await start_trainer(
+            trainer_sections(config, purpose="train"), slots=placed(config).trainer, device="cpu",
+            optimizer_steps=1,
+        )  # fmt: skip
         sync = WeightSync(trainer, engines, config.weight_sync)
         stats = await sync.run(version)
         sync.close()
@@ -109,7 +131,7 @@ async def sync_and_compare(model: Path, out: Path, layouts: list[tuple[int, int]
         await trainer.export(folder)
         trainer.stop()
         again = engine_config(folder, random_weights=False)
-        fresh = await start_engines(config, again, slots=slots)
+        fresh = await start(config, again, slots)
         synced, loaded = await sample(engines[0]), await sample(fresh[0])
         await stop_engines(fresh)
 

@@ -20,6 +20,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.limits import HANG_S
+
 ROOT = Path(__file__).parents[2]
 RAY_PORT = 6379
 
@@ -32,7 +34,9 @@ class Node:
     keeper: subprocess.Popen[str]
     started: list[subprocess.Popen[str]] = field(default_factory=list)
 
-    def start(self, command: Sequence[str | Path], *, log: Path, **env: str) -> subprocess.Popen:
+    def start(
+        self, command: Sequence[str | Path], *, log: Path, **env: str
+    ) -> subprocess.Popen[str]:
         """Start a command on the node; it writes to `log`."""
         inside = ["nsenter", "-t", str(self.keeper.pid), "-n", "-m", f"-w{log.parent}"]
         with log.open("a") as out:
@@ -68,9 +72,9 @@ class Node:
         for process in self.processes():
             process.kill()
         for begun in self.started:
-            begun.wait(timeout=20)
+            begun.wait(timeout=HANG_S)
         self.keeper.kill()
-        self.keeper.wait(timeout=20)
+        self.keeper.wait(timeout=HANG_S)
 
 
 def why_not() -> str:
@@ -123,8 +127,8 @@ def ray_cluster(nodes: Sequence[Node], log: Path, *, gpus: int = 0) -> Iterator[
         "RAY_USAGE_STATS_ENABLED": "0",
         # A lost node is noticed within seconds.
         "RAY_health_check_period_ms": "1000",
-        "RAY_health_check_timeout_ms": "2000",
-        "RAY_health_check_failure_threshold": "3",
+        "RAY_health_check_timeout_ms": "5000",
+        "RAY_health_check_failure_threshold": "5",
     }
     head = f"{nodes[0].address}:{RAY_PORT}"
     roles = [["--head", f"--port={RAY_PORT}", f"--temp-dir={folder}", "--include-dashboard=false"]]
@@ -151,8 +155,8 @@ def ray_cluster(nodes: Sequence[Node], log: Path, *, gpus: int = 0) -> Iterator[
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _wait_for(node: Node, process: subprocess.Popen, log: Path) -> None:
-    end = time.monotonic() + 60
+def _wait_for(node: Node, process: subprocess.Popen[str], log: Path) -> None:
+    end = time.monotonic() + HANG_S
     while time.monotonic() < end:
         assert process.poll() is None, log.read_text()
         if any("raylet/raylet" in " ".join(_command(p)) for p in node.processes()):
@@ -181,6 +185,6 @@ def _link(path: str) -> str:
 
 def _command(process: psutil.Process) -> list[str]:
     try:
-        return process.cmdline()
+        return list(process.cmdline())
     except psutil.Error:
         return []

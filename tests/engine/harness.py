@@ -31,6 +31,7 @@ def running_engine(
     max_model_tokens: int = 512,
     max_num_seqs: int = 32,
     quantization: str | None = None,
+    fp32_output_layer: bool = False,
     tensor_parallel: int = 1,
 ) -> Iterator[VLLMEngine]:
     """An engine that is shut down at the end."""
@@ -46,6 +47,7 @@ def running_engine(
             device="cpu",
             end_token_ids=end_token_ids,
             quantization=quantization,
+            fp32_output_layer=fp32_output_layer,
             random_weights=random_weights,
         )
     )

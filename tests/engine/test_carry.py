@@ -16,13 +16,19 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from herl_megatron.config.schema import Config, HindsightConfig
+from herl_megatron.config.schema import (
+    Config,
+    HindsightConfig,
+    ModelConfig,
+    RolloutConfig,
+    TrainConfig,
+)
 from herl_megatron.rollout.carry import continuation, join
 from herl_megatron.rollout.engine import Bucket
 from herl_megatron.rollout.pipeline import RolloutPipeline
 from herl_megatron.rollout.schedule import open_source
 from herl_megatron.rollout.vllm_engine import VLLMEngine
-from herl_megatron.types import Completion, IntArray, SamplingSettings, ScoredGroup
+from herl_megatron.types import Completion, GenerateRequest, IntArray, SamplingSettings, ScoredGroup
 from herl_megatron.weight_sync.bucket_folder import BucketFolder
 from herl_megatron.weight_sync.sync import sync_weights
 from herl_megatron.weight_sync.transport import write_bucket
@@ -115,12 +121,12 @@ def test_partial_rollouts_over_weight_syncs(
 ) -> None:
     """The whole path: cut by the pipeline, weights synced, continued, revised, learnt from."""
     config = Config(
-        model={"path": "unused"},
-        rollout={
-            "mode": "partial", "oversample": 1.0, "max_staleness": 2, "group_size": 3,
-            "max_response_tokens": LIMIT, "temperature": TEMPERATURE,
-        },
-        train={"steps": STEPS, "prompts_per_step": 2, "prompts_per_optimizer_step": 2},
+        model=ModelConfig(path="unused"),
+        rollout=RolloutConfig(
+            mode="partial", oversample=1.0, max_staleness=2, group_size=3,
+            max_response_tokens=LIMIT, temperature=TEMPERATURE,
+        ),
+        train=TrainConfig(steps=STEPS, prompts_per_step=2, prompts_per_optimizer_step=2),
     )  # fmt: skip
     pipeline = RolloutPipeline(
         [engine],
@@ -131,7 +137,10 @@ def test_partial_rollouts_over_weight_syncs(
         max_experience_tokens=1500,
         seed=5,
     )
-    source = open_source(config, pipeline, make_prompts(8))
+    source = open_source(
+        pipeline, make_prompts(8), train=config.train, rollout=config.rollout,
+        seed=config.run.seed, shuffle=config.data.shuffle,
+    )  # fmt: skip
 
     async def run() -> list[list[ScoredGroup]]:
         steps = []
@@ -159,7 +168,7 @@ def test_greedy_response_is_the_same_cut_or_not(
     sampling = SamplingSettings(temperature=0.0, max_tokens=300)
     requests = [replace(r, sampling=sampling) for r in make_requests(4, shared_prompt_tokens=200)]
 
-    async def cut(sent: Sequence) -> list[Completion]:
+    async def cut(sent: Sequence[GenerateRequest]) -> list[Completion]:
         task = asyncio.create_task(engine.generate(sent))
         await engine.generate([replace(sent[0], request_id="clock",
                                        sampling=SamplingSettings(max_tokens=20))])  # fmt: skip
@@ -174,7 +183,7 @@ def test_greedy_response_is_the_same_cut_or_not(
         joined = {p.request_id: join(p, r) for (_, p), r in zip(open_, rest, strict=True)}
         return [joined.get(part.request_id, part) for part in parts]
 
-    async def run():
+    async def run() -> tuple[list[Completion], ...]:
         await sync_weights(ModelTrainer(models[0]), [engine], 10, paths=paths, timeout_s=60)
         whole = await engine.generate(requests)
         twice = await go_on(await go_on(await cut(requests), end=False), end=True)

@@ -7,25 +7,14 @@ exactly the asked keys is what the constraint has to give.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from herl_megatron.config.schema import JudgeConfig
 from herl_megatron.data.toy_model import write_model_folder
-from herl_megatron.rollout.engine import engine_environment
 from herl_megatron.rubrics.client import JudgeClient
 from herl_megatron.types import (
     Aggregation,
@@ -36,9 +25,9 @@ from herl_megatron.types import (
     Rubric,
     Verdict,
 )
+from tests.serve import Server, vllm_serve
 
 pytestmark = pytest.mark.engine
-START_TIMEOUT_S = 240.0
 CRITERIA = tuple(
     Criterion(f"c{i}", "judge", description=f"The response names {what}.")
     for i, what in enumerate(("a river", "a garden", "old stones"))
@@ -46,95 +35,21 @@ CRITERIA = tuple(
 TEXTS = [f"The old river {i} runs past the garden." for i in range(8)]
 
 
-class Server:
-    """A running `vllm serve`."""
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-        self.url = f"http://127.0.0.1:{port}/v1"
-
-    def counted(self) -> float:
-        """Finished requests, as the server counts them."""
-        page = urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=30)
-        lines = page.read().decode().splitlines()
-        return sum(
-            float(line.split()[-1]) for line in lines if line.startswith("vllm:request_success")
-        )
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """`vllm serve` in its own process group; the group is gone and the port free at the end."""
     folder = tmp_path_factory.mktemp("judge")
     write_model_folder(folder / "model", seed=0)
     config = json.loads((folder / "model/config.json").read_text())
     config["max_position_embeddings"] = 8192  # rules and statements in a tokenizer of bytes
     (folder / "model/config.json").write_text(json.dumps(config))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server",
-        "--model", str(folder / "model"), "--served-model-name", "judge",
-        "--host", "127.0.0.1", "--port", str(port), "--enforce-eager", "--dtype", "float32",
-        "--max-model-len", "8192", "--max-num-seqs", "8", "--kv-cache-memory-bytes", "67108864",
+    options = (
+        "--dtype", "float32", "--max-model-len", "8192", "--max-num-seqs", "8",
+        "--kv-cache-memory-bytes", "67108864",
         "--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}',
-    ]  # fmt: skip
+    )  # fmt: skip
     log = folder / "serve.log"
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env=os.environ | engine_environment(device="cpu", threads=1),
-        )
-    try:
-        _wait_until_up(process, port, log)
-        yield Server(port)
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            pass
-        _kill_group(process.pid)
-        process.wait(timeout=20)
-    with socket.socket() as again:
-        again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        again.bind(("127.0.0.1", port))
-
-
-def _wait_until_up(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    end = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < end:
-        if process.poll() is not None:
-            break
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
-            return
-        except OSError:
-            time.sleep(0.25)
-    pytest.fail(f"vllm serve did not come up:\n{log.read_text()[-3000:]}")
-
-
-def _kill_group(group: int) -> None:
-    """What is left of it; a zombie that its parent has not asked for yet is gone."""
-    end = time.monotonic() + 20
-    while time.monotonic() < end:
-        if not any(_is_alive_in(group, process) for process in psutil.process_iter()):
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(group, signal.SIGKILL)
-        time.sleep(0.1)
-    raise AssertionError("a process of the judge server is left")
-
-
-def _is_alive_in(group: int, process: psutil.Process) -> bool:
-    try:
-        return os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE
-    except (ProcessLookupError, psutil.NoSuchProcess):
-        return False
+    with vllm_serve(folder / "model", *options, name="judge", log=log) as serving:
+        yield serving
 
 
 def ask(

@@ -18,17 +18,19 @@ from herl_megatron.rollout.vllm_engine import VLLMEngine
 from herl_megatron.rollout.vllm_workers import start_failure
 from herl_megatron.types import Completion
 from herl_megatron.weight_sync.bucket_folder import BucketFolder
-from herl_megatron.weight_sync.parity import ParityError, ParityGate, limits_for, make_probes
+from herl_megatron.weight_sync.parity import ParityError, ParityGate, make_probes
+from herl_megatron.weight_sync.parity_limits import SAME_PROGRAM, Limits, tolerance_for
 from herl_megatron.weight_sync.sync import sync_weights
 from tests.engine.harness import running_engine
 from tests.engine.test_parity import HFTrainer
 from tests.engine.tiny_models import VOCAB, hf_logits, make_model, make_requests, picked
+from tests.limits import HANG_S
 
 pytestmark = pytest.mark.engine
 # Longer than vLLM's CPU block of 128 tokens, so that prompts are found in the prefix cache.
 SAMPLED = make_requests(6, temperature=0.8, max_tokens=20, shared_prompt_tokens=300, prefix="s")
 GREEDY = make_requests(3, temperature=0.0, max_tokens=20, shared_prompt_tokens=300, prefix="g")
-LIMITS = limits_for(ParityConfig(), "fp32", "fp32")
+TOLERANCE = tolerance_for(ParityConfig(), "fp32", "fp32")
 
 
 @pytest.fixture
@@ -83,8 +85,11 @@ def test_two_workers_compute_the_synced_weights(tmp_path: Path, buckets: BucketF
         draw = np.random.default_rng(1)
         prompts = [draw.integers(3, VOCAB, size).astype(np.int32) for size in (20, 33)]
         probes = make_probes(prompts, max_model_tokens=512)
-        gate = ParityGate(trainer, [engine], probes=probes, limits=LIMITS, every=1, seed=0)
-        assert (await gate.check(1))["parity/max"] < LIMITS.max / 3
+        gate = ParityGate(trainer, [engine], probes=probes, tolerance=TOLERANCE, every=1, seed=0)
+        assert (await gate.check(1))["parity/max"] < TOLERANCE.floors.max / 3
+        floors = TOLERANCE.floors
+        same = Limits(SAME_PROGRAM * floors.mean, SAME_PROGRAM * floors.max)
+        assert gate.limits == (floors, floors, same, same)
         await engine._call(lambda llm: llm.collective_rpc(keep_old_weights))
         trainer.train()
         await sync_weights(trainer, [engine], 2, paths=buckets.paths, timeout_s=60)
@@ -107,7 +112,7 @@ def test_two_workers_compute_the_synced_weights(tmp_path: Path, buckets: BucketF
         for call in (endless, engine.generate(SAMPLED), engine.start_weight_update()):
             with pytest.raises(RuntimeError, match=r"worker processes .* ended.* 1 \(exit code -9"):
                 await asyncio.wait_for(call, 30)
-        assert psutil.wait_procs([first, second], timeout=10)[1] == []
+        assert psutil.wait_procs([first, second], timeout=HANG_S)[1] == []
 
     with running_engine(tmp_path / "model", random_weights=True, tensor_parallel=2) as engine:
         two = asyncio.run(scenario(engine))

@@ -97,7 +97,8 @@ def make_requests(
 def hf_logits(model: PreTrainedModel, prompt: np.ndarray, response: np.ndarray) -> torch.Tensor:
     """Logits of every response position under the HF model, `[response, vocab]` float32."""
     tokens = torch.from_numpy(np.concatenate([prompt, response]).astype(np.int64))[None]
-    return model(tokens).logits[0, len(prompt) - 1 : -1].float()
+    logits: torch.Tensor = model(tokens).logits[0, len(prompt) - 1 : -1]
+    return logits.float()
 
 
 def picked(log_probs: torch.Tensor, tokens: np.ndarray) -> np.ndarray:

@@ -9,7 +9,6 @@ weight version, so that a sync that lost or mixed weights ends the run. Weights 
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import subprocess
@@ -129,10 +128,9 @@ def test_steps_on_one_gpu(
     overrides: tuple[str, ...],
     record_property: Callable[[str, object], None],
 ) -> None:
-    from herl_megatron.config.load import load_config
-    from herl_megatron.train import train
+    from herl_megatron import prepare, train
 
-    config = load_config(
+    config = prepare(
         ROOT / "configs/quickstart_cpu.yaml",
         [
             f"run.dir={tmp_path}", "run.name=gpu", "cluster.device=cuda",
@@ -147,7 +145,7 @@ def test_steps_on_one_gpu(
             "checkpoint.every=0", *overrides,
         ],
     )  # fmt: skip
-    asyncio.run(train(config))
+    train(config)
     rows = [json.loads(line) for line in (tmp_path / "gpu/metrics.jsonl").open()]
     record_property("metrics", json.dumps(rows))
     assert len(rows) == 2

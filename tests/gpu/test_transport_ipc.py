@@ -44,7 +44,7 @@ def start() -> tuple[multiprocessing.process.BaseProcess, Connection]:
     ours, theirs = context.Pipe()
     process = context.Process(target=engine, args=(theirs,), daemon=True)
     process.start()
-    return process, ours  # type: ignore[return-value]
+    return process, ours
 
 
 @pytest.fixture

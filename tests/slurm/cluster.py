@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from tests.limits import HANG_S
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 _CONF = """\
 ClusterName=herl
@@ -60,7 +62,7 @@ class Slurm:
     def call(self, *command: str | Path, cwd: Path | None = None, **env: str) -> str:
         """Output of a Slurm command."""
         done = subprocess.run(
-            list(map(str, command)), cwd=cwd, env=self.env | env, text=True, timeout=60,
+            list(map(str, command)), cwd=cwd, env=self.env | env, text=True, timeout=HANG_S,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         assert done.returncode == 0, f"{command}: {done.stdout}"
@@ -71,9 +73,9 @@ class Slurm:
         said = self.call("scontrol", "show", "job", job, "-o")
         return dict(item.split("=", 1) for item in said.split() if "=" in item)
 
-    def wait(self, job: str, states: Sequence[str], timeout_s: float) -> dict[str, str]:
+    def wait(self, job: str, states: Sequence[str]) -> dict[str, str]:
         """Until the job is in one of `states`."""
-        end = time.monotonic() + timeout_s
+        end = time.monotonic() + HANG_S
         while (said := self.state(job))["JobState"] not in states:
             assert time.monotonic() < end, f"job {job} is {said['JobState']}, not {states}"
             time.sleep(0.2)
@@ -120,10 +122,10 @@ def _start(stack: ExitStack, slurm: Slurm, name: str, *options: str) -> None:
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.send_signal(signal.SIGTERM)
     try:
-        process.wait(timeout=10)
+        process.wait(timeout=HANG_S)
     except subprocess.TimeoutExpired:
         process.kill()
-        process.wait(timeout=10)
+        process.wait(timeout=HANG_S)
 
 
 def _end_jobs(slurm: Slurm) -> None:
@@ -139,9 +141,9 @@ def _idle(slurm: Slurm) -> int:
 
 
 def _until(true: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + HANG_S
     while not true():
-        assert time.monotonic() < end, f"waited 30 s for {what}"
+        assert time.monotonic() < end, f"waited {HANG_S} s for {what}"
         time.sleep(0.1)
 
 

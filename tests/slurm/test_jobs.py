@@ -6,10 +6,13 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import ROOT
+from herl_megatron.observability.metrics import is_measured
+from tests.e2e.conftest import ROOT, Start
+from tests.limits import HANG_S
 from tests.slurm.cluster import Slurm, why_not
 
 pytestmark = [pytest.mark.e2e, pytest.mark.skipif(bool(why_not()), reason=why_not())]
@@ -35,10 +38,10 @@ def submit(slurm: Slurm, checkout: Path, *overrides: str, **env: str) -> str:
     return job.strip()
 
 
-def metrics(run: Path) -> list[dict]:
+def metrics(run: Path) -> list[dict[str, Any]]:
     """Every line without what measures time."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: row[key] for key in row if not key.endswith("_s")} for row in rows]
+    return [{key: row[key] for key in row if not is_measured(key)} for row in rows]
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -46,7 +49,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_stopped_before_the_time_limit_queued_again_and_resumed(
-    slurm: Slurm, herl, small: list[str], checkout: Path
+    slurm: Slurm, herl: Start, small: list[str], checkout: Path
 ) -> None:
     """No checkpoint is due before the signal comes, so that one taken because of it is resumed; the
     result is that of a run on one node which nobody stopped."""
@@ -66,8 +69,8 @@ def test_stopped_before_the_time_limit_queued_again_and_resumed(
     slurm.call("scancel", "--batch", "--signal=USR1", job)
     _until(lambda: slurm.state(job)["Restarts"] == "1", slurm, job, log)
     # It may begin when the nodes have forgotten the first turn's credential: `cred_expire`.
-    slurm.wait(job, ("RUNNING",), 90)
-    ended = slurm.wait(job, ("COMPLETED", "FAILED", "CANCELLED"), 180)
+    slurm.wait(job, ("RUNNING",))
+    ended = slurm.wait(job, ("COMPLETED", "FAILED", "CANCELLED"))
     said = log.read_text()
     assert ended["JobState"] == "COMPLETED" and ended["ExitCode"] == "0:0", said
     assert said.count("Ray on 2 nodes") == 2 and "resumed from" in said, said
@@ -93,7 +96,7 @@ def test_what_cannot_run_ends_before_ray_starts_and_is_not_queued_again(
     slurm: Slurm, small: list[str], checkout: Path, override: str, code: str, message: str
 ) -> None:
     job = submit(slurm, checkout, *small, override, HERL_REQUEUE_FAILED="3")
-    ended = slurm.wait(job, ("COMPLETED", "FAILED", "CANCELLED"), 90)
+    ended = slurm.wait(job, ("COMPLETED", "FAILED", "CANCELLED"))
     said = (checkout.parent / "job.log").read_text()
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", code, "0"), said
     assert message in said and "Ray on" not in said, said
@@ -101,7 +104,7 @@ def test_what_cannot_run_ends_before_ray_starts_and_is_not_queued_again(
 
 
 def _until(true: Callable[[], bool], slurm: Slurm, job: str, log: Path) -> None:
-    end = time.monotonic() + 180
+    end = time.monotonic() + HANG_S
     while not true():
         late = time.monotonic() > end
         assert not late and slurm.state(job)["JobState"] != "FAILED", log.read_text()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import ROOT
+from tests.limits import HANG_S
 from tests.slurm.cluster import Slurm, why_not
 
 needs_slurm = pytest.mark.skipif(bool(why_not()), reason=why_not())
@@ -67,18 +68,18 @@ def submit(slurm: Slurm, folder: Path, address: str) -> str:
 @needs_slurm
 def test_a_cancelled_job_is_not_queued_again(slurm: Slurm, tmp_path: Path) -> None:
     job, log = submit(slurm, tmp_path, "10.0.0.1"), tmp_path / "log"
-    end = time.monotonic() + 60
+    end = time.monotonic() + HANG_S
     while not log.exists() or "driver up" not in log.read_text():
         assert time.monotonic() < end, slurm.state(job)
         time.sleep(0.2)
     slurm.call("scancel", job)
-    ended = slurm.wait(job, ENDED, 60)
+    ended = slurm.wait(job, ENDED)
     assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "0"), log.read_text()
 
 
 @needs_slurm
 def test_an_address_that_no_other_node_can_reach_is_refused(slurm: Slurm, tmp_path: Path) -> None:
-    ended = slurm.wait(submit(slurm, tmp_path, "127.0.1.1"), ENDED, 60)
+    ended = slurm.wait(submit(slurm, tmp_path, "127.0.1.1"), ENDED)
     said = (tmp_path / "log").read_text()
     assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "1:0"), said
     assert "127.0.1.1, which no other node can reach" in said and "Ray on" not in said

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -61,7 +62,7 @@ def test_bad_configuration(
     assert [text for text in said if text not in output] == [], output
 
 
-def broken(change: Callable[[dict], object]) -> Callable[[str], str]:
+def broken(change: Callable[[dict[str, Any]], object]) -> Callable[[str], str]:
     def edit(line: str) -> str:
         row = json.loads(line)
         change(row)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -71,10 +72,10 @@ def test_transformer_engine_is_known_by_either_package(
 ) -> None:
     def look_up(package: str) -> str:
         if package not in installed:
-            raise device.metadata.PackageNotFoundError(package)
+            raise metadata.PackageNotFoundError(package)
         return installed[package]
 
-    monkeypatch.setattr(device.metadata, "version", look_up)
+    monkeypatch.setattr(metadata, "version", look_up)
     assert device.transformer_engine_version() == version
 
 

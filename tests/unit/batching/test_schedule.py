@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -125,49 +126,33 @@ def row(name: str, context: int, response: int, weight: float = 1.0) -> TrainRow
 
 def test_shards_and_back() -> None:
     rows = [row("a", 3, 2), row("b", 5, 4, weight=0.0), row("c", 1, 7), row("d", 2, 2)]
-    old = [np.full(len(r.response_token_ids), i, np.float32) for i, r in enumerate(rows)]
     megatron = MegatronConfig(data_parallel=2, micro_batch_tokens=64)
-    shards = make_shards(
-        rows, megatron=megatron, old_log_probs=old, ref_log_probs=[None] * len(rows)
-    )
+    shards = make_shards(rows, megatron=megatron)
     # Lengths 5, 8, 4 (b is left out): c to rank 0, a and d to rank 1.
     assert [[r.prompt_id for r in shard.rows] for shard in shards] == [["c"], ["a", "d"]]
     assert [shard.row_indices for shard in shards] == [(2,), (0, 3)]
     assert [shard.micro_batches for shard in shards] == [((0,),), ((0, 1),)]
     assert [(shard.loss_tokens, shard.loss_rows) for shard in shards] == [(11, 3)] * 2
-    assert [float(values[0]) for values in shards[1].old_log_probs] == [0.0, 3.0]
-    assert shards[1].ref_log_probs == (None, None)
     names = [[r.prompt_id for r in shard.rows] for shard in shards]
     assert gather_rows(shards, names) == ["a", None, "c", "d"]
 
 
 def test_interleaved_pipeline_needs_a_multiple_of_its_size() -> None:
     megatron = MegatronConfig(pipeline_parallel=4, virtual_pipeline=2, micro_batch_tokens=64)
-    (shard,) = make_shards(
-        [row("a", 3, 2)], megatron=megatron, old_log_probs=[None], ref_log_probs=[None]
-    )
+    (shard,) = make_shards([row("a", 3, 2)], megatron=megatron)
     assert shard.micro_batches == ((0,), (), (), ())
 
 
 @pytest.mark.parametrize(("context", "response"), [(0, 3), (3, 0)])
 def test_row_without_tokens(context: int, response: int) -> None:
     with pytest.raises(ValueError, match=f"'x' has {context} context and {response} response"):
-        make_shards(
-            [row("x", context, response)],
-            megatron=MegatronConfig(),
-            old_log_probs=[None],
-            ref_log_probs=[None],
-        )
+        make_shards([row("x", context, response)], megatron=MegatronConfig())
 
 
 def test_log_probs_of_another_length() -> None:
     with pytest.raises(ValueError, match=r"'x' has 3 response tokens but .* \[3, 2\] tokens"):
-        make_shards(
-            [row("x", 2, 3)],
-            megatron=MegatronConfig(),
-            old_log_probs=[np.zeros(2, np.float32)],
-            ref_log_probs=[None],
-        )
+        short = replace(row("x", 2, 3), old_log_probs=np.zeros(2, np.float32))
+        make_shards([short], megatron=MegatronConfig())
 
 
 @pytest.mark.parametrize(

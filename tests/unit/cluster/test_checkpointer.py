@@ -15,10 +15,16 @@ from herl_megatron.cluster.checkpointer import Checkpointer
 from herl_megatron.config.schema import (
     CheckpointConfig,
     Config,
+    DataConfig,
+    JudgeConfig,
     ModelConfig,
     RunConfig,
     TrainConfig,
 )
+from herl_megatron.observability.checkpoints import Checkpoint, DriverState
+from herl_megatron.observability.ends import PausedByBudget, SavedForResume
+from herl_megatron.rollout.liveness import DeadPolicyError
+from herl_megatron.rubrics.budget import Budget
 
 
 class Trainer:
@@ -94,3 +100,104 @@ def test_a_failed_save_is_told_at_once_and_ends_the_run_one_step_later(
     assert line == "the checkpoint of step 8 failed: [Errno 28] No space left on device"
     saved = (tmp_path / "run" / "checkpoints").glob("step_*")
     assert [folder.name for folder in saved] == ["step_000004"]
+
+
+def test_a_dead_policy_is_not_saved_and_the_one_checkpoint_kept_stays(tmp_path: Path) -> None:
+    """The weights are asked before a save that is due, and only then."""
+    config = Config(
+        run=RunConfig(dir=str(tmp_path), name="run"),
+        model=ModelConfig(path="toy"),
+        train=TrainConfig(steps=9),
+        checkpoint=CheckpointConfig(every=2, keep=1),
+    )
+    asked = []
+
+    async def require_alive(version: int) -> None:
+        asked.append(version)
+        if version == 4:
+            raise DeadPolicyError("dead")
+
+    async def loop() -> None:
+        trainer: Any = Trainer(full_at=0)
+        saves = Checkpointer(config, trainer, Source(), require_alive=require_alive)  # type: ignore[arg-type]
+        for step in range(1, 10):
+            await saves.save_if_due(step, 0, None)
+            await asyncio.sleep(0.05)
+
+    with pytest.raises(DeadPolicyError):
+        asyncio.run(loop())
+    assert asked == [2, 4]
+    saved = (tmp_path / "run" / "checkpoints").glob("step_*")
+    assert [folder.name for folder in saved] == ["step_000002"]
+
+
+class Restored(Trainer):
+    """Ranks that read whatever they are given."""
+
+    async def load_checkpoint(self, folder: Path, *, version: int) -> None:
+        """Nothing to read."""
+
+
+class RestoredSource(Source):
+    """Rollouts that go on anywhere."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        assert state == {"position": 7}
+
+
+@pytest.mark.parametrize("changed", [(), ("eval.temperature", "data.eval")])
+def test_before_is_left_out_where_the_evaluation_has_changed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, changed: tuple[str, ...]
+) -> None:
+    """0.406 of 8 rows at one temperature and 0.503 of 16 others are no gain of 0.097."""
+    driver = DriverState(3, 0, {"position": 7}, {"reward": 0.406, "all_satisfied": 0.0}, {})
+    config = Config(model=ModelConfig(path="toy"))
+    saves: Any = Checkpointer(config, Restored(full_at=0), RestoredSource())  # type: ignore[arg-type]
+    step, before = asyncio.run(saves.restore(Checkpoint(tmp_path, driver, changed)))
+    assert step == 3
+    if changed:
+        assert before is None
+        assert "eval.temperature, data.eval" in caplog.text and "is left out" in caplog.text
+    else:
+        assert before.reward == 0.406
+
+
+@pytest.mark.parametrize(
+    ("caps", "evaluates", "ended"),
+    [
+        ({"max_calls": 35}, False, 3),  # 10 calls a step: 5 are left after the third
+        ({"max_calls": 40}, False, 4),
+        ({"max_calls": 50}, False, None),  # nothing is judged after the last step
+        ({"max_calls": 50}, True, 5),
+        ({}, True, None),
+    ],
+)
+def test_a_run_is_saved_and_paused_where_its_judges_budget_ends(
+    tmp_path: Path, caps: dict[str, Any], evaluates: bool, ended: int | None
+) -> None:
+    config = Config(
+        run=RunConfig(dir=str(tmp_path), name="run"),
+        model=ModelConfig(path="toy"),
+        data=DataConfig(eval="held_out.jsonl" if evaluates else ""),
+        train=TrainConfig(steps=5),
+        checkpoint=CheckpointConfig(every=0),
+    )
+    budget = Budget(JudgeConfig(**caps), stops=False)
+
+    async def loop() -> int | None:
+        trainer: Any = Trainer(full_at=0)
+        saves = Checkpointer(config, trainer, Source(), budget=budget)  # type: ignore[arg-type]
+        for step in range(1, 6):
+            for _ in range(10):
+                budget.call()
+            try:
+                await saves.save_if_due(step, 0, None)
+            except PausedByBudget as error:
+                assert str(error).startswith(f"{step} steps are done and saved; judge.max_calls ")
+                assert isinstance(error, SavedForResume)
+                return step
+        return None
+
+    assert asyncio.run(loop()) == ended
+    saved = (tmp_path / "run" / "checkpoints").glob("step_*")
+    assert [f.name for f in saved] == ([f"step_{ended:06d}"] if ended else [])

@@ -11,8 +11,8 @@ from ray.exceptions import RayActorError
 
 from herl_megatron.cluster import engines
 from herl_megatron.cluster.engines import RemoteEngine
-from herl_megatron.config.schema import Config
-from herl_megatron.rollout.engine import EngineLost
+from herl_megatron.config.schema import RolloutConfig
+from herl_megatron.rollout.engine import Bucket, EngineLost
 
 
 class Method:
@@ -64,8 +64,8 @@ def test_a_slow_start_may_take_as_long_as_a_group(timeout_s: float, limit_s: flo
 
 
 def engine(actor: Actor, **rollout: float) -> RemoteEngine:
-    sections = {"model": {"path": "unused"}, "rollout": {"stall_timeout_s": 0.2, **rollout}}
-    return RemoteEngine(actor, index=3, config=Config.model_validate(sections))
+    section = RolloutConfig.model_validate({"stall_timeout_s": 0.2, **rollout})
+    return RemoteEngine(actor, index=3, rollout=section, sync_timeout_s=60)
 
 
 @pytest.mark.parametrize("stalled_s", [None, 0.5], ids=["no answer", "no step"])
@@ -73,7 +73,7 @@ def test_a_hung_engine_is_killed_and_every_open_call_says_why(stalled_s: float |
     async def scenario() -> None:
         actor = Actor(work_s=60, stalled_s=stalled_s)
         process = engine(actor)
-        calls = [process.generate([]), process.generate([]), process.load_bucket(None)]
+        calls = [process.generate([]), process.generate([]), process.load_bucket(Bucket("", 0, ()))]
         errors = await asyncio.gather(*calls, return_exceptions=True)
         for error, doing in zip(errors, ("generate", "generate", "load a weight"), strict=True):
             assert isinstance(error, EngineLost), error
@@ -87,7 +87,8 @@ def test_an_engine_that_works_for_long_is_left_alone_and_nobody_asks_an_idle_one
     async def scenario() -> None:
         actor = Actor(work_s=0.8, stalled_s=0.1)
         process = engine(actor)
-        assert await asyncio.gather(process.generate([]), process.generate([])) == [["answer"]] * 2
+        answers: Any = await asyncio.gather(process.generate([]), process.generate([]))
+        assert list(answers) == [["answer"]] * 2
         asked = actor.asked
         assert 5 <= asked <= 16 and not actor.killed.is_set()  # every 0.05 s, one watcher
         await asyncio.sleep(0.2)

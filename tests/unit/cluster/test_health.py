@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import socket
 import time
+from collections.abc import Awaitable
+from typing import Any
 
 import pytest
 from ray.exceptions import RayActorError
 
 from herl_megatron.cluster.health import WorkerError, wait_for_all
 from herl_megatron.cluster.rescue import require_scores
-from herl_megatron.cluster.session import check_address, object_store_bytes
-from herl_megatron.config.schema import ClusterConfig
-from herl_megatron.types import RolloutGroup, Scored, ScoredGroup, Unscored
+from herl_megatron.cluster.session import object_store_bytes
+from herl_megatron.types import RolloutGroup, Score, Scored, ScoredGroup, Unscored
+from tests.unit.hindsight.groups import PROMPT, PROMPT_IDS
 
 
 async def after(seconds: float, value: object) -> object:
@@ -24,8 +25,8 @@ async def after(seconds: float, value: object) -> object:
     return value
 
 
-def wait(*calls, timeout_s: float = 5.0):
-    async def run():
+def wait(*calls: Awaitable[Any], timeout_s: float = 5.0) -> list[Any]:
+    async def run() -> list[Any]:
         names = [f"rank {index}" for index in range(len(calls))]
         return await wait_for_all(calls, who=names, doing="step", timeout_s=timeout_s)
 
@@ -80,21 +81,34 @@ def test_object_store_is_a_quarter_of_shared_memory_within_bounds() -> None:
     assert object_store_bytes(64 << 30) == 1 << 30
 
 
-def test_a_cluster_address_without_a_listener_is_refused_at_once() -> None:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{server.getsockname()[1]}"
-        with pytest.raises(ValueError, match=rf"cluster.address is '{address}'.*ray start"):
-            check_address(ClusterConfig(address=address))
-        server.listen()
-        check_address(ClusterConfig(address=address))
-    with pytest.raises(ValueError, match="HOST:PORT"):
-        check_address(ClusterConfig(address="nonsense"))
+REPORT = """The actor died unexpectedly before finishing this task.
+\tclass_name: TrainerRank
+The actor is dead because its worker process has died. Worker exit type: NODE_OUT_OF_MEMORY Worker \
+exit detail: Task was killed due to the node running low on memory.
+Memory on the node (IP: 10.1.2.3, ID: 496c84d0) where the lease was running was 22.90GB / 24.00GB \
+(0.954167), which exceeds the memory usage threshold of 0.95.
+Top 10 memory users:
+PID\tMEM(GB)\tCOMMAND
+4711\t19.80\tray::TrainerRank.train_step
+4712\t1.25\tray::EngineWorker
+"""
+
+
+def test_a_worker_that_died_for_want_of_memory_says_who_held_it() -> None:
+    """The first of Ray's lines hid it."""
+    with pytest.raises(WorkerError) as caught:
+        wait(after(0, RayActorError(error_msg=REPORT)))
+    assert str(caught.value) == (
+        "rank 0 died during 'step': The actor died unexpectedly before finishing this task: node"
+        " 10.1.2.3 had 22.90 of 24.00 GB in use, most of it 19.80 GB by"
+        " ray::TrainerRank.train_step (process 4711), 1.25 GB by ray::EngineWorker (process 4712);"
+        " `herl plan` says what each process of a run needs, other programs there need theirs"
+    )
 
 
 def test_a_step_without_any_score_stops_the_run_with_the_reasons() -> None:
-    def group(*scores) -> ScoredGroup:
-        return ScoredGroup(RolloutGroup(None, None, ()), scores)  # type: ignore[arg-type]
+    def group(*scores: Score) -> ScoredGroup:
+        return ScoredGroup(RolloutGroup(PROMPT, PROMPT_IDS, ()), scores)
 
     down, slow = Unscored("judge down"), Unscored("too slow")
     with pytest.raises(RuntimeError, match="step 3: none of 3 .*: 2 x judge down; 1 x too slow"):

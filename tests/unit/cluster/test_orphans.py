@@ -10,6 +10,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.limits import HANG_S
+
 ROOT = Path(__file__).parents[3]
 
 DRIVER = """
@@ -41,7 +43,7 @@ def driver() -> tuple[subprocess.Popen[str], int, int, Path]:
 
 def alive(pid: int) -> bool:
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 
@@ -61,9 +63,32 @@ def test_a_killed_driver_leaves_no_marked_process_and_no_shared_memory() -> None
 
 def test_an_end_in_order_kills_nothing() -> None:
     process, before, worker, _ = driver()
-    output, _ = process.communicate("\n", timeout=30)
+    output, _ = process.communicate("\n", timeout=HANG_S)
     assert output == "False\n"  # the mark is gone with the block
     time.sleep(0.5)
     assert alive(before) and alive(worker)
     for pid in (before, worker):
         psutil.Process(pid).kill()
+
+
+def test_a_driver_that_could_say_nothing_has_its_last_checkpoint_named(tmp_path: Path) -> None:
+    """Ray aborts the driver at its next call where the node's raylet died."""
+    for step in (3, 20):
+        (tmp_path / "run" / "checkpoints" / f"step_{step:06d}").mkdir(parents=True)
+    (tmp_path / "run" / "run.log").write_text("begun\n")
+    code = (
+        "import os, sys; from pathlib import Path\n"
+        "from herl_megatron.cluster.orphans import orphan_guard\n"
+        f"with orphan_guard(run=Path({str(tmp_path / 'run')!r})): os.abort()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=400,
+    )  # fmt: skip
+    newest = tmp_path / "run" / "checkpoints" / "step_000020"
+    said = (
+        f"the last checkpoint is of step 20, {newest}; a policy comes of it by: herl convert to-hf"
+        f" --megatron {newest} --out {tmp_path}/run/policy_step_000020\n"
+    )
+    assert "raylet died" in done.stderr and said in done.stderr
+    assert (tmp_path / "run" / "run.log").read_text().endswith(said)

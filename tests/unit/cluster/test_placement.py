@@ -7,15 +7,18 @@ from typing import Any
 
 import pytest
 
+from herl_megatron.cluster import placement
 from herl_megatron.cluster.placement import (
+    DeviceKind,
     Node,
+    Placement,
     Slot,
     actor_options,
     bucket_writers,
+    demand,
     device_bucket_writers,
     in_order,
     network_environment,
-    place,
     ranks_beside_engines,
     trainer_environment,
 )
@@ -35,6 +38,18 @@ def config(*, replicas: int = 1, engine_tp: int = 1, **megatron: Any) -> Config:
     return Config.model_validate(
         {"model": {"path": "unused"}, "rollout": rollout, "megatron": megatron}
     )
+
+
+def place(
+    wanted: Config,
+    nodes: list[Node],
+    *,
+    device: DeviceKind,
+    trains: bool = True,
+    samples: bool = True,
+) -> Placement:
+    asked = demand(wanted.megatron if trains else None, wanted.rollout if samples else None)
+    return placement.place(asked, nodes, device=device)
 
 
 def where(slots: tuple[Slot, ...]) -> list[tuple[str, str]]:

@@ -15,10 +15,11 @@ import pytest
 import ray
 
 from herl_megatron.cluster import reserve as module
-from herl_megatron.cluster.placement import Node, actor_options
+from herl_megatron.cluster.placement import Node, actor_options, demand
 from herl_megatron.cluster.ready import missing
-from herl_megatron.cluster.reserve import reserve, run_device
-from herl_megatron.config.schema import ClusterConfig, Config
+from herl_megatron.cluster.reserve import Reservation, run_device
+from herl_megatron.config.schema import ClusterConfig, MegatronConfig, RolloutConfig
+from tests.limits import HANG_S
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +37,9 @@ def eight_gpus() -> Iterator[None]:
     patch.undo()
 
 
-def config(**megatron: Any) -> Config:
-    rollout = {"replicas": 2, "tensor_parallel": 2}
-    return Config.model_validate(
-        {"model": {"path": "unused"}, "rollout": rollout, "megatron": megatron}
-    )
+def reserve(**megatron: Any) -> Reservation:
+    wanted = demand(MegatronConfig(**megatron), RolloutConfig(replicas=2, tensor_parallel=2))
+    return module.reserve(wanted, device="cuda", start_timeout_s=60)
 
 
 class Process:
@@ -55,27 +54,27 @@ def test_ranks_and_engines_share_gpus_that_no_other_run_gets(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "_TIMEOUT_S", 3.0)
-    first = reserve(config(data_parallel=4), device="cuda")
-    second = reserve(config(data_parallel=4), device="cuda")
+    first = reserve(data_parallel=4)
+    second = reserve(data_parallel=4)
     names = [
         {gpu for slot in run.placement.trainer for gpu in slot.gpus} for run in (first, second)
     ]
     assert len(names[0]) == len(names[1]) == 4 and not names[0] & names[1]
     with pytest.raises(ValueError, match=r"needs 4 GPUs.* 0 of the Ray cluster's 8 GPUs are free"):
-        reserve(config(data_parallel=4), device="cuda")
+        reserve(data_parallel=4)
 
     slots = (*first.placement.trainer, *first.placement.engines)
     actors = [
         ray.remote(Process).options(**actor_options(slot, device="cuda", env={})).remote()
         for slot in slots
     ]
-    seen = ray.get([actor.gpus.remote() for actor in actors], timeout=60)
+    seen = ray.get([actor.gpus.remote() for actor in actors], timeout=HANG_S)
     order = [slot.gpus[0] for slot in first.placement.trainer]
     assert seen[:4] == order
     assert seen[4:] == [",".join(order[:2]), ",".join(order[2:])], "engines on the ranks' GPUs"
 
     first.release()
-    third = reserve(config(data_parallel=4), device="cuda")
+    third = reserve(data_parallel=4)
     assert {gpu for slot in third.placement.trainer for gpu in slot.gpus} == names[0]
     second.release()
     third.release()

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from herl_megatron.cluster.health import WorkerError
-from herl_megatron.cluster.parts import Parts
+from herl_megatron.cluster.parts import TrainParts
 from herl_megatron.cluster.restart import RestartingEngine, Restarts
 from herl_megatron.cluster.trainer import TrainerGroup
 from herl_megatron.config.schema import Config, HindsightConfig, RolloutConfig
+from herl_megatron.config.trainer_sections import trainer_sections
 from herl_megatron.rollout.engine import EngineLost
 from herl_megatron.rollout.pipeline import RolloutPipeline
 from herl_megatron.types import Completion, GenerateRequest, SamplingSettings
@@ -280,11 +281,17 @@ class Sync:
 def test_an_engine_lost_in_a_sync_serves_its_version_when_the_sync_returns() -> None:
     async def scenario() -> None:
         hosts = [Host(), Host(), Host()]
-        trainer = TrainerGroup(Config.model_validate({"model": {"path": "unused"}}), [])
-        parts = Parts(
-            *[None] * 3, [host.engine for host in hosts], None, None, trainer,
-            Sync(hosts, lost=[0, 2]), None, None, None, Restarts(3),
-        )  # type: ignore[arg-type]  # fmt: skip
+        config = Config.model_validate({"model": {"path": "unused"}})
+        nothing: Any = None
+        sync: Any = Sync(hosts, lost=[0, 2])
+        parts = TrainParts(
+            inputs=nothing, scorer=nothing, engines=[host.engine for host in hosts],
+            eval_pipeline=nothing, restarts=Restarts(3), source=nothing,
+            trainer=TrainerGroup(trainer_sections(config, purpose="train"), []),
+            weight_sync=sync, turns=nothing, parity=None,
+            checkpoints=nothing, liveness=nothing, measure=nothing, nodes=(), ray=nothing,
+            gpus_per_node=0,
+        )  # fmt: skip
         stats = await parts.sync_weights(8)
         assert stats.version == 8
         assert [host.processes[-1].version for host in hosts] == [8, 8, 8]

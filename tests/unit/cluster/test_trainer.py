@@ -12,9 +12,11 @@ import pytest
 
 from herl_megatron.batching.schedule import Shard
 from herl_megatron.cluster.health import WorkerError
-from herl_megatron.cluster.trainer import TrainerGroup, step_metrics
+from herl_megatron.cluster.trainer import TrainerGroup, UnsoundWeights, step_metrics
 from herl_megatron.config.schema import Config, RolloutConfig
-from herl_megatron.types import TrainBatch, TrainRow
+from herl_megatron.config.trainer_sections import trainer_sections
+from herl_megatron.megatron.soundness import WeightReport
+from herl_megatron.types import TokenRow, TrainBatch, TrainRow
 
 TWO = [
     {"loss": 1.0, "mismatch_max": 4.0, "mismatch_mean": 1.0, "sampled_tokens": 1.0},
@@ -39,10 +41,12 @@ class Ranks(TrainerGroup):
     """Stands for the ranks: notes what they are asked and answers with nothing."""
 
     def __init__(self, config: Config) -> None:
-        super().__init__(config, [])
+        super().__init__(trainer_sections(config, purpose="train"), [])
         self.asked: list[tuple[Any, ...]] = []
 
-    async def _call(self, method: str, shards: Sequence[Shard], *more: float) -> list[Any]:
+    async def _call(
+        self, method: str, shards: Sequence[Shard[TokenRow]], *more: float
+    ) -> list[Any]:
         self.asked.append((method, *more))
         empty = [np.zeros(1, np.float32)] * len(shards[0].rows)
         return [{} if method == "train_step" else empty]
@@ -77,6 +81,74 @@ def test_plain_log_probs_outside_of_training() -> None:
     assert "mismatch_mean" in step_metrics(TWO, RolloutConfig(temperature=0.7))
 
 
+def test_each_row_carries_its_own_log_probs_into_its_optimizer_step() -> None:
+    """Two rows, one to an optimizer step; the policy and the reference tell them apart."""
+    group = ranks(algorithm={"kl_coef": 0.1})
+    seen: list[tuple[Any, ...]] = []
+
+    async def answer(method: str, shards: Sequence[Shard[TokenRow]], *more: float) -> list[Any]:
+        if method != "train_step":
+            base = {"compute_log_probs": -1.0, "compute_ref_log_probs": -5.0}[method]
+            return [[np.array([base - i], np.float32) for i in range(len(shards[0].rows))]]
+        for row in shards[0].rows:
+            assert isinstance(row, TrainRow)
+            assert row.old_log_probs is not None and row.ref_log_probs is not None
+            seen.append((row.old_log_probs.item(), row.ref_log_probs.item()))
+        return [{}]
+
+    group._call = answer  # type: ignore[method-assign]
+    asyncio.run(group.train_step(batch(2), step=0))
+    assert seen == [(-1.0, -5.0), (-2.0, -6.0)]
+
+
+@pytest.mark.parametrize("wrong", ["compute_log_probs", "compute_ref_log_probs"])
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_log_probs_that_are_not_finite_begin_no_step(wrong: str, value: float) -> None:
+    group = ranks(algorithm={"kl_coef": 0.1})
+    call = group._call
+
+    async def spoilt(method: str, shards: Sequence[Shard[TokenRow]], *more: float) -> list[Any]:
+        found = await call(method, shards, *more)
+        if method == wrong:
+            found[0][1] = np.array([value], np.float32)
+        return found
+
+    group._call = spoilt  # type: ignore[method-assign]
+    who = "trainer" if wrong == "compute_log_probs" else "reference model"
+    expected = f"step 3: the {who}'s log-probs of sampled tokens are not finite in 1 of 2 rows"
+    with pytest.raises(WorkerError, match=expected):
+        asyncio.run(group.train_step(batch(2), step=3))
+    assert not any(method == "train_step" for method, *_ in group.asked)
+
+
+class Holder:
+    """A rank with weights of which it can tell."""
+
+    def __init__(self, *bad: str, largest: float = 1.0) -> None:
+        report = WeightReport(("a", "b"), bad, largest)
+        self.weight_report = self.load_checkpoint = self
+        self.remote = lambda *_: asyncio.sleep(0, result=report)
+
+
+@pytest.mark.parametrize(
+    ("rank", "problem"),
+    [
+        (Holder("b"), "1 of 2 parameters hold NaN or infinity, first b"),
+        (Holder(largest=3e29), "the largest weight is 3e[+]29"),
+    ],
+)
+def test_unsound_weights_are_neither_exported_nor_taken_from_a_checkpoint(
+    tmp_path: Path, rank: Holder, problem: str
+) -> None:
+    config = Config.model_validate({"model": {"path": "unused"}})
+    group = TrainerGroup(trainer_sections(config, purpose="train"), [Holder(), rank])
+    with pytest.raises(UnsoundWeights, match=f"the policy is not exported: {problem}"):
+        asyncio.run(group.export(tmp_path / "policy"))
+    with pytest.raises(UnsoundWeights, match=f"the weights in .*step_000003: {problem}"):
+        asyncio.run(group.load_checkpoint(tmp_path / "step_000003", version=3))
+    assert list(tmp_path.iterdir()) == []
+
+
 class Busy:
     """A rank in the middle of a training step of 0.3 s, which its second call has to wait for."""
 
@@ -94,7 +166,11 @@ def test_a_training_step_longer_than_the_saves_limit_is_no_failed_save() -> None
     sections = {"checkpoint": {"timeout_s": 0.1}, "megatron": {"timeout_s": 30.0}}
     rank = Busy()
     config = Config.model_validate({"model": {"path": "unused"}, **sections})
-    files = asyncio.run(TrainerGroup(config, [rank]).save_checkpoint(Path("unused")))
+    files = asyncio.run(
+        TrainerGroup(trainer_sections(config, purpose="train"), [rank]).save_checkpoint(
+            Path("unused")
+        )
+    )
     assert rank.calls == 3  # begin, written, finish
     assert files == {"part": {"bytes": 1}}
 
@@ -119,4 +195,8 @@ def test_how_long_a_large_model_may_take_to_start_is_said() -> None:
     sections = {"cluster": {"start_timeout_s": 0.2}, "megatron": {"timeout_s": 60.0}}
     config = Config.model_validate({"model": {"path": "unused"}, **sections})
     with pytest.raises(WorkerError, match="trainer rank 0.*build the model.*0.2 s"):
-        asyncio.run(TrainerGroup(config, [SlowToStart()]).setup(optimizer_steps=1))
+        asyncio.run(
+            TrainerGroup(trainer_sections(config, purpose="train"), [SlowToStart()]).setup(
+                optimizer_steps=1
+            )
+        )

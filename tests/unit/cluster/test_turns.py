@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
 
-from herl_megatron import train
-from herl_megatron.cluster.parts import Parts
+from herl_megatron.cluster.parts import TrainParts
 from herl_megatron.cluster.turns import Turns
+from herl_megatron.commands import train
 from herl_megatron.config.schema import Config, RolloutConfig
 from herl_megatron.observability.timers import Timers
 from herl_megatron.weight_sync.sync import SyncStats
@@ -72,7 +73,7 @@ async def test_engines_that_lost_their_weights_are_not_asked_before_the_sync(
     parts = SimpleNamespace(
         parity=gate, turns=log.turns(level=level), _send_weights=log("send", stats)
     )
-    await Parts.sync_weights(parts, 1)  # type: ignore[arg-type]
+    await TrainParts.sync_weights(parts, 1)  # type: ignore[arg-type]
     assert log.calls == ["prime", "send", "check"][not primes :]
 
 
@@ -89,23 +90,29 @@ async def test_order_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
             restore=log("restore", (0, None)), save_if_due=log("save"), finish=log("finish")
         ),
         turns=log.turns(level=1),
+        liveness=SimpleNamespace(require=log("alive"), see=lambda groups: None),
         sync_weights=log("sync", stats),
         restarts=nothing,
         scorer=nothing,
+        measure=SimpleNamespace(step=Log()("measure", {})),
         inputs=SimpleNamespace(eval=()),
     )
     folder = SimpleNamespace(
         checkpoint=None,
+        take_back=lambda: log.calls.append("take back"),
         progress=lambda steps, title: steps,
         log=lambda step, metrics: None,
+        log_rollouts=lambda name, groups, rows: None,
         sync_metrics=lambda: 0,
         finish=lambda **values: None,
+        path=Path("run"),
+        policy=Path("run/policy"),
     )
     batch = SimpleNamespace(batch=None, metrics={}, groups=[])
     monkeypatch.setattr(train, "build_train_batch", lambda *values, **named: batch)
-    monkeypatch.setattr(train, "require_scores", lambda groups, step: None)
+    monkeypatch.setattr(train, "require_scores", lambda groups, step, **named: None)
     options = dict(steps=2, export=False, log_rollouts=False)
     config = Config.model_validate({"model": {"path": "none"}, "train": options})
     await train._loop(config, parts, folder, Timers())  # type: ignore[arg-type]
     step = ["sample", "sleep 1", "learn", "drain", "release", "wake", "sync", "save"]
-    assert log.calls == ["restore", "sync", *step, *step, "finish"]
+    assert log.calls == ["restore", "take back", "sync", *step, *step, "finish"]

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from herl_megatron.config.model_rules import shape_problems
 from herl_megatron.config.schema import Config, MegatronConfig, ModelConfig
+from herl_megatron.config.validate import shape_problems
 
 SHAPE = {
     "model_type": "qwen3_moe",
@@ -25,7 +25,7 @@ SHAPE = {
 
 def problems(layout: dict[str, Any], **changes: Any) -> list[str]:
     config = Config(model=ModelConfig(path="moe"), megatron=MegatronConfig(**layout))
-    found = shape_problems(config, SHAPE | changes, trains=True, samples=False, device="cpu")
+    found = shape_problems(config, SHAPE | changes, purpose="sft", device="cpu")
     return list(found)
 
 
@@ -71,4 +71,4 @@ def test_what_does_not_is_refused(
 def test_an_engine_alone_does_not_care() -> None:
     config = Config(model=ModelConfig(path="moe"), megatron=MegatronConfig(expert_parallel=3))
     shape = SHAPE | {"output_router_logits": True}
-    assert not list(shape_problems(config, shape, trains=False, samples=False, device="cpu"))
+    assert not list(shape_problems(config, shape, purpose="eval", device="cpu"))

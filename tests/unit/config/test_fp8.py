@@ -24,7 +24,7 @@ from herl_megatron.megatron.hf_config import transformer_config
 from herl_megatron.weight_sync.hf_config import read_architecture
 
 ROOT = Path(__file__).parents[3]
-MODELS = ROOT / "configs/models"
+MODELS = ROOT / "configs/shapes"
 A100, L40, H100, B200, RTX5090 = (8, 0), (8, 9), (9, 0), (10, 0), (12, 0)
 
 
@@ -173,7 +173,7 @@ def test_megatron_gets_the_recipe_and_leaves_the_ends_in_bf16() -> None:
     architecture = read_architecture(str(MODELS / "Qwen2.5-7B-Instruct.json"))
     for name, recipe in RECIPES.items():
         layers = 0 if name == "delayed" else 2
-        given = MegatronConfig(fp8=name, fp8_bf16_layers=layers)
+        given = MegatronConfig.model_validate({"fp8": name, "fp8_bf16_layers": layers})
         config = transformer_config(architecture, given, transformer_engine=False)
         assert (config.fp8, config.fp8_recipe, config.fp8_param) == (recipe.formats, name, False)
         in_bf16 = [n for n in range(28) if is_first_last_bf16_layer(config, n)]

@@ -9,9 +9,12 @@ import pytest
 
 from herl_megatron.config.load import ConfigError, load_config
 from herl_megatron.config.machine import Machine, look_at_machine
-from herl_megatron.config.model_rules import SUPPORTED_MODEL_TYPES
+from herl_megatron.config.purpose import Purpose
+from herl_megatron.config.rules.data import SUPPORTED_MODEL_TYPES
+from herl_megatron.config.run_files import write_run_file
 from herl_megatron.config.schema import Config
-from herl_megatron.config.validate import Purpose, validate
+from herl_megatron.config.validate import validate
+from herl_megatron.hindsight.compat import effective_config
 from herl_megatron.observability.manifest import write_manifest
 from herl_megatron.weight_sync.hf_names import FAMILIES
 
@@ -38,8 +41,8 @@ def files(tmp_path: Path) -> Path:
         f"model: {{path: {model}}}\n"
         f"data: {{train: {tmp_path}/train.jsonl, eval: {tmp_path}/eval.jsonl,"
         " max_prompt_tokens: 128, max_experience_tokens: 256}\n"
-        f"sft: {{data: {tmp_path}/sft.jsonl}}\n"
-        f"dpo: {{data: {tmp_path}/dpo.jsonl}}\n"
+        f"sft: {{data: {tmp_path}/sft.jsonl, max_tokens: 512}}\n"
+        f"dpo: {{data: {tmp_path}/dpo.jsonl, max_tokens: 512}}\n"
         "rollout: {max_response_tokens: 128}\n"
         "train: {prompts_per_step: 16, prompts_per_optimizer_step: 8}\n"
         "megatron: {precision: fp32}\n"
@@ -75,8 +78,20 @@ RULES = [
      "train.prompts_per_optimizer_step=1 megatron.data_parallel=8"),
     ("judge.deadline_s=119", ("judge.deadline_s is 119", "judge.timeout_s 120"),
      "judge.deadline_s=120"),
+    ("judge.extra_body.stream=true", ("judge.extra_body.stream cannot be set",),
+     "judge.extra_body.top_p=0.9"),
+    ("judge.extra_body.n=5", ("judge.extra_body.n cannot be set: set judge.samples",),
+     "judge.extra_body.prompt_cache_key=a"),
+    ("judge.extra_body.model=x", ("judge.extra_body.model cannot be set: set judge.model",),
+     "judge.extra_body.chat_template_kwargs.enable_thinking=false"),
+    ("judge.extra_body.api_key=abc", ("judge.extra_body.api_key may be a credential",),
+     "judge.extra_body.stop_token_ids=[1]"),
+    ("judge.extra_body.a.b=[.nan]", ("judge.extra_body holds NaN",),
+     "judge.extra_body.a.b=[1.5]"),
     ("judge.base_url=http://host/v1", ("judge.model is empty",),
      "judge.base_url=http://host/v1 judge.model=m"),
+    ("judge.model=m", ("judge.model is 'm'", "judge.base_url is empty"),
+     "judge.model=m judge.base_url=http://host/v1"),
     ("algorithm.min_valid=9", ("min_valid is 9", "group_size 8"), "algorithm.min_valid=8"),
     ("megatron.sequence_parallel=true", ("sequence_parallel", "tensor_parallel 1"),
      "megatron.sequence_parallel=true megatron.tensor_parallel=2"),
@@ -133,6 +148,7 @@ RULES = [
      "hindsight.replace_top_n=9 hindsight.enabled=false"),
     ("model.path=/nowhere", ("/nowhere", "Hugging Face folder"), ""),
     ("data.train=", ("data.train is empty",), ""),
+    ("cluster.gpu_table=/nowhere.yaml", ("cluster.gpu_table", "/nowhere.yaml: no such file"), ""),
     ("data.train=/nowhere.jsonl", ("data.train", "'/nowhere.jsonl'"), ""),
     ("data.eval=/nowhere.jsonl", ("data.eval", "'/nowhere.jsonl'"), "data.eval="),
 ]  # fmt: skip
@@ -314,19 +330,32 @@ def test_supported_families_are_those_with_a_name_table() -> None:
     assert set(SUPPORTED_MODEL_TYPES) == set(FAMILIES)
 
 
+def a_run(folder: Path, command: str = "train") -> Path:
+    folder.mkdir(parents=True)
+    write_run_file(folder, {"command": command})
+    (folder / "config.yaml").write_text("")
+    return folder
+
+
 def test_run_folder_is_not_overwritten_by_accident(files: Path) -> None:
     run = files / "runs" / "herl"
     run.mkdir(parents=True)
     assert problems(files) == ()  # empty
     (run / "notes.txt").write_text("mine")
+    (run / "config.yaml").write_text("a user's own")
     (problem,) = problems(files, "run.overwrite=true")
     assert "never deleted" in problem
-    (run / "config.yaml").write_text("")
+    write_run_file(run, {"command": "train"})
+    assert problems(files) == ()  # herl's, and nothing to lose
+    (run / "metrics.jsonl").write_text('{"step": 0}\n')
     (problem,) = problems(files)
     assert "run.name" in problem
     assert "run.overwrite=true" in problem
     assert problems(files, "run.overwrite=true") == ()
     (files / "model").rename(run / "policy")
+    (run / "policy" / "herl_export.json").write_text(
+        json.dumps({"files": [file.name for file in (run / "policy").iterdir()]})
+    )
     (problem,) = problems(files, "run.overwrite=true", f"model.path={run}/policy")
     assert "would delete" in problem
 
@@ -339,26 +368,12 @@ def test_resume_is_for_runs_that_keep_what_they_have(files: Path) -> None:
         assert f"`herl {purpose}` writes no checkpoints" in problem
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "said"),
-    [
-        ("metrics.jsonl", '{"step": 0, "sft/loss": 1.0}\n', "is a run of `herl sft`"),
-        ("metrics.jsonl", '{"step": 0, "dpo/loss": 1.0}\n', "is a run of `herl dpo`"),
-        ("trajectories.jsonl", "", "is a run of `herl improve`"),
-        ("eval.json", "{}", "is a run of `herl eval`"),
-    ],
-)
-def test_resuming_training_deletes_no_other_kind_of_run(
-    files: Path, name: str, content: str, said: str
-) -> None:
-    run = files / "runs" / "herl"
-    run.mkdir(parents=True)
-    (run / "config.yaml").write_text("")
+@pytest.mark.parametrize("command", ["sft", "dpo", "eval", "improve"])
+def test_resuming_training_touches_no_other_kind_of_run(files: Path, command: str) -> None:
+    run = a_run(files / "runs" / "herl", command)
     (run / "metrics.jsonl").write_text('{"step": 0, "eval/reward": 0.5}\n')
-    assert problems(files, "run.resume=true") == ()  # killed before its first checkpoint
-    (run / name).write_text(content)
     (problem,) = problems(files, "run.resume=true")
-    assert said in problem and "choose another run.name" in problem
+    assert f"is a run of `herl {command}`" in problem and "choose another run.name" in problem
 
 
 def test_replay_and_the_released_code_exclude_each_other(files: Path) -> None:
@@ -404,11 +419,74 @@ def test_all_problems_are_reported_together(files: Path) -> None:
 
 
 def test_run_that_failed_at_its_start_does_not_block_the_next(files: Path) -> None:
-    run = files / "runs" / "herl"
-    run.mkdir(parents=True)
-    (run / "config.yaml").write_text("")
+    run = a_run(files / "runs" / "herl")
     (run / "metrics.jsonl").write_text("")
     (run / "run.log").write_text("run ended early")
     assert problems(files) == ()
     (run / "metrics.jsonl").write_text('{"step": 0}\n')
     assert "run.overwrite=true" in problems(files)[0]
+
+
+@pytest.mark.parametrize("purpose", ["sft", "dpo"])
+def test_a_row_ends_where_the_models_positions_do(files: Path, purpose: Purpose) -> None:
+    (problem,) = problems(files, f"{purpose}.max_tokens=513", purpose=purpose)
+    assert f"{purpose}.max_tokens is 513" in problem and "is 512; lower it" in problem
+    other = {"sft": "dpo", "dpo": "sft"}[purpose]
+    for command in (purpose, "train", "eval"):
+        assert problems(files, f"{other}.max_tokens=513", purpose=command) == ()
+
+
+SLIPS = {
+    "sft": ("data.max_prompt_tokens=9999", "data.eval=nowhere", "data.train=nowhere",
+            "rollout.tensor_parallel=7", "rollout.temperature=0", "rollout.top_p=0.5",
+            "hindsight.reference_compat=true", "hindsight.behavior=one", "algorithm.min_valid=99",
+            "judge.base_url=http://host/v1", "train.prompts_per_optimizer_step=7",
+            "megatron.reference=host", "algorithm.kl_coef=1"),
+    "eval": ("sft.max_tokens=9999", "dpo.max_tokens=9999", "megatron.virtual_pipeline=1",
+             "optimizer.min_lr=1", "train.prompts_per_optimizer_step=7", "algorithm.min_valid=99"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("purpose", ["sft", "dpo", "eval"])
+def test_a_section_that_a_command_does_not_read_may_hold_anything(
+    files: Path, purpose: Purpose
+) -> None:
+    slips = SLIPS["eval" if purpose == "eval" else "sft"]
+    config = effective_config(load(files, *slips), purpose=purpose)
+    validate(config, purpose=purpose, machine=CPU)
+    with pytest.raises(ValueError):  # and each of them was something to refuse
+        validate(config, purpose="train", machine=CPU)
+
+
+def test_the_quickstarts_files_are_said_to_come_from_its_script(files: Path) -> None:
+    toy, policy = "runs/quickstart/toy/train.jsonl", "runs/quickstart/sft/policy"
+    rows, model = problems(files, f"data.train={toy}", f"model.path={policy}")
+    assert (
+        toy in rows and "`bash tools/quickstart.sh` makes it, as does `python tools/make_" in rows
+    )
+    assert policy in model and "`bash tools/quickstart.sh` makes it" in model
+    (other,) = problems(files, "data.train=runs/other.jsonl")
+    assert other.endswith("mend the path")
+
+
+@pytest.mark.parametrize(("name", "at"), [("org/set", ""), ("org/set@v2", " --revision v2")])
+def test_a_data_set_of_the_hub_is_refused_with_the_line_that_fetches_it(
+    files: Path, name: str, at: str
+) -> None:
+    (said,) = problems(files, f"data.train={name}")
+    assert f"`herl data SOURCE --input {name} --out FOLDER` makes them" in said
+    assert f"`hf download --repo-type dataset org/set{at} --local-dir DIR`" in said
+
+
+@pytest.mark.parametrize("name", ["TMPDIR", "RAY_TMPDIR"])
+def test_a_temporary_folder_too_long_for_rays_sockets_is_named(
+    files: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The kernel takes names of 107 bytes."""
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv(name, "/tmp/" + "a" * 100)
+    (problem,) = problems(files)
+    assert problem.startswith(f"{name} is '/tmp/aaa") and "of 105 bytes" in problem
+    assert f"{name}=/tmp" in problem
+    monkeypatch.setenv(name, "/tmp")
+    assert problems(files) == ()

@@ -11,8 +11,9 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from herl_megatron.commands.sft import to_token_row
 from herl_megatron.data.chat import ChatTokenizer
-from herl_megatron.data.prompts import check_prompt_lengths
+from herl_megatron.data.prompts import SftRow, check_prompt_lengths
 from herl_megatron.types import Criterion, Message, Prompt, Rubric
 
 WORDS = ["[UNK]", "<eos>", "<end>", "<user>", "<assistant>", "say", "hi", "ho", "herl", "text"]
@@ -113,3 +114,51 @@ def test_tokenizer_that_transformers_rebuilds_is_reported(
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
     ChatTokenizer(path)
     assert "tokenizer.json" in caplog.text and "tokenizer_class" in caplog.text
+
+
+REFUSES_SYSTEM = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('No system role') }}{% endif %}"
+    + TEMPLATE
+)
+
+
+def test_a_row_that_the_template_refuses_is_named(tmp_path: Path) -> None:
+    path = write_tokenizer(tmp_path, template=REFUSES_SYSTEM, eos_token="<eos>")
+    tokenizer = ChatTokenizer(path)
+    rubric = Rubric((Criterion("c", "rule", check="ifeval/punctuation:no_comma"),))
+    turns = (Message("system", "say"), Message("user", "hi"))
+    prompts = [Prompt("fine", turns[1:], rubric), Prompt("strict", turns, rubric)]
+    said = "prompt 'strict': the chat template refuses messages of system, user: No system role"
+    with pytest.raises(ValueError, match=said):
+        check_prompt_lengths(prompts, tokenizer, 99)
+    row = SftRow("rows.jsonl:7", (*turns, Message("assistant", "ho")))
+    with pytest.raises(ValueError, match="^rows.jsonl:7: the chat template refuses messages of"):
+        to_token_row(row, tokenizer, max_tokens=99)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("tokenizer.json", "{}", "tokenizer.json is no tokenizer that can be read"),
+        ("tokenizer.json", "[]", "tokenizer.json is no tokenizer that can be read"),
+        ("tokenizer_config.json", "null", "tokenizer_config.json holds None, not an object"),
+        ("tokenizer_config.json", '{"eos_token": 5}', "no tokenizer could be loaded .*eos_token"),
+        ("special_tokens_map.json", "{", "special_tokens_map.json is not valid JSON"),
+        ("chat_template.jinja", "\n{{ x }", "model.path=.*template cannot be read, line 2: unexp"),
+        ("chat_template.jinja", "{{ 1 // 0 }}", "model.path=.*ZeroDivisionError"),
+        ("chat_template.jinja", "{{ messages[9].x.y }}", "model.path=.*UndefinedError"),
+        ("generation_config.json", "[", "generation_config.json is not valid JSON"),
+        ("generation_config.json", "null", "generation_config.json holds None"),
+        ("generation_config.json", '{"eos_token_id": [1, "2"]}', r"eos_token_id is \[1, '2'\]"),
+        ("generation_config.json", '{"eos_token_id": 10}', "eos_token_id is 10; .* from 0 to 9"),
+        ("generation_config.json", '{"eos_token_id": -1}', "eos_token_id is -1"),
+        ("generation_config.json", '{"eos_token_id": true}', "eos_token_id is True"),
+    ],
+)
+def test_a_file_of_the_tokenizer_that_means_nothing_is_named(
+    tmp_path: Path, name: str, text: str, said: str
+) -> None:
+    path = write_tokenizer(tmp_path, eos_token="<eos>")
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=said):
+        ChatTokenizer(path)

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ ROW = {
 }  # fmt: skip
 
 
-def write(path: Path, *rows: dict) -> str:
+def write(path: Path, *rows: dict[str, Any]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
 
@@ -44,13 +45,15 @@ def test_rows_are_read_with_their_line(tmp_path: Path) -> None:
         ({"id": "first"}, "already used in line 1"),
     ],
 )
-def test_bad_rows_are_refused_with_file_and_line(tmp_path: Path, change: dict, said: str) -> None:
+def test_bad_rows_are_refused_with_file_and_line(
+    tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
     path = write(tmp_path / "pairs.jsonl", ROW | {"id": "first"}, ROW | change)
     with pytest.raises(ValueError, match=f"{path}:2: .*{said}"):
         load_pairs(path)
 
 
-def response(reward: float | None, text: str, finish_reason: str = "stop") -> dict:
+def response(reward: float | None, text: str, finish_reason: str = "stop") -> dict[str, Any]:
     return {"reward": reward, "text": text, "finish_reason": finish_reason}
 
 
@@ -104,7 +107,13 @@ def test_the_tool_writes_what_dpo_reads(tmp_path: Path) -> None:
     other = tmp_path / "seed1" / "run" / "rollouts" / "step_000000.jsonl"
     write(other, GROUP | {"prompt_id": "r"})
     out = tmp_path / "new folder" / "pairs.jsonl"
-    done = make_pairs(tmp_path / "seed0" / "run", tmp_path / "seed1" / "run", "--out", out)
+    out.parent.mkdir(exist_ok=True)
+    out.write_text("mine")
+    sources = (tmp_path / "seed0" / "run", tmp_path / "seed1" / "run")
+    done = make_pairs(*sources, "--out", out)
+    assert done.returncode == 2 and "is there already" in done.stderr
+    assert out.read_text() == "mine"
+    done = make_pairs(*sources, "--out", out, "--overwrite")
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[:3] == [
         "       2  pairs", "       1  rewards too close", "       1  seen before",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections import Counter
 from pathlib import Path
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from herl_megatron.data import rows
 from herl_megatron.data.prompts import (
     PromptStream,
     SftRow,
@@ -19,6 +21,7 @@ from herl_megatron.data.prompts import (
     load_sft_rows,
 )
 from herl_megatron.data.rows import row_from_prompt
+from herl_megatron.data.sources import plain
 from herl_megatron.types import Criterion, Message, Prompt, Rubric
 
 COMMA = {"id": "c1", "kind": "rule", "check": "ifeval/punctuation:no_comma"}
@@ -91,6 +94,14 @@ def test_parquet_gives_the_same_prompts_although_it_fills_keys_with_null(tmp_pat
         (row(id=" "), "id is empty"),
         (row(id=7), "id must be a string, not 7"),
         (row(messages="absent"), "the key 'messages' is missing"),
+        (
+            '{"prompt": "x", "answer": "y"}\n',
+            "has 'prompt' and no 'messages'; `herl data plain .* it needs criteria too",
+        ),
+        (
+            '{"question": "x", "criteria": ["It is short."]}\n',
+            "has 'question' and no 'messages'; `herl data plain [^;]* into rows to train on$",
+        ),
         (row(messages=[]), "messages is empty"),
         (row(messages=[{"role": "usr", "content": "x"}]), r"messages\[0\]\.role is 'usr'; use one"),
         (row(messages=[{"role": "user", "content": ""}]), r"messages\[0\]\.content is empty"),
@@ -121,8 +132,19 @@ def test_parquet_gives_the_same_prompts_although_it_fills_keys_with_null(tmp_pat
             r"criteria\[0\]\.params must be an object with named keys, not 'many'",
         ),
         (row(rubric={"criteria": [{"id": "c", "kind": "rule"}]}), "the key 'check' is missing"),
-        (row(rubric={"criteria": [COMMA | {"weight": 0}]}), "weight is 0, it must be above 0"),
+        (
+            row(rubric={"criteria": [COMMA | {"weight": 0}]}),
+            "weight is 0, it must be finite and above 0",
+        ),
         (row(rubric={"criteria": [COMMA | {"weight": "1"}]}), "weight is '1'; it must be a number"),
+        (
+            row(rubric={"criteria": [COMMA | {"weight": 10**399}]}),
+            r"criteria\[0\]\.weight is a whole number of 1326 bits",
+        ),
+        (
+            row(rubric={"criteria": [COMMA | {"weight": 1e308}, WORDS | {"weight": 1e308}]}),
+            "weights add up to more than a number holds",
+        ),
         (row(rubric={"criteria": [COMMA | {"polarity": "bad"}]}), "polarity is 'bad'; use one of"),
         (row(rubric={"criteria": [COMMA], "aggregation": "sum"}), "aggregation is 'sum'; use one"),
         (
@@ -236,3 +258,82 @@ def test_batch_larger_than_the_data_is_refused() -> None:
         PromptStream(prompts(7), seed=1, shuffle=True).next_batch(8)
     with pytest.raises(ValueError, match="no prompts"):
         PromptStream([], seed=0, shuffle=True)
+
+
+@pytest.mark.parametrize("text", ['{"id": ' + "9" * 5_000 + "}", "[" * 20_000])
+def test_json_that_python_will_not_read_has_file_and_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row()) + "\n" + text + "\n")
+    with pytest.raises(ValueError, match=r"rows\.jsonl:2: not JSON"):
+        load_prompts(str(path))
+
+
+HALF = "half \ud83d"
+
+
+@pytest.mark.parametrize(
+    ("bad", "place"),
+    [
+        (row(messages=[{"role": "user", "content": HALF}]), r"messages\[0\]\.content"),
+        (row(id=HALF), "id"),
+        (row(source=HALF), "source"),
+        (row(reference_answer=HALF), "reference_answer"),
+        (row(extra={"a": ["", {"b": HALF}]}), r"extra\.a\[1\]\.b"),
+        (row(rubric={"criteria": [COMMA | {"description": HALF}]}), r"rubric\.criteria\[0\]\.d"),
+        (
+            row(rubric={"criteria": [COMMA | {"check": "ifeval/keywords:existence",
+                                              "params": {"keywords": ["a", HALF]}}]}),
+            r"rubric\.criteria\[0\]\.params\.keywords\[1\]",
+        ),
+    ],
+)  # fmt: skip
+def test_half_a_character_ends_no_run_at_the_step_that_draws_it(
+    tmp_path: Path, bad: Any, place: str
+) -> None:
+    path = write(tmp_path / "rows.jsonl", row(id="b"), bad)
+    with pytest.raises(ValueError, match=rf"rows\.jsonl:2: {place}\w* holds half a character"):
+        load_prompts(path)
+
+
+def test_a_key_given_twice_is_not_the_last_one(tmp_path: Path) -> None:
+    text = json.dumps(row()).replace('"role": "user"', '"role": "system", "role": "user"')
+    path = write(tmp_path / "rows.jsonl", text + "\n")
+    with pytest.raises(ValueError, match=r"rows\.jsonl:1: the key 'role' is given twice"):
+        load_prompts(path)
+
+
+@pytest.mark.parametrize(
+    ("begin", "said"),
+    [
+        (gzip.compress(b"{}"), ": the file is compressed by gzip; unpack it"),
+        ("{}".encode("utf-16"), ": the file is in UTF-16"),
+        (b"PAR1\x15\x04", ": the file is a Parquet file; give it a name that ends in .parquet"),
+        (b'{"id": "\xe9"}', r":1: not UTF-8 \(byte 0xe9 behind 8 characters\); write the file in"),
+    ],
+)
+def test_files_of_another_kind_are_named(tmp_path: Path, begin: bytes, said: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(begin + b"\n")
+    with pytest.raises(ValueError, match=rf"rows\.jsonl{said}"):
+        load_prompts(str(path))
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\ufeff" + json.dumps(row()) + "\n", encoding="utf-8")
+    assert load_prompts(str(path)) == [EXPECTED]
+
+
+def test_broken_parquet_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.Table.from_pylist([row()]), path)
+    whole = path.read_bytes()
+    for broken in (b"", whole[:-100], b"PAR1" + b"\0" * 60, whole[:4] + b"\xff" * 60 + whole[64:]):
+        path.write_bytes(broken)
+        with pytest.raises(ValueError, match=r"rows\.parquet(:1)?: no Parquet that can be read"):
+            load_prompts(str(path))
+
+
+def test_the_keys_of_plain_rows_are_those_that_the_command_takes() -> None:
+    assert rows._PLAIN_PROMPTS == tuple(name for name in plain.PROMPTS if name != "messages")
+    assert rows._PLAIN_RUBRICS == plain.RUBRICS

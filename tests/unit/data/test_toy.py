@@ -32,6 +32,7 @@ from herl_megatron.hindsight.prompts import DRAFT_HEADING, FIX_HEADING, KEEP_HEA
 from herl_megatron.rubrics.checks.registry import run_check
 from herl_megatron.rubrics.rubric import validate_rubric
 from herl_megatron.types import Criterion, Verdict
+from tests.limits import HANG_S
 
 
 @pytest.fixture(scope="module")
@@ -122,12 +123,16 @@ def test_another_process_writes_the_same_bytes_and_another_seed_does_not(
 ) -> None:
     tool = Path(__file__).parents[3] / "tools" / "make_toy_task.py"
     again = tmp_path / "again"
-    subprocess.run(
-        [sys.executable, str(tool), "--out", str(again), "--seed", "3", "--sft-rows", "200"],
-        check=True,
-        env=os.environ | {"PYTHONPATH": str(tool.parents[1]), "PYTHONHASHSEED": "9"},
-        timeout=120,
+    command = [sys.executable, str(tool), "--out", str(again), "--seed", "3", "--sft-rows", "200"]
+    environment = os.environ | {"PYTHONPATH": str(tool.parents[1]), "PYTHONHASHSEED": "9"}
+    again.mkdir()
+    (again / "train.jsonl").write_text("mine")
+    refused = subprocess.run(
+        command, env=environment, timeout=HANG_S, capture_output=True, text=True
     )
+    assert refused.returncode == 2 and "already has train.jsonl" in refused.stderr
+    assert digests(again) == {"train.jsonl": hashlib.sha256(b"mine").hexdigest()}
+    subprocess.run([*command, "--overwrite"], check=True, env=environment, timeout=HANG_S)
     assert digests(again) == digests(folder)
     other = tmp_path / "other"
     write_toy_task(other, seed=4, train_prompts=512, heldout_prompts=128, sft_rows=200)

@@ -42,7 +42,7 @@ def make_score(
 def make_rollout(index: int, first_token: int) -> Rollout:
     """Two tokens, `first_token` and the one after, with log-probs that name them."""
     tokens = np.array([first_token, first_token + 1], np.int32)
-    log_probs = -tokens.astype(np.float32) / 1000
+    log_probs = -tokens.astype(np.float32) / np.float32(1000)
     return Rollout(index, Completion(f"r{first_token}", tokens, log_probs, "stop", 7), f"t{index}")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from herl_megatron.config.schema import HindsightConfig, RolloutConfig
@@ -27,6 +29,7 @@ def test_compat_stands_for_these_values() -> None:
         "chat_template": False,
         "replace": "random",
         "no_qualified": "copy_best",
+        "join_cut": True,
         "temperature": 0.9,
         "top_p": 0.8,
     }
@@ -53,7 +56,7 @@ def test_resolving_twice_changes_nothing() -> None:
         ("top_p", 1.0, "0.8"),
     ],
 )
-def test_a_conflicting_key_is_refused_with_both_values(key, value, needed) -> None:
+def test_a_conflicting_key_is_refused_with_both_values(key: str, value: Any, needed: str) -> None:
     config = HindsightConfig(reference_compat=True, **{key: value})
     with pytest.raises(ValueError, match=f"hindsight.{key} is {value!r}.*needs {needed}"):
         effective(config, ROLLOUT)
@@ -67,6 +70,7 @@ def test_an_explicit_key_of_the_same_value_is_fine() -> None:
 def test_revision_sampling_of_each() -> None:
     ours = revision_sampling(HindsightConfig(temperature=0.2, top_p=0.7), ROLLOUT)
     assert ours == SamplingSettings(temperature=0.2, top_p=0.7, top_k=-1, max_tokens=64)
-    released = revision_sampling(HindsightConfig(reference_compat=True), ROLLOUT)
+    resolved = effective(HindsightConfig(reference_compat=True), ROLLOUT)
+    released = revision_sampling(resolved, ROLLOUT)
     assert released == ROLLOUT.sampling()
     assert released == SamplingSettings(temperature=0.9, top_p=0.8, top_k=40, max_tokens=64)

@@ -8,7 +8,7 @@ import numpy as np
 
 from herl_megatron.config.schema import HindsightConfig
 from herl_megatron.hindsight.experience import build_experiences
-from herl_megatron.types import IntArray, Message
+from herl_megatron.types import HindsightExperience, IntArray, Message
 from tests.unit.hindsight.groups import make_group, make_score
 
 
@@ -27,7 +27,9 @@ def _text(ids: IntArray) -> str:
     return "".join(chr(i) for i in ids)
 
 
-def _build(config: HindsightConfig, max_tokens: int = 10_000):
+def _build(
+    config: HindsightConfig, max_tokens: int = 10_000
+) -> tuple[tuple[HindsightExperience, ...], int]:
     group = make_group([0.5, 0.25, 0.5])
     return build_experiences(
         group.group, group.scores, config, CharTokenizer(), max_tokens=max_tokens, seed=0

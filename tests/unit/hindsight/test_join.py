@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
+from typing import Any
 
 from herl_megatron.config.schema import HindsightConfig
 from herl_megatron.hindsight.bonus import bonus_rewards
@@ -11,7 +13,7 @@ from herl_megatron.types import RowOrigin, ScoredGroup
 from tests.unit.hindsight.groups import make_group
 
 
-def _join(group: ScoredGroup, seed: int = 0, **options) -> tuple[RowOrigin, ...]:
+def _join(group: ScoredGroup, seed: int = 0, **options: Any) -> tuple[RowOrigin, ...]:
     config = HindsightConfig(**options)
     return join_revisions(group, bonus_rewards(group, config), config, seed)
 
@@ -111,7 +113,7 @@ def test_random_places_are_even_and_seeded() -> None:
 def test_random_places_are_distinct() -> None:
     group = make_group([0.0, 0.1, 0.2], [(2, 0.6), (2, 0.8), (2, 0.7)])
     rows = _join(group, replace="random", replace_top_n=3)
-    assert sorted(row.revision_index for row in rows) == [0, 1, 2]
+    assert {row.revision_index for row in rows} == {0, 1, 2} and len(rows) == 3
 
 
 def test_more_accepted_revisions_than_rows_leaves_the_lesser_out() -> None:
@@ -127,18 +129,32 @@ def test_an_unscored_row_is_not_the_worst_and_an_unscored_revision_never_joins()
     assert _join(only_unscored, accept="not_worse") == (*_own(0, 1),)
 
 
+def test_a_revision_that_was_cut_joins_only_where_it_may() -> None:
+    """It would teach never to end."""
+    group = make_group([0.5, 0.25], [(0, 0.75), (0, 1.0)])
+    cut = replace(group.revisions[1].rollout.completion, finish_reason="length")
+    revision = replace(
+        group.revisions[1], rollout=replace(group.revisions[1].rollout, completion=cut)
+    )
+    group = replace(group, revisions=(group.revisions[0], revision))
+    assert _join(group)[1] == RowOrigin(0, revision_index=0, replaces=1)
+    assert _join(group, join_cut=True)[1] == RowOrigin(0, revision_index=1, replaces=1)
+    alone = replace(group, revisions=(revision,))
+    assert _join(alone) == (*_own(0, 1),)
+
+
 def test_without_a_qualified_revision_the_group_is_kept() -> None:
     assert _join(make_group([0.5, 0.25], [(0, 0.25)])) == (*_own(0, 1),)
 
 
 def test_copy_best_overwrites_a_random_row() -> None:
     group = make_group([0.25, 0.5, None, 0.5], [(1, 0.25)])
-    slots = Counter()
+    slots: Counter[int] = Counter()
     for seed in range(300):
         rows = _join(group, seed, no_qualified="copy_best")
         (copy,) = [row for row in rows if row.replaces is not None]
         assert copy == RowOrigin(1, replaces=copy.replaces)
-        assert rows[copy.replaces] == copy
+        assert copy.replaces is not None and rows[copy.replaces] == copy
         slots[copy.replaces] += 1
     assert set(slots) == {0, 1, 3} and all(65 <= n <= 135 for n in slots.values())
 

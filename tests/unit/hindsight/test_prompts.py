@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
 import pytest
 
-from herl_megatron.hindsight.prompts import check_prompts, plain_text, revision_messages
+from herl_megatron.hindsight.prompts import (
+    PromptStyle,
+    check_prompts,
+    plain_text,
+    revision_messages,
+)
 from herl_megatron.types import Aggregation, Criterion, Message, Prompt, Rubric
 
 SHORT = Criterion("short", "judge", description="Be short.")
@@ -47,8 +53,22 @@ def test_naive_style_shows_the_draft_and_no_verdict() -> None:
     )
 
 
+def test_guided_style_makes_all_criteria_instructions_and_shows_no_draft() -> None:
+    messages = revision_messages(PROMPT, "the draft", [RULE, SHORT], [DOSE], "guided")
+    assert messages[:3] == TURNS[:3] and len(messages) == 4
+    assert messages[3].content == (
+        "What helps?\n\n"
+        "Follow these requirements:\n- Be short.\n- avoid: States a dose.\n- Do not use commas."
+    )
+
+
+def test_guided_missed_style_tells_what_was_missed_alone() -> None:
+    content = revision_messages(PROMPT, "the draft", [SHORT], [DOSE], "guided_missed")[-1].content
+    assert content == "What helps?\n\nFollow these requirements:\n- avoid: States a dose."
+
+
 @pytest.mark.parametrize("style", ["criteria", "rubric"])
-def test_an_empty_list_leaves_its_block_out(style: str) -> None:
+def test_an_empty_list_leaves_its_block_out(style: PromptStyle) -> None:
     content = revision_messages(PROMPT, "x", [], [SHORT], style)[-1].content
     assert "to keep" not in content and "none" not in content.lower()
     assert content.split("\n\n")[2].startswith("Requirements missed, to fix:\n- Be short.")
@@ -80,7 +100,9 @@ def test_a_prompt_that_does_not_end_with_the_user_is_refused() -> None:
 
 @pytest.mark.parametrize("aggregation", ["implicit", "llmeval_med"])
 @pytest.mark.parametrize("style", ["criteria", "rubric"])
-def test_one_grade_for_all_cannot_say_what_to_fix(aggregation: Aggregation, style: str) -> None:
+def test_one_grade_for_all_cannot_say_what_to_fix(
+    aggregation: Aggregation, style: PromptStyle
+) -> None:
     prompt = replace(PROMPT, rubric=Rubric((SHORT,), aggregation))
     with pytest.raises(ValueError, match=f"'p7': aggregation '{aggregation}' .* naive"):
         check_prompts([PROMPT, prompt], style)
@@ -96,7 +118,7 @@ def test_rubric_style_shows_the_weight_of_the_category_where_it_counts() -> None
 
 def test_an_unknown_style_is_an_error() -> None:
     with pytest.raises(ValueError, match="unknown prompt style 'medical_rar'"):
-        revision_messages(PROMPT, "x", [], [SHORT], "medical_rar")
+        revision_messages(PROMPT, "x", [], [SHORT], cast(PromptStyle, "medical_rar"))
 
 
 def test_plain_text_holds_contents_without_roles() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +21,17 @@ from herl_megatron.hindsight.replay import (
     without_wordings,
 )
 from herl_megatron.rollout.pipeline import RolloutPipeline
-from herl_megatron.types import Criterion, Message, Prompt, Replay, RowOrigin, Rubric, Scored
+from herl_megatron.types import (
+    Criterion,
+    Message,
+    Prompt,
+    Replay,
+    Rollout,
+    RowOrigin,
+    Rubric,
+    Score,
+    Scored,
+)
 from tests.unit.hindsight.groups import make_group, make_score
 from tests.unit.rollout.fakes import CharTokenizer, FakeEngine, FakeScorer
 
@@ -108,9 +120,11 @@ def scored(reward: float, *satisfied: str) -> Scored:
     return Scored(reward, (), satisfied, unmet)
 
 
-def replays_of(scores, config=REPLAY, *, step=0, max_tokens=1000):
+def replays_of(
+    scores: Sequence[Score], *, max_tokens: int = 1000
+) -> tuple[tuple[Replay, ...], int]:
     group = make_group([0.0] * len(scores), prompt=PROMPT).group
-    return build_replays(group, scores, config, CharTokenizer(), step=step, max_tokens=max_tokens)
+    return build_replays(group, scores, REPLAY, CharTokenizer(), step=0, max_tokens=max_tokens)
 
 
 def test_only_failures_that_met_something_are_replayed() -> None:
@@ -127,10 +141,12 @@ def test_the_choice_weighs_what_is_met_against_surprise_more_with_every_step() -
     criteria = tuple(Criterion(n, "judge", description=f"Be {n}.") for n in ("a", "b", "c"))
     prompt = Prompt("p", (Message("user", "Go. Be a. Be b. Be c."),), Rubric(criteria))
     group = make_group([0.0] * 3, prompt=prompt).group
-    rollouts = tuple(
-        replace(r, completion=replace(r.completion, log_probs=np.float32([-s - 0.05, -s + 0.05])))
-        for r, s in zip(group.rollouts, (0.1, 0.2, 0.9), strict=True)
-    )
+
+    def surprising(rollout: Rollout, nats: float) -> Rollout:
+        log_probs = np.array([-nats - 0.05, -nats + 0.05], np.float32)
+        return replace(rollout, completion=replace(rollout.completion, log_probs=log_probs))
+
+    rollouts = tuple(map(surprising, group.rollouts, (0.1, 0.2, 0.9)))
     group = replace(group, rollouts=rollouts)
     scores = [
         Scored(0.6, (), ("a", "b"), ("c",)),
@@ -138,7 +154,7 @@ def test_the_choice_weighs_what_is_met_against_surprise_more_with_every_step() -
         Scored(0.3, (), ("b",), ("a", "c")),
     ]
 
-    def chosen(step: int, **options: float) -> list[int]:
+    def chosen(step: int, **options: Any) -> list[int]:
         config = HindsightConfig(method="replay", replays_per_group=2, **options)
         found, _ = build_replays(group, scores, config, CharTokenizer(), step=step, max_tokens=1000)
         return [replay.rollout_index for replay in found]

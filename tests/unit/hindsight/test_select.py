@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from herl_megatron.config.schema import HindsightConfig
 from herl_megatron.hindsight.select import select_experiences
-from herl_megatron.types import Scored
+from herl_megatron.types import Score, Scored
 from tests.unit.hindsight.groups import make_score
 
 BASE = HindsightConfig()
 
 
-def _scores(*rewards: float | None):
+def _scores(*rewards: float | None) -> list[Score]:
     return [make_score(reward) for reward in rewards]
 
 

@@ -18,15 +18,18 @@ import time
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from herl_megatron.megatron.convert import TrainerLayout, hf_to_megatron, megatron_to_hf
+from herl_megatron.megatron.convert import hf_to_megatron, megatron_to_hf
+from herl_megatron.megatron.convert_layout import TrainerLayout
 from herl_megatron.observability.manifest import damage
 from tests.distributed import tiny_models
+from tests.limits import HANG_S
 
 ROOT = Path(__file__).parents[3]
 LAYOUTS = {
@@ -67,7 +70,7 @@ def hf(tmp_path: Path) -> Path:
     return save("qwen2", tmp_path / "hf")
 
 
-def refuse(expected: str, hf: Path, layout: TrainerLayout | None = None, **more: Path) -> None:
+def refuse(expected: str, hf: Path, layout: TrainerLayout | None = None, **more: Any) -> None:
     """The conversion is refused with these words and leaves nothing behind."""
     out = hf.parent / "out"
     with pytest.raises(ValueError, match=expected):
@@ -188,7 +191,7 @@ def test_damaged_checkpoint_is_refused(hf: Path, tmp_path: Path) -> None:
     file = max(out.glob("*.distcp"), key=lambda path: path.stat().st_size)
     content = bytearray(file.read_bytes())
 
-    def refuse_back(expected: str, source: Path = out, **more: bool) -> None:
+    def refuse_back(expected: str, source: Path = out, **more: Any) -> None:
         with pytest.raises(ValueError, match=expected):
             megatron_to_hf(source, tmp_path / "back", **more)
         assert not (tmp_path / "back").exists()
@@ -221,10 +224,11 @@ def test_full_disk(hf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refuse("its disk has 1048576 free; free [0-9]+ bytes or write to another disk", hf)
 
 
-def tool(*arguments: object, **options: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+def tool(*arguments: object, **options: Any) -> subprocess.Popen[str]:
+    started: subprocess.Popen[str] = subprocess.Popen(
         [sys.executable, *map(str, arguments)], text=True, stderr=subprocess.PIPE, **options
-    )  # type: ignore[call-overload]
+    )
+    return started
 
 
 def test_write_that_fails_and_conversion_that_is_killed(hf: Path, tmp_path: Path) -> None:
@@ -233,13 +237,14 @@ def test_write_that_fails_and_conversion_that_is_killed(hf: Path, tmp_path: Path
     limited = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));"
-        f"sys.path.insert(0, {str(ROOT)!r}); from tools import convert_hf_to_megatron as tool;"
+        f"sys.path.insert(0, {str(ROOT)!r});"
+        "from herl_megatron.commands import to_megatron as tool;"
         "raise SystemExit(tool.main())"
     )
     out = tmp_path / "out"
     process = tool("-c", limited, "--hf", hf, "--out", out)
     assert process.stderr is not None
-    errors = process.communicate(timeout=120)[1]
+    errors = process.communicate(timeout=HANG_S)[1]
     assert process.returncode == 1 and "could not be written" in errors, errors
     assert not out.exists() and not (tmp_path / ".out.partial").exists()
 
@@ -247,7 +252,7 @@ def test_write_that_fails_and_conversion_that_is_killed(hf: Path, tmp_path: Path
         f"import sys, time; sys.path.insert(0, {str(ROOT)!r});"
         "from herl_megatron.megatron import convert;"
         "convert.write_manifest = lambda *a, **k: time.sleep(60);"
-        "from tools import convert_hf_to_megatron as tool; tool.main()"
+        "from herl_megatron.commands import to_megatron as tool; tool.main()"
     )
     process = tool("-c", waiting, "--hf", hf, "--out", out)
     end = time.monotonic() + 60
@@ -258,3 +263,16 @@ def test_write_that_fails_and_conversion_that_is_killed(hf: Path, tmp_path: Path
     assert not out.exists() and (tmp_path / ".out.partial").exists()
     hf_to_megatron(hf, out, layout=TrainerLayout())
     assert damage(out) is None and not (tmp_path / ".out.partial").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_none_are_not_exported(hf: Path, tmp_path: Path, value: float) -> None:
+    """The last value of a tensor in the middle; a checkpoint of them may be looked at, not used."""
+    name = "model.layers.1.mlp.down_proj.weight"
+    weights = tensors(hf)[name]
+    weights.view(-1)[-1] = value
+    change(hf, name, weights)
+    hf_to_megatron(hf, tmp_path / "out", layout=TrainerLayout(tp=2))
+    with pytest.raises(ValueError, match=f"{name} .*linear_fc2.weight. holds NaN or infinity"):
+        megatron_to_hf(tmp_path / "out", tmp_path / "again")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "out"]

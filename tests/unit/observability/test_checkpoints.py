@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ import xxhash
 
 from herl_megatron.config.schema import (
     Config,
+    DataConfig,
+    EvalConfig,
+    JudgeConfig,
     MegatronConfig,
     ModelConfig,
     OptimizerConfig,
@@ -30,6 +34,7 @@ from herl_megatron.observability.checkpoints import (
 )
 from herl_megatron.observability.manifest import HashedFile, damage, describe_files, write_manifest
 from herl_megatron.observability.run_folder import RunFolder
+from herl_megatron.observability.versions import package_versions
 
 
 def config(
@@ -73,6 +78,19 @@ def run(tmp_path: Path) -> Path:
         save(folder, 10)
         save(folder, 20)
     return folder
+
+
+def replaced(path: Path, make: Callable[[Path], None]) -> None:
+    """Something else under the name of a file or folder."""
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    make(path)
+
+
+def rewritten(folder: Path, text: str | None, **changes: Any) -> None:
+    """The driver's part, in a manifest that fits."""
+    file = folder / "driver.json"
+    file.write_text(text if text else json.dumps(json.loads(file.read_text()) | changes))
+    write_manifest(folder)
 
 
 def test_newest_is_found_with_what_the_driver_saved(run: Path, tmp_path: Path) -> None:
@@ -145,8 +163,28 @@ def test_nothing_older_goes_before_the_new_one_is_on_disk(
             "trainer/a.distcp has other content",
         ),
         (lambda c: (c / "driver.json").write_text("{}"), "driver.json has 2 bytes instead of"),
+        (lambda c: (c / "manifest.json").write_text("null"), "it lists no files"),
+        (lambda c: (c / "manifest.json").write_text("[]"), "it lists no files"),
+        (
+            lambda c: (c / "manifest.json").write_text('{"files": ["driver.json"]}'),
+            "lists no files",
+        ),
+        (lambda c: (c / "manifest.json").write_text('{"files": {}}'), "it lists no files"),
+        (
+            lambda c: (c / "manifest.json").write_text('{"files": {"driver.json": 7}}'),
+            "manifest.json has no hash of driver.json",
+        ),
+        (lambda c: (c / "manifest.json").write_bytes(b"\xff"), "manifest.json cannot be read"),
+        (lambda c: (c / "manifest.json").write_text("[" * 9999), "manifest.json cannot be read"),
+        (lambda c: replaced(c / "manifest.json", Path.mkdir), "manifest.json cannot be read"),
+        (lambda c: replaced(c / "trainer" / ".metadata", Path.mkdir), ".metadata is missing"),
+        (lambda c: replaced(c, Path.touch), "it is no folder"),
+        (lambda c: rewritten(c, "null"), "holds None, not an object"),
+        (lambda c: rewritten(c, "{"), "driver.json is not valid JSON"),
+        (lambda c: rewritten(c, None, prompts=[]), "driver.json says [] for prompts"),
+        (lambda c: rewritten(c, None, step="x"), "driver.json says 'x' for step"),
+        (lambda c: rewritten(c, None, config={"run": 3}), "driver.json holds no configuration"),
     ],
-    ids=["no manifest", "half a manifest", "missing", "short", "one byte", "driver"],
 )
 def test_damage_is_named_and_the_one_before_used(
     run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Any, message: str
@@ -158,7 +196,7 @@ def test_damage_is_named_and_the_one_before_used(
     found = find_checkpoint(config(tmp_path))
     logger.removeHandler(caplog.handler)
     assert found is not None and found.folder == older
-    assert f"{newest} is damaged ({message}" in caplog.text
+    assert f"{newest} is damaged (" in caplog.text and message in caplog.text
     assert f"using {older} instead" in caplog.text
     shutil.rmtree(older)
     with pytest.raises(ValueError, match="is damaged.*overwrite=true"):
@@ -235,23 +273,132 @@ def test_what_decides_the_numbers_must_be_as_it_was(run: Path, tmp_path: Path) -
     with pytest.raises(ValueError, match="train.steps is 19 but .* has done 20"):
         find_checkpoint(config(tmp_path, train=TrainConfig(steps=19)))
     assert find_checkpoint(config(tmp_path, train=TrainConfig(steps=200))) is not None
-    decaying = {"optimizer": OptimizerConfig(schedule="linear")}
+    decaying: dict[str, Any] = {"optimizer": OptimizerConfig(schedule="linear")}
     save(run, 30, **decaying)
     assert find_checkpoint(config(tmp_path, **decaying)) is not None
     with pytest.raises(ValueError, match="train.steps is 200 but .* with 100"):
         find_checkpoint(config(tmp_path, train=TrainConfig(steps=200), **decaying))
 
 
+PRINTS = {"data.train": "2 rows ab", "data.eval": "1 rows cd", "tokenizer of model.path": "ef",
+          "source of scoring.check_modules mine": "12", "judge.prompt": "34"}  # fmt: skip
+
+
+def save_with(run: Path, step: int, **facts: Any) -> None:
+    staging = start_checkpoint(run, step)
+    settings = config(run.parent).model_dump(mode="json")
+    driver = DriverState(step, 0, {}, None, settings, **facts)
+    publish_checkpoint(staging, driver, keep=9, written={})
+
+
+@pytest.mark.parametrize("name", [name for name in PRINTS if name != "data.eval"])
+def test_what_the_run_reads_must_be_as_it_was(
+    run: Path, tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_with(run, 30, fingerprints=PRINTS)
+    assert find_checkpoint(config(tmp_path), dict(PRINTS)) is not None
+    said = f"{name} is not what .*step_000030 was made with \\(other now, {PRINTS[name]} then"
+    with pytest.raises(ValueError, match=said):
+        find_checkpoint(config(tmp_path), PRINTS | {name: "other"})
+    assert "no fingerprint" not in caplog.text
+    # What a later version knows and this checkpoint does not is said.
+    assert find_checkpoint(config(tmp_path), PRINTS | {"new one": "56"}) is not None
+    assert "kept no fingerprint of new one" in caplog.text
+
+
+def test_without_fingerprints_paths_are_compared(run: Path, tmp_path: Path) -> None:
+    """All that is known of a checkpoint of an earlier version."""
+    rows: dict[str, Any] = {
+        "data": DataConfig(train="a.jsonl", eval="b.jsonl"),
+        "judge": JudgeConfig(prompt="p"),
+    }
+    save(run, 30, **rows)
+    found = find_checkpoint(config(tmp_path, **rows))
+    assert found is not None and found.other_evaluation == ()
+    other = rows | {"data": DataConfig(train="moved.jsonl", eval="other.jsonl")}
+    found = find_checkpoint(config(tmp_path, **other))
+    assert found is not None and found.other_evaluation == ("data.eval",)
+    with pytest.raises(ValueError, match="judge.prompt is 'q' but .* with 'p'"):
+        find_checkpoint(config(tmp_path, **(rows | {"judge": JudgeConfig(prompt="q")})))
+
+
+def test_a_judges_prompt_where_there_was_none_is_another_judge(run: Path, tmp_path: Path) -> None:
+    save_with(run, 30, fingerprints=PRINTS)
+    with pytest.raises(ValueError, match="judge.prompt is 'q' but .* with ''"):
+        find_checkpoint(config(tmp_path, judge=JudgeConfig(prompt="q")), dict(PRINTS))
+
+
+def test_who_judges_and_how_must_be_as_it_was(run: Path, tmp_path: Path) -> None:
+    judged: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"model": "two"}, "judge.model is 'two' but .* with ''"),
+        ({"samples": 3}, "judge.samples is 3 but .* with 1"),
+        ({"temperature": None}, "judge.temperature is None but .* with 0.0"),
+        ({"evidence": False}, "judge.evidence is False"),
+        ({"canary": False}, "judge.canary is False"),
+        ({"max_tokens": 7}, "judge.max_tokens is 7"),
+        ({"structured": "none"}, "judge.structured is 'none'"),
+        ({"extra_body": {"top_k": 1}}, "judge.extra_body is {'top_k': 1}"),
+    )
+    for change, said in judged:
+        with pytest.raises(ValueError, match=said):
+            find_checkpoint(config(tmp_path, judge=JudgeConfig(**change)))
+    scored: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"check_modules": ("mine",)}, "scoring.check_modules is "),
+        ({"check_timeout_s": 1.0}, "scoring.check_timeout_s is 1.0"),
+    )
+    for change, said in scored:
+        with pytest.raises(ValueError, match=said):
+            find_checkpoint(config(tmp_path, scoring=ScoringConfig(**change)))
+    moved = JudgeConfig(base_url="http://b/v1", concurrency=3, price_in=2.0, cache="", retries=0)
+    assert find_checkpoint(config(tmp_path, judge=moved)) is not None
+
+
+def test_another_evaluation_is_no_hindrance_and_known(run: Path, tmp_path: Path) -> None:
+    found = find_checkpoint(config(tmp_path))
+    assert found is not None and found.other_evaluation == ()
+    found = find_checkpoint(config(tmp_path, eval=EvalConfig(temperature=0.1, seed=3)))
+    assert found is not None and found.other_evaluation == ("eval.temperature", "eval.seed")
+    save_with(run, 30, fingerprints=PRINTS)
+    found = find_checkpoint(config(tmp_path), PRINTS | {"data.eval": "2 rows ef"})
+    assert found is not None and found.other_evaluation == ("data.eval",)
+
+
+def test_a_checkpoint_without_fingerprints_is_accepted_and_said(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    newest = run / "checkpoints" / "step_000020"
+    values = json.loads((newest / "driver.json").read_text())
+    del values["fingerprints"], values["versions"]  # as an earlier version wrote it
+    (newest / "driver.json").write_text(json.dumps(values))
+    write_manifest(newest)
+    found = find_checkpoint(config(tmp_path), dict(PRINTS))
+    assert found is not None and found.driver.step == 20
+    assert "kept no fingerprints" in caplog.text
+
+
+def test_other_packages_are_said(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = dict(package_versions())
+    save_with(run, 30, versions=now)
+    assert find_checkpoint(config(tmp_path)) is not None
+    assert "other packages" not in caplog.text
+    save_with(run, 40, versions=now | {"torch": "1.0", "gone": "2"})
+    assert find_checkpoint(config(tmp_path)) is not None
+    assert f"gone is gone (was 2), torch {now['torch']} (was 1.0)" in caplog.text
+
+
 def test_one_rule_for_an_existing_folder(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"run.resume=true to continue it, or set run.overwrite"):
-        find_checkpoint(config(tmp_path, resume=False))
+        RunFolder.create(config(tmp_path, resume=False))
     with pytest.raises(ValueError, match="both true"):
-        find_checkpoint(config(tmp_path, overwrite=True))
+        RunFolder.create(config(tmp_path, overwrite=True))
     shutil.rmtree(run / "checkpoints")
-    assert find_checkpoint(config(tmp_path)) is None  # killed before the first: starts again
+    with RunFolder.create(config(tmp_path)) as folder:  # killed before the first: starts again
+        assert folder.checkpoint is None
     (run / "summary.json").write_text("{}")
     with pytest.raises(ValueError, match="finished run without a checkpoint"):
-        find_checkpoint(config(tmp_path))
+        RunFolder.create(config(tmp_path))
     shutil.rmtree(run)
     assert find_checkpoint(config(tmp_path)) is None
 
@@ -269,8 +416,13 @@ def test_folder_is_taken_back_to_the_checkpoint(tmp_path: Path) -> None:
         folder.log_rollouts("eval_000005", [])
         folder.log_rollouts("unfinished", [])
         folder.policy.mkdir()
+        (folder.policy / "herl_export.json").write_text('{"files": ["config.json"]}')
+        (folder.policy / "config.json").write_text("{}")
         whole = (folder.path / "metrics.jsonl").read_text()
     with RunFolder.create(config(tmp_path)) as again:
+        assert (again.path / "metrics.jsonl").read_text() == whole  # nothing goes before it stands
+        assert (again.policy / "config.json").exists()
+        again.take_back()
         text = (again.path / "metrics.jsonl").read_text()
         assert whole.startswith(text)
         steps = [json.loads(line)["step"] for line in text.splitlines()]

@@ -22,7 +22,7 @@ def restore() -> Iterator[None]:
 def test_ranks(capsys: pytest.CaptureFixture[str], rank: int, expected: list[str]) -> None:
     setup_logging(rank=rank)
     setup_logging(rank=rank)  # a second call must not double the lines
-    logger = logging.getLogger("herl_megatron.train")
+    logger = logging.getLogger("herl_megatron.commands.train")
     logger.info("step")
     logger.warning("careful")
     assert [line.split(": ")[-1] for line in capsys.readouterr().err.splitlines()] == expected
@@ -33,7 +33,7 @@ def test_level_from_the_environment(
 ) -> None:
     monkeypatch.setenv("HERL_LOG_LEVEL", "debug")
     setup_logging()
-    logging.getLogger("herl_megatron.train").debug("detail")
+    logging.getLogger("herl_megatron.commands.train").debug("detail")
     assert "detail" in capsys.readouterr().err
     monkeypatch.setenv("HERL_LOG_LEVEL", "loud")
     with pytest.raises(ValueError, match="'LOUD'"):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from tests.unit.hindsight.groups import make_group
 ALGORITHM = AlgorithmConfig()
 
 
-def _joined(group: ScoredGroup, **options):
+def _joined(group: ScoredGroup, **options: Any) -> Any:
     built = build_rows(group, HindsightConfig(**options), ALGORITHM, 0)
     return json.loads(json.dumps(group_record(group, built.rows, built.origins), allow_nan=False))
 
@@ -88,7 +90,7 @@ def test_one_line_per_group_and_a_file_that_is_whole(tmp_path: Path) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["prompt_id"] for line in lines] == ["p0", "\u00e9\n"]
 
-    def broken():
+    def broken() -> Iterator[dict[str, Any]]:
         yield records[0]
         raise RuntimeError("stopped")
 

@@ -11,9 +11,12 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from matplotlib.image import imread
+from matplotlib.patches import Rectangle
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from herl_megatron.config.load import load_config
@@ -37,22 +40,27 @@ def config(folder: Path, *, overwrite: bool = False) -> Config:
     )
 
 
-def lines(path: Path) -> list[dict]:
+def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_named_files_stay_where_a_run_without_checkpoints_is_resumed(tmp_path: Path) -> None:
-    with RunFolder.create(config(tmp_path)) as folder:
-        for name in ("kept.jsonl", "other.jsonl"):
-            (folder.path / name).write_text("{}\n")
+    """As `herl improve` does: nothing goes before the run says that it has something new."""
+    with RunFolder.create(config(tmp_path), purpose="improve") as folder:
+        folder.log(0, {"improve/reward": 0.5})
+        (folder.path / "trajectories.jsonl").write_text("{}\n")
+        (folder.path / "mine.txt").write_text("mine")
     resumed = config(tmp_path).model_copy(
         update={"run": RunConfig(dir=str(tmp_path), name="a run", resume=True)}
     )
-    with RunFolder.create(resumed, keep=("kept.jsonl",)) as again:
-        assert (again.path / "kept.jsonl").read_text() == "{}\n"
-        assert not (again.path / "other.jsonl").exists()
-    with RunFolder.create(config(tmp_path, overwrite=True), keep=("kept.jsonl",)) as new:
-        assert not (new.path / "kept.jsonl").exists()
+    with RunFolder.create(resumed, purpose="improve") as again:
+        assert len(lines(again.path / "metrics.jsonl")) == 1
+        again.take_back(keep=("trajectories.jsonl",))
+        assert lines(again.path / "metrics.jsonl") == []
+        assert (again.path / "trajectories.jsonl").read_text() == "{}\n"
+    with RunFolder.create(config(tmp_path, overwrite=True), purpose="improve") as new:
+        assert not (new.path / "trajectories.jsonl").exists()
+        assert (new.path / "mine.txt").read_text() == "mine"
 
 
 def test_metrics_are_on_disk_before_the_run_ends(tmp_path: Path) -> None:
@@ -160,20 +168,24 @@ def test_finish_writes_summary_and_curve(
     assert not list(folder.path.glob("*.tmp"))
 
 
-def test_progress_without_a_terminal_logs_twenty_lines(
+def test_a_loop_says_its_steps_and_an_evaluation_at_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Short steps share a line; evaluations and the last step have their own."""
     caplog.set_level(logging.INFO, logger="herl_megatron")
     with RunFolder.create(config(tmp_path)) as folder:
         seen = []
         for step in folder.progress(range(60), "SFT"):
             seen.append(step)
             folder.log(step, {"sft/loss": float(step)})
+        folder.log(60, {"eval/reward": 0.25, "eval/all_satisfied": 0.125, "eval/unscored": 0.0})
     assert seen == list(range(60))
-    shown = (tmp_path / "a run" / "run.log").read_text().splitlines()
-    assert len(shown) == 20
-    assert shown[0].endswith("SFT 3/60: loss 2.000")
-    assert shown[-1].endswith("SFT 60/60: loss 59.000")
+    shown = [line.partition(": ")[2] for line in (folder.path / "run.log").read_text().splitlines()]
+    assert [line.split("  ")[:2] for line in shown[:2]] == [
+        ["SFT 1/60", "loss 0"], ["SFT 60/60", "loss 59"],
+    ]  # fmt: skip
+    assert shown[2] == "evaluation after 60 steps  reward 0.250  all satisfied 0.125  unscored 0"
+    assert len(shown) == 3
 
 
 def test_curve_shows_its_data() -> None:
@@ -187,11 +199,15 @@ def test_curve_shows_its_data() -> None:
     )
     figure = draw_learning_curve(history, title="toy")
     reward, satisfied, revisions = figure.axes
-    drawn = [[line.get_xydata().tolist() for line in axes.lines] for axes in (reward, satisfied)]
+    drawn = [
+        [np.asarray(line.get_xydata()).tolist() for line in axes.lines]
+        for axes in (reward, satisfied)
+    ]
     assert drawn[0] == [[[0, 0.3], [2, pytest.approx(nan, nan_ok=True)]], [[0, 0.25], [3, 0.75]]]
     assert drawn[1] == [[[2, 0.5]], [[0, 0], [3, 0.5]]]
     assert [text.get_text() for text in reward.texts] == ["0.25", "0.75"]  # before and after
-    assert [bar.get_height() for bar in revisions.patches] == [4, 2, 3, 0]
+    bars = [bar for bar in revisions.patches if isinstance(bar, Rectangle)]
+    assert [bar.get_height() for bar in bars] == [4, 2, 3, 0]
 
 
 @pytest.mark.parametrize("history", [(), (StepMetrics(0, {"eval/reward": 0.25}),)])
@@ -202,3 +218,20 @@ def test_curve_of_hardly_anything_is_a_picture(
     pixels = imread(tmp_path / "curve.png")
     assert pixels.shape[:2] == (604, 1440)
     assert pixels.std() > 0.05
+
+
+def test_what_was_half_written_when_the_run_ended_is_not_left(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), RunFolder.create(config(tmp_path)) as folder:
+        whole = folder.path / "checkpoints" / "step_000002" / "trainer"
+        whole.mkdir(parents=True)
+        (whole / "mine.tmp").write_text("herl did not write it")
+        for name in (".policy.partial", "checkpoints/.step_000003.partial/trainer"):
+            (folder.path / name).mkdir(parents=True)
+            (folder.path / name / "model.safetensors").write_bytes(b"half")
+        (folder.path / "rollouts").mkdir()
+        for name in ("summary.json.tmp", "rollouts/step_000002.jsonl.tmp", "notes.tmp"):
+            (folder.path / name).write_text("half")
+        raise KeyboardInterrupt
+    left = {str(p.relative_to(folder.path)) for p in folder.path.rglob("*")}
+    torn = {name for name in left if name.endswith((".tmp", ".partial", ".safetensors"))}
+    assert torn == {"checkpoints/step_000002/trainer/mine.tmp", "notes.tmp"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -38,7 +39,7 @@ HISTORY = (
     step(1, reward__mean=0.45, reward__all_satisfied=0.15, hindsight__experiences=1,
          hindsight__revisions=1, hindsight__accepted=1, hindsight__gain=-0.25,
          hindsight__bonus_sum=0.5, hindsight__experiences_too_long=2),
-    step(2),  # nothing scored, nothing revised: no reward, no gain
+    step(2, train__no_spread=1),  # nothing scored, nothing revised: no reward, no gain
 )  # fmt: skip
 
 
@@ -51,6 +52,7 @@ def test_numbers_of_a_run_with_evaluation() -> None:
         "all_satisfied": {"before": 0.1, "after": 0.4},
         "measured_on": "held-out prompts",
         "steps": 3,
+        "steps_without_spread": 1,
         "hindsight": {
             "experiences": 4,
             "experiences_too_long": 2,
@@ -85,10 +87,11 @@ def test_a_run_of_no_steps() -> None:
     }  # fmt: skip
 
 
-def printed(summary: dict) -> str:
-    console = Console(file=io.StringIO(), width=100)
+def printed(summary: dict[str, Any]) -> str:
+    out = io.StringIO()
+    console = Console(file=out, width=100)
     print_summary(summary, folder=Path("runs/my [run]"), console=console)
-    return console.file.getvalue()  # type: ignore[attr-defined]
+    return out.getvalue()
 
 
 def test_the_table_shows_the_same_numbers() -> None:
@@ -108,6 +111,8 @@ def test_the_table_shows_the_same_numbers() -> None:
         "train 6.0 50%",
         "total 12.0 3.0 s/step",  # the start is no part of a step
         "run.name='my [run]'-rlvr hindsight.enabled=false",
+        "herl report 'runs/my [run]' one page with curves, settings and samples",
+        "herl inspect 'runs/my [run]' --accepted what was revised, in the terminal",
     ):
         assert expected in lines, expected
     assert lines.index("train 6.0 50%") < lines.index("rollout 3.0 25%")  # longest first
@@ -128,3 +133,15 @@ def test_a_run_without_numbers_prints() -> None:
     text = printed(summary)
     assert "mean reward" in text
     assert "hindsight, whole run" not in text
+
+
+def test_what_was_measured_otherwise_before_is_not_compared(tmp_path: Path) -> None:
+    """A resumed run whose evaluation was changed has no `before`; what it has now is shown."""
+    summary = build_summary(HISTORY, before=None, after=Result(0.6, 0.4), seconds={"total": 1.0})
+    assert summary["reward"] == {"before": None, "after": 0.6}
+    assert summary["measured_on"] == "held-out prompts"
+    shown = io.StringIO()
+    seconds = {"total": 1.0, "other": 1.0}
+    print_summary(summary | {"seconds": seconds}, folder=tmp_path, console=Console(file=shown))
+    (line,) = [line for line in shown.getvalue().splitlines() if "mean reward" in line]
+    assert line.split("mean reward")[1].strip(" │").split() == ["-", "0.600", "-"]

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from herl_megatron.config.schema import Config, DataConfig, ModelConfig, RolloutConfig
-from herl_megatron.plan.cluster import GIB, GPUS, Assumptions
+from herl_megatron.gpus import GPUS
+from herl_megatron.plan.cluster import GIB, Assumptions
 from herl_megatron.plan.engine import kv_bytes_per_token, plan_engine, weight_bytes
 from herl_megatron.weight_sync.hf_config import read_architecture
 from herl_megatron.weight_sync.hf_names import Architecture
 
-MODELS = Path(__file__).parents[3] / "configs/models"
+MODELS = Path(__file__).parents[3] / "configs/shapes"
 QWEN_7B = "Qwen2.5-7B-Instruct"
 
 
@@ -50,7 +51,7 @@ def test_cache_is_what_weights_leave_of_the_share() -> None:
     assert plan.kv_cache_bytes == plan.budget_bytes - plan.weight_bytes - plan.working_bytes - GIB
     assert plan.longest_tokens == 4000
     assert plan.sequences == plan.kv_cache_bytes // (57_344 * 4000)
-    assert plan.mean_sequences == 256 == asked.rollout.max_num_seqs  # more would fit
+    assert plan.mean_sequences == 128 == asked.rollout.max_num_seqs  # more would fit
 
 
 def test_weights_that_do_not_fit_leave_no_sequence() -> None:

@@ -20,7 +20,7 @@ from herl_megatron.plan.host import cpu_host_bytes, host_bytes
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 QWEN_7B = CONFIGS / "qwen2.5_7b_if_8gpu.yaml"
-SHAPE = CONFIGS / "models/Qwen2.5-7B-Instruct.json"
+SHAPE = CONFIGS / "shapes/Qwen2.5-7B-Instruct.json"
 RANK = RankBytes(
     rank=0, pp_rank=0, parameters=50, expert_parameters=0, weight_bytes=100, gradient_bytes=0,
     main_weight_bytes=30, moment_bytes=60,
@@ -157,7 +157,7 @@ def test_no_other_layout_is_suggested_where_the_host_is_too_small() -> None:
     done = CliRunner().invoke(app, ["plan", *options], env={"COLUMNS": "240"})
     assert done.exit_code == 1
     assert "the host memory of a node is too small" in done.output
-    assert "a node needs" in done.output and "suggestion" not in done.output
+    assert "a node needs" in done.output and "fits with" not in done.output
 
 
 @pytest.mark.parametrize(("tensor_parallel", "engines", "processes"), [(1, 2, 3), (4, 8, 11)])

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from unittest.mock import patch
 
@@ -11,17 +14,19 @@ from typer.testing import CliRunner
 
 from herl_megatron.cli import app
 from herl_megatron.config.load import load_config
-from herl_megatron.config.schema import MegatronConfig
+from herl_megatron.config.schema import Config, MegatronConfig
 from herl_megatron.megatron import meta
 from herl_megatron.plan.build import find_problems, find_shape, make_plan
 from herl_megatron.plan.cluster import GIB, Assumptions, Cluster, choose_gpu
-from herl_megatron.plan.layouts import Suggestion, suggest
+from herl_megatron.plan.layouts import Layouts, stages_bytes
 from herl_megatron.plan.memory import largest_micro_batch, micro_batches_per_step
+from herl_megatron.plan.remedies import Change, cheapest_changes
 from herl_megatron.weight_sync.hf_config import read_architecture
+from tests.unit.config.hub_cache import fill_cache, use_cache
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 QWEN_7B = CONFIGS / "qwen2.5_7b_if_8gpu.yaml"
-SHAPE = CONFIGS / "models/Qwen2.5-7B-Instruct.json"
+SHAPE = CONFIGS / "shapes/Qwen2.5-7B-Instruct.json"
 ONE_NODE = Cluster(choose_gpu("h100-80"), nodes=1, gpus_per_node=8)
 PLAIN = ["megatron.tensor_parallel=1", "megatron.data_parallel=8",
          "megatron.sequence_parallel=false", "megatron.recompute=none"]  # fmt: skip
@@ -74,24 +79,56 @@ def test_a_reference_on_the_host_takes_none_of_the_device() -> None:
     assert added == 2 * 152_064 * 3584
 
 
-def test_the_suggestion_fits_and_says_how() -> None:
-    config = load_config(QWEN_7B, PLAIN)
-    found = suggest(config, SHAPE, cluster=ONE_NODE, assumed=Assumptions())
-    assert isinstance(found, Suggestion)
-    assert found.plan.fits
-    applied = load_config(QWEN_7B, [*PLAIN, *found.overrides])
-    again = make_plan(applied, SHAPE, cluster=ONE_NODE, assumed=Assumptions())
-    assert again.fits
-    assert again.worst.worst == found.plan.worst.worst
-    assert applied.megatron.tensor_parallel == 2  # one GPU cannot hold it, two can
+def changes(overrides: list[str], cluster: Cluster = ONE_NODE) -> list[Change]:
+    config = load_config(QWEN_7B, overrides)
+    plan = make_plan(config, SHAPE, cluster=cluster, assumed=Assumptions())
+    assert not plan.fits
+    return cheapest_changes(config, SHAPE, plan=plan, cluster=cluster, assumed=Assumptions())
 
 
-def test_no_suggestion_where_nothing_can_fit() -> None:
-    small = Cluster(choose_gpu("24_GiB"), nodes=1, gpus_per_node=8)
-    config = load_config(QWEN_7B, ["rollout.tensor_parallel=8", "rollout.replicas=1"])
-    found = suggest(config, SHAPE, cluster=small, assumed=Assumptions())
-    assert isinstance(found, str)
-    assert "no layout of 8 ranks fits" in found
+def test_three_changes_are_found_and_each_fits_when_it_is_applied() -> None:
+    found = changes(PLAIN)
+    assert len({change.overrides for change in found}) == 3
+    for change in found:
+        applied = load_config(QWEN_7B, [*PLAIN, *change.overrides])
+        again = make_plan(applied, SHAPE, cluster=ONE_NODE, assumed=Assumptions())
+        assert again.fits and again.worst.worst == change.plan.worst.worst
+    # Cheapest first: those that change no result, on the same GPUs.
+    assert [change.changes_results for change in found] == sorted(c.changes_results for c in found)
+    assert {change.gpus for change in found} == {8}
+    assert not found[0].changes_results
+    assert "megatron.tensor_parallel=2" in found[0].overrides  # one GPU cannot hold it, two can
+
+
+def test_one_screw_is_turned_where_one_is_enough() -> None:
+    """All but the engine takes 35.73 of the 75.65 GiB; half of a GPU is 39.82, 0.55 43.80."""
+    found = changes(["rollout.gpu_memory_utilization=0.65"])
+    assert ("rollout.gpu_memory_utilization=0.5",) in {change.overrides for change in found}
+    for change in found:
+        assert not change.changes_results
+
+
+def test_nothing_is_named_where_nothing_can_fit() -> None:
+    code, output = run(
+        str(QWEN_7B), "rollout.tensor_parallel=4", "rollout.replicas=2", "--gpu", "8_GiB"
+    )
+    assert code == 1
+    assert "nothing was found that fits" in output and "up to 32 GPUs" in output
+
+
+def layout(config: Config, shape: Path, cluster: Cluster) -> MegatronConfig:
+    found = Layouts(shape, Assumptions()).find(config, cluster)
+    assert found is not None and found[1].fits
+    return found[0]
+
+
+@pytest.mark.parametrize("virtual", [None, 2])
+def test_equal_stages_are_built_once_and_count_as_if_each_were(virtual: int | None) -> None:
+    megatron = MegatronConfig(pipeline_parallel=7, virtual_pipeline=virtual, tensor_parallel=2)
+    architecture = read_architecture(str(SHAPE))
+    each = meta.rank_bytes(architecture, megatron, meta.stage_ranks(megatron))
+    assert stages_bytes(architecture, megatron) == each
+    assert len({rank.parameters for rank in each}) == 3  # embedding, none, output
 
 
 def test_conflicts_with_the_machines() -> None:
@@ -125,28 +162,58 @@ def test_no_group_and_no_engine_crosses_nodes(
     assert problem in "\n".join(find_problems(config, SHAPE, cluster))
 
 
-def test_what_sleeping_engines_give_back_is_a_second_number() -> None:
-    """All but the assumed rest, while the trainer learns; an engine that never sleeps none."""
-    plain = load_config(QWEN_7B, [*PLAIN, "rollout.sleep=2"])
-    plan = make_plan(plain, SHAPE, cluster=ONE_NODE, assumed=Assumptions(sleep_residue_gib=2))
-    (rank,) = plan.ranks
-    freed = plan.engine.budget_bytes - 2 * GIB
-    assert dict(rank.asleep) == {
-        phase: rank.phases[phase] - freed for phase in ("log-probs", "train step")
-    }
-    awake = load_config(QWEN_7B, [*PLAIN, "rollout.sleep=0"])
-    assert not make_plan(awake, SHAPE, cluster=ONE_NODE, assumed=Assumptions()).ranks[0].asleep
+def test_engines_sleep_while_the_trainer_learns_and_are_awake_else() -> None:
+    """As `cluster.turns` has it: all but the assumed rest is given back between the turns."""
+    parts = {}
+    for sleep in (0, 2):
+        config = load_config(QWEN_7B, [*PLAIN, f"rollout.sleep={sleep}"])
+        assumed = Assumptions(sleep_residue_gib=2)
+        plan = make_plan(config, SHAPE, cluster=ONE_NODE, assumed=assumed)
+        (parts[sleep],) = plan.ranks
+    awake = plan.engine.budget_bytes
+    learning = {"log-probs", "train step"}
+    assert parts[0].phases.keys() > learning
+    for phase, size in parts[0].phases.items():
+        freed = awake - 2 * GIB if phase in learning else 0
+        assert parts[2].phases[phase] == size - freed, phase
+        assert parts[2].engine[phase] == awake - freed
 
 
-def test_what_fits_only_beside_sleeping_engines_is_not_said_to_fit() -> None:
-    tight = load_config(QWEN_7B, ["rollout.gpu_memory_utilization=0.51"])
-    plan = make_plan(tight, SHAPE, cluster=ONE_NODE, assumed=Assumptions())
-    assert (plan.fits, plan.fits_asleep) == (False, True)
-    code, output = run(str(QWEN_7B), "rollout.gpu_memory_utilization=0.51", "--gpu", "h100-80")
-    assert code == 1
-    assert "would fit if sleeping engines give back as much as is assumed" in " ".join(
-        output.split()
-    )
+def test_engines_that_sample_meanwhile_do_not_sleep() -> None:
+    keys = ["rollout.mode=one_step_off", "algorithm.mismatch_weight=true", "rollout.sleep=2"]
+    plan = make_plan(load_config(QWEN_7B, [*PLAIN, *keys]), SHAPE, cluster=ONE_NODE,
+                     assumed=Assumptions())  # fmt: skip
+    assert set(plan.ranks[0].engine.values()) == {plan.engine.budget_bytes}
+
+
+def test_an_engine_asleep_holds_no_more_than_awake() -> None:
+    config = load_config(QWEN_7B, [*PLAIN, "rollout.gpu_memory_utilization=0.01"])
+    plan = make_plan(config, SHAPE, cluster=ONE_NODE, assumed=Assumptions(sleep_residue_gib=2))
+    assert plan.ranks[0].engine["train step"] == plan.engine.budget_bytes < GIB
+
+
+def test_weights_are_there_twice_at_the_start() -> None:
+    """DDP's buffer is filled from them; nothing of the optimizer is there yet."""
+    plan = make_plan(load_config(QWEN_7B, PLAIN), SHAPE, cluster=ONE_NODE, assumed=Assumptions())
+    of_weights = plan.ranks[0].phases["start-up"] - plan.engine.budget_bytes
+    assert of_weights == pytest.approx((2 + 2 + 4) * 7_615_616_512, rel=1e-6)
+
+
+def test_the_verdict_says_that_engines_sleep() -> None:
+    code, output = run(str(QWEN_7B), "--gpu", "h100-80")
+    told = " ".join(output.split())
+    assert code == 0
+    assert "counted as the run behaves: engines are asleep while the trainer learns" in told
+    assert "in train step, engine asleep" in told and "in rollout " in told
+
+
+def test_no_library_warns_in_a_plan() -> None:
+    """In a fresh process: Megatron-Core's imports speak once each."""
+    command = [sys.executable, "-m", "herl_megatron.cli", "plan", str(QWEN_7B), "--gpu", "h100-80"]
+    env = {**os.environ, "COLUMNS": "200"}
+    env.pop("PYTHONWARNINGS", None)
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
+    assert done.stderr == ""
 
 
 @pytest.mark.parametrize(
@@ -174,32 +241,26 @@ def test_rows_too_long_for_one_rank_are_given_to_several() -> None:
     long = ["data.max_prompt_tokens=65536", "rollout.max_response_tokens=65536",
             "data.max_experience_tokens=65536", "rollout.max_num_seqs=8",
             "rollout.tensor_parallel=4", "rollout.replicas=2",
-            "rollout.gpu_memory_utilization=0.5"]  # fmt: skip
+            "rollout.gpu_memory_utilization=0.5", "rollout.sleep=0"]  # fmt: skip
     shape = json.loads(SHAPE.read_text()) | {"max_position_embeddings": 262_144}
     config = load_config(QWEN_7B, [*PLAIN, *long])
     with patch("herl_megatron.plan.build.read_shape", return_value=shape):
-        found = suggest(config, SHAPE, cluster=ONE_NODE, assumed=Assumptions())
-        assert isinstance(found, Suggestion), found
-        applied = load_config(QWEN_7B, [*PLAIN, *long, *found.overrides])
-        assert make_plan(applied, SHAPE, cluster=ONE_NODE, assumed=Assumptions()).fits
-        short = load_config(QWEN_7B, [*PLAIN, *long, *found.overrides, *(
-            "megatron.context_parallel=1", "megatron.data_parallel=2"
-        )])  # fmt: skip
+        found = layout(config, SHAPE, ONE_NODE)
+        one = found.model_copy(update={"context_parallel": 1, "data_parallel": 2})
+        short = config.model_copy(update={"megatron": one})
         assert not make_plan(short, SHAPE, cluster=ONE_NODE, assumed=Assumptions()).fits
-    assert (applied.megatron.tensor_parallel, applied.megatron.context_parallel) == (4, 2)
+    assert (found.tensor_parallel, found.context_parallel) == (4, 2)
 
 
 def test_tokens_stay_in_a_node_where_its_gpus_hold_the_experts() -> None:
     """Without TP, 16 ranks of two nodes would have to share them; with TP 2, a node's 8 can."""
     path = CONFIGS / "qwen3_30b_a3b_if_4x8gpu.yaml"
     config = load_config(path, ["megatron.tensor_parallel=1", "megatron.data_parallel=32",
-                                "megatron.sequence_parallel=false"])  # fmt: skip
+                                "megatron.sequence_parallel=false", "rollout.sleep=0"])  # fmt: skip
     four_nodes = Cluster(choose_gpu("h100-80"), nodes=4, gpus_per_node=8)
-    shape = CONFIGS / "models/Qwen3-30B-A3B.json"
+    shape = CONFIGS / "shapes/Qwen3-30B-A3B.json"
     assert not make_plan(config, shape, cluster=four_nodes, assumed=Assumptions()).fits
-    found = suggest(config, shape, cluster=four_nodes, assumed=Assumptions())
-    assert isinstance(found, Suggestion), found
-    megatron = load_config(path, found.overrides).megatron
+    megatron = layout(config, shape, four_nodes)
     assert (megatron.tensor_parallel, megatron.expert_parallel, megatron.etp) == (2, 8, 1)
 
 
@@ -207,9 +268,8 @@ def test_short_rows_are_never_cut() -> None:
     """Two of them make a micro-batch, so half of the budget saves what CP 2 would."""
     short = ["data.max_prompt_tokens=1024", "rollout.max_response_tokens=1024"]
     config = load_config(QWEN_7B, [*PLAIN, *short, "megatron.micro_batch_tokens=131072"])
-    found = suggest(config, SHAPE, cluster=ONE_NODE, assumed=Assumptions())
-    told = found if isinstance(found, str) else " ".join(found.overrides)
-    assert "context_parallel" not in told
+    found = Layouts(SHAPE, Assumptions()).find(config, ONE_NODE)
+    assert found is None or found[0].context_parallel == 1
 
 
 def test_a_recipe_must_be_the_gpus() -> None:
@@ -243,15 +303,17 @@ def test_the_command_fails_with_a_suggestion_if_it_does_not_fit() -> None:
     code, output = run(str(QWEN_7B), *PLAIN, "--gpu", "h100-80")
     assert code == 1
     assert "does not fit" in output
-    assert "suggestion: megatron.tensor_parallel=2" in output
+    assert "fits with (each was planned; cheapest first):" in output
+    assert "1. megatron.tensor_parallel=2" in output and "3. " in output
 
 
-def test_engines_over_more_gpus_are_suggested_where_one_is_too_small() -> None:
-    """The engine's share holds half of the weights."""
-    small = "rollout.gpu_memory_utilization=0.18"
-    code, output = run(str(QWEN_7B), small, "--gpu", "h100-80", "--rate", "engine_reserve_gib=0")
-    assert code == 1
-    assert "suggestion: rollout.tensor_parallel=" in output
+def test_an_engine_that_is_too_small_gets_more_of_the_gpu_more_gpus_or_fp8() -> None:
+    """11.95 GiB do not hold the 14.2 of the weights; half of them on two GPUs, or FP8's 8, fit."""
+    share, tensor_parallel, fp8 = changes(["rollout.gpu_memory_utilization=0.15"])
+    single = {share.overrides, tensor_parallel.overrides}
+    assert ("rollout.gpu_memory_utilization=0.25",) in single
+    assert ("rollout.replicas=4", "rollout.tensor_parallel=2") in single
+    assert "rollout.quantization=fp8" in fp8.overrides and fp8.changes_results
 
 
 def test_json_has_every_number() -> None:
@@ -259,7 +321,7 @@ def test_json_has_every_number() -> None:
     said = json.loads(output[output.index("{") :])
     assert code == 0 and said["fits"] is True
     assert said["parameters"] == 7_615_616_512
-    assert said["worst"]["phase"] == "train step"
+    assert said["worst"]["phase"] == "parity check"  # engines awake, as in training they are not
 
 
 @pytest.mark.parametrize(
@@ -269,7 +331,7 @@ def test_json_has_every_number() -> None:
         (["--rate", "mfu=1"], "--rate 'mfu=1': no such rate; known:"),
         (["--gpu", "h100-80", "--rate", "train_mfu=fast"], "'fast' is not a number"),
         (["--gpu", "h100-80", "--model-config", "nowhere.json"], "no such file: nowhere.json"),
-        (["--gpu", "h100-80", "model.path=models/Other"], "there is no models/Other.json"),
+        (["--gpu", "h100-80", "model.path=models/Other"], "there is no shapes/Other.json"),
     ],
 )
 def test_what_cannot_be_planned_is_refused(arguments: list[str], message: str) -> None:
@@ -287,3 +349,17 @@ def test_the_shape_is_that_of_the_folder_if_there_is_one(tmp_path: Path) -> None
     config = load_config(QWEN_7B, [f"model.path={tmp_path}"])
     assert find_shape(config, near=QWEN_7B) == tmp_path / "config.json"
     assert find_shape(load_config(QWEN_7B), near=QWEN_7B) == SHAPE
+
+
+def test_the_shape_of_a_name_on_the_hub_is_fetched_without_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = use_cache(tmp_path / "cache", monkeypatch)
+    folder = fill_cache(cache, "org/tiny")
+    (folder / "model.safetensors").unlink()
+    config = load_config(QWEN_7B, ["model.path=org/tiny"])
+    assert find_shape(config, near=QWEN_7B) == folder / "config.json"
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    config = load_config(QWEN_7B, ["model.path=org/other"])
+    with pytest.raises(ValueError, match="hf download org/other .*or give its config.json with"):
+        find_shape(config, near=QWEN_7B)

@@ -48,7 +48,9 @@ def make_run(
     return path
 
 
-def response(index: int, satisfied: Sequence[str], unmet: Sequence[str], **more: Any) -> dict:
+def response(
+    index: int, satisfied: Sequence[str], unmet: Sequence[str], **more: Any
+) -> dict[str, Any]:
     total = len(satisfied) + len(unmet)
     verdicts = [{"criterion": c, "verdict": "followed", "reason": ""} for c in satisfied]
     verdicts += [{"criterion": c, "verdict": "not_followed", "reason": "no"} for c in unmet]
@@ -64,7 +66,9 @@ def response(index: int, satisfied: Sequence[str], unmet: Sequence[str], **more:
     } | more
 
 
-def group(prompt_id: str, rollouts: Sequence[dict], revisions: Sequence[dict] = ()) -> dict:
+def group(
+    prompt_id: str, rollouts: Sequence[dict[str, Any]], revisions: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
     return {
         "prompt_id": prompt_id,
         "messages": [{"role": "user", "content": "Write."}],
@@ -77,7 +81,7 @@ def group(prompt_id: str, rollouts: Sequence[dict], revisions: Sequence[dict] = 
     }
 
 
-def write_step(run: Path, step: int, groups: Sequence[dict]) -> Path:
+def write_step(run: Path, step: int, groups: Sequence[dict[str, Any]]) -> Path:
     path = run / "rollouts" / f"step_{step:06d}.jsonl"
     path.parent.mkdir(exist_ok=True)
     path.write_text("".join(json.dumps(record) + "\n" for record in groups))

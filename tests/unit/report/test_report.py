@@ -6,10 +6,12 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from matplotlib.lines import Line2D
 from typer.testing import CliRunner
 
 from herl_megatron.cli import app
@@ -22,7 +24,7 @@ from tests.unit.report.run_folders import group, make_run, response, write_step
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>&amp;\"'"
 
 
-def lines(*, train: list[float], before: float, after: float) -> list[dict]:
+def lines(*, train: list[float], before: float, after: float) -> list[dict[str, Any]]:
     steps = [{"step": step, "reward/mean": value} for step, value in enumerate(train)]
     ends = [(0, before), (len(train), after)]
     held_out = [
@@ -56,15 +58,20 @@ class Elements(HTMLParser):
         self.text += data + "\n"
 
 
+def xy(line: Line2D) -> np.ndarray:
+    """Points of a drawn line, `[points, 2]`."""
+    return np.asarray(line.get_xydata())
+
+
 def test_lines_are_means_and_bands_are_ranges(seeds: list[Path]) -> None:
     groups = group_runs([read_run(path) for path in seeds])
     learning = chapters_for(groups)[0]
     assert [panel.title for panel in learning.panels] == ["mean reward", "all criteria satisfied"]
     reward = draw_chapter(learning, groups).axes[0]
-    assert reward.lines[0].get_xydata().tolist() == [[0, 0.5], [1, 0.75]]
-    band = reward.collections[0].get_paths()[0].vertices
+    assert xy(reward.lines[0]).tolist() == [[0, 0.5], [1, 0.75]]
+    band = np.asarray(reward.collections[0].get_paths()[0].vertices)
     assert {tuple(point) for point in band} >= {(0, 0.25), (0, 0.75), (1, 0.5), (1, 1.0)}
-    drawn = [line.get_xydata().tolist() for line in reward.lines]
+    drawn = [xy(line).tolist() for line in reward.lines]
     assert [[0, 0.3125], [2, 0.75]] in drawn  # held-out: (0.25 + 0.375) / 2, (0.5 + 1) / 2
 
 
@@ -108,16 +115,16 @@ def test_many_groups_show_held_out_numbers_alone_and_smoothed_lines(tmp_path: Pa
     groups = group_runs([read_run(path) for path in runs])
     learning, hindsight = chapters_for(groups)[:2]
     reward = draw_chapter(learning, groups).axes[0]
-    curves = [line for line in reward.lines if len(line.get_xdata())]
-    assert [line.get_ydata().tolist() for line in curves] == [[0.0, 0.8]] * 4  # no 0.9
+    curves = [line for line in reward.lines if len(xy(line))]
+    assert [xy(line)[:, 1].tolist() for line in curves] == [[0.0, 0.8]] * 4  # no 0.9
     # A little to the sides, in order, around the steps 0 and 8.
-    shifts = [line.get_xdata()[0] for line in curves]
+    shifts = [float(xy(line)[0, 0]) for line in curves]
     assert shifts == sorted(shifts) and abs(shifts[3]) < 0.1
     assert sum(shifts) == pytest.approx(0) and shifts[3] > 0
-    assert curves[0].get_xdata()[1] - shifts[0] == pytest.approx(8)
+    assert xy(curves[0])[1, 0] - shifts[0] == pytest.approx(8)
     gain = draw_chapter(hindsight, groups).axes[0].lines[0]
     # The 1 at step 4 is a fifth of each window of five steps around it.
-    assert gain.get_ydata().tolist() == pytest.approx([0, 0, 0.2, 0.2, 0.2, 0.2, 0.25, 0])
+    assert xy(gain)[:, 1].tolist() == pytest.approx([0, 0, 0.2, 0.2, 0.2, 0.2, 0.25, 0])
 
 
 def test_times_of_many_runs_are_means_of_their_groups(tmp_path: Path) -> None:
@@ -131,17 +138,17 @@ def test_times_of_many_runs_are_means_of_their_groups(tmp_path: Path) -> None:
         runs.append(read_run(run))
     few, many = group_runs(runs[:12]), group_runs(runs)
     assert [seconds["train"] for _, seconds in _time_rows(few)] == list(range(12))
-    ((label, seconds),) = _time_rows(many)
+    ((label, means),) = _time_rows(many)
     assert label == "herl (13 seeds)"
-    assert seconds == {"train": 6.0, "other": 1.0, "total": 7.0}
+    assert means == {"train": 6.0, "other": 1.0, "total": 7.0}
 
 
 def test_a_line_is_broken_where_numbers_are_missing_for_long(tmp_path: Path) -> None:
     gains = [{"step": step, "hindsight/gain": 0.5} for step in (0, 1, 4, 8)]
     groups = group_runs([read_run(make_run(tmp_path, seed=0, lines=gains, steps=9))])
     (line,) = draw_chapter(chapters_for(groups)[0], groups).axes[0].lines
-    assert line.get_xdata().tolist() == [0, 1, 4, 7.5, 8]
-    assert np.isnan(line.get_ydata()).tolist() == [False, False, False, True, False]
+    assert xy(line)[:, 0].tolist() == [0, 1, 4, 7.5, 8]
+    assert np.isnan(xy(line)[:, 1]).tolist() == [False, False, False, True, False]
     assert line.get_marker() == "o"  # step 8 stands alone
 
 
@@ -155,6 +162,21 @@ def test_the_page_says_before_and_after(seeds: list[Path], tmp_path: Path) -> No
     )
     learning = imread(tmp_path / "out/learning.png")
     assert learning.shape[1] == 1320 and np.std(learning) > 0.05
+
+
+def test_only_an_earlier_report_is_replaced(seeds: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    page = write_report(seeds, out=out)
+    assert write_report(seeds, out=out) == page  # its own
+    (picture,) = list(out.glob("headline*.png"))[:1] or list(out.glob("*.png"))[:1]
+    page.unlink()
+    picture.write_text("mine")
+    with pytest.raises(ValueError, match=f"{picture.name} is there already and is no report"):
+        write_report(seeds, out=out)
+    page.write_text("<title>My report</title>")
+    with pytest.raises(ValueError, match=r"report\.html is there already"):
+        write_report(seeds, out=out)
+    assert picture.read_text() == "mine" and "My report" in page.read_text()
 
 
 def test_runs_of_other_settings_are_overlaid_and_told_apart(
@@ -198,7 +220,9 @@ def test_model_text_is_inert(tmp_path: Path) -> None:
     elements = Elements(write_report([run], out=tmp_path / "out").read_text())
     assert "script" not in {name for name, _ in elements.found}
     assert not [a for _, attrs in elements.found for a in attrs if a.startswith("on")]
-    assert {a["src"][:22] for n, a in elements.found if n == "img"} == {"data:image/png;base64,"}
+    assert {(a["src"] or "")[:22] for n, a in elements.found if n == "img"} == {
+        "data:image/png;base64,"
+    }
     assert elements.text.count(EVIL) >= 6  # shown as written
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from herl_megatron.report.derived import pooled, with_derived
+from herl_megatron.report.records import read_records
 from herl_megatron.report.rollouts import (
     CriterionNames,
     Tally,
     changes,
-    read_records,
     read_rollout_stats,
     sample_records,
 )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +16,7 @@ LINES = [{"step": 0, "reward/mean": 0.25}, {"step": 1, "reward/mean": 0.5}]
 
 
 def test_a_running_run_is_read_up_to_its_last_whole_line(tmp_path: Path) -> None:
-    lines = [
+    lines: list[dict[str, Any]] = [
         {"step": 0, "eval/reward": 0.1},
         {"step": 0, "reward/mean": 0.25, "train/loss": None},
         {"step": 1, "reward/mean": 0.5},
@@ -27,6 +29,29 @@ def test_a_running_run_is_read_up_to_its_last_whole_line(tmp_path: Path) -> None
     assert run.metrics["reward/mean"] == {0: 0.25, 1: 0.75}
     assert math.isnan(run.metrics["train/loss"][0])
     assert (run.kind, run.steps, run.planned_steps, run.seed) == ("train", 2, 9, 0)
+
+
+def test_an_evaluation_after_the_last_step_is_no_step(tmp_path: Path) -> None:
+    """As a run of two steps logs them: before the first, between, and after the last one. What an
+    evaluation counts besides takes nobody's place: step 1 restarted two engines."""
+    restarts = "rollout/engine_restarts"
+    lines = [
+        {"step": 0, "eval/reward": 0.1, restarts: 0.0},
+        {"step": 0, "reward/mean": 0.25, restarts: 0.0},
+        {"step": 1, "reward/mean": 0.5, restarts: 2.0},
+        {"step": 1, "eval/reward": 0.2, restarts: 5.0},
+        {"step": 2, "eval/reward": 0.3, restarts: 1.0},
+    ]
+    run = read_run(make_run(tmp_path, seed=0, lines=lines, steps=2))
+    assert (run.kind, run.steps, run.planned_steps) == ("train", 2, 2)
+    assert run.metrics[restarts] == {0: 0.0, 1: 2.0}
+    assert run.metrics["eval/reward"] == {0: 0.1, 1: 0.2, 2: 0.3}
+
+
+def test_what_herl_eval_leaves_is_an_evaluation(tmp_path: Path) -> None:
+    lines = [{"step": 0, "eval/reward": 0.1, "eval/unscored": 0.0, "rollout/engine_restarts": 0.0}]
+    run = read_run(make_run(tmp_path, seed=0, lines=lines, steps=40))
+    assert (run.kind, run.steps) == ("eval", 0)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +78,9 @@ def test_what_was_run_is_told_by_what_was_logged(
         (lambda run: (run / "config.yaml").write_text("a: [1"), "not valid YAML"),
     ],
 )
-def test_what_is_no_run_is_refused(tmp_path: Path, spoil, said: str) -> None:
+def test_what_is_no_run_is_refused(
+    tmp_path: Path, spoil: Callable[[Path], object], said: str
+) -> None:
     run = make_run(tmp_path, seed=0, lines=LINES)
     spoil(run)
     with pytest.raises(ValueError, match=said):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from herl_megatron.rollout.engine import Bucket, EngineUsage
 from herl_megatron.types import (
     Completion,
     Criterion,
@@ -50,7 +51,46 @@ class CharTokenizer:
         return "".join(chr(i) for i in ids)
 
 
-class FakeEngine:
+class RefusingEngine:
+    """A `RolloutEngine` that refuses every call; a test's engine has those that it is asked."""
+
+    async def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
+        raise NotImplementedError
+
+    async def abort(self, request_ids: Sequence[str]) -> None:
+        raise NotImplementedError
+
+    async def score_tokens(
+        self, sequences: Sequence[np.ndarray], starts: Sequence[int]
+    ) -> list[np.ndarray]:
+        raise NotImplementedError
+
+    async def start_weight_update(self) -> None:
+        raise NotImplementedError
+
+    async def load_bucket(self, bucket: Bucket) -> None:
+        raise NotImplementedError
+
+    async def finish_weight_update(self, weight_version: int) -> None:
+        raise NotImplementedError
+
+    async def weight_version(self) -> int:
+        raise NotImplementedError
+
+    async def sleep(self, level: int) -> None:
+        raise NotImplementedError
+
+    async def wake(self) -> None:
+        raise NotImplementedError
+
+    async def usage(self) -> EngineUsage:
+        raise NotImplementedError
+
+    async def shutdown(self) -> None:
+        raise NotImplementedError
+
+
+class FakeEngine(RefusingEngine):
     """Draws letters from the request's seed; waits by its own delay generator."""
 
     def __init__(self, delay_seed: int | None = None, events: list[str] | None = None) -> None:

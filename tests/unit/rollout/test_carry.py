@@ -19,6 +19,7 @@ from herl_megatron.rollout.staleness import staleness_metrics
 from herl_megatron.types import (
     Completion,
     CriterionResult,
+    FinishReason,
     GenerateRequest,
     Rollout,
     RolloutGroup,
@@ -36,7 +37,9 @@ REQUEST = GenerateRequest(
 )
 
 
-def _part(tokens: list[int], version: int, reason="abort", log_prob: float = -1.0) -> Completion:
+def _part(
+    tokens: list[int], version: int, reason: FinishReason = "abort", log_prob: float = -1.0
+) -> Completion:
     log_probs = np.full(len(tokens), log_prob, np.float32)
     return Completion("a", np.array(tokens, np.int32), log_probs, reason, version)
 
@@ -109,8 +112,8 @@ def test_progress_survives_json_bit_for_bit() -> None:
             assert left.token_ids.tobytes() == right.token_ids.tobytes()
             assert left.log_probs.tobytes() == right.log_probs.tobytes()
             assert left.token_ids.dtype == np.int32 and left.log_probs.dtype == np.float32
-            same = {"token_ids": right.token_ids, "log_probs": right.log_probs}
-            assert vars(replace(left, **same)) == vars(right)
+            same = replace(left, token_ids=right.token_ids, log_probs=right.log_probs)
+            assert vars(same) == vars(right)
 
 
 def test_staleness_is_counted_over_tokens() -> None:

@@ -7,12 +7,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from herl_megatron.algos.seeds import request_seed
 from herl_megatron.config.load import save_resolved
+from herl_megatron.config.run_files import SAMPLES, TRAJECTORIES, write_run_file
 from herl_megatron.config.schema import (
     Config,
     DataConfig,
@@ -24,28 +26,25 @@ from herl_megatron.config.schema import (
     RolloutConfig,
     ScoringConfig,
 )
+from herl_megatron.hindsight.compat import effective_config
 from herl_megatron.hindsight.trajectory import Attempt, Trajectory
 from herl_megatron.rollout.improvement import Improver
 from herl_megatron.rollout.pipeline import PipelineError, RolloutPipeline
-from herl_megatron.rollout.trajectory_log import (
-    SAMPLES,
-    TRAJECTORIES,
-    TrajectoryLog,
-    check_continues,
-)
+from herl_megatron.rollout.trajectory_log import TrajectoryLog, check_continues
 from herl_megatron.types import (
     Completion,
     GenerateRequest,
     Message,
     Prompt,
     SamplingSettings,
+    Score,
     Scored,
     Unscored,
 )
 from tests.unit.rollout.fakes import CRITERIA, CharTokenizer, FakeEngine, FakeScorer, make_prompts
 
 
-def make_config(**sections) -> Config:
+def make_config(**sections: Any) -> Config:
     return Config(
         **{
             "model": ModelConfig(path="none"),
@@ -74,10 +73,10 @@ class LetterScorer:
     """Criterion i is met where the text has the letter `abcd`[i]; "?" cannot be scored and "!"
     ends the judge."""
 
-    async def score_group(self, prompt: Prompt, texts: Sequence[str]):
+    async def score_group(self, prompt: Prompt, texts: Sequence[str]) -> list[Score]:
         return [self._score(text) for text in texts]
 
-    def _score(self, text: str):
+    def _score(self, text: str) -> Score:
         if "!" in text:
             raise RuntimeError("the judge is away")
         if "?" in text:
@@ -95,7 +94,12 @@ class Kept:
         self.samples: list[tuple[tuple[str, int], Attempt]] = []
 
 
-def make_improver(engines, scorer, config, kept: Kept | None = None) -> Improver:
+def make_improver(
+    engines: Sequence[FakeEngine],
+    scorer: FakeScorer | LetterScorer,
+    config: Config,
+    kept: Kept | None = None,
+) -> Improver:
     kept = kept or Kept()
     return Improver(
         engines,
@@ -329,15 +333,40 @@ def test_a_file_of_other_prompts_is_refused(tmp_path: Path) -> None:
     assert TrajectoryLog(tmp_path, prompts).trajectories["q0", 0].attempts[0].text == "a"
 
 
+@pytest.mark.parametrize("bad", [b"garbage", b"[1]", b"{}", b'{"prompt_id": "q0"}', b"\xff\xfe"])
+def test_a_line_that_cannot_be_read_is_named_and_neither_file_changes(
+    tmp_path: Path, bad: bytes
+) -> None:
+    prompts, scorer = tuple(make_prompts(1)), LetterScorer()
+
+    def attempt(text: str) -> Attempt:
+        return Attempt(0, None, text, 1, 1, "stop", scorer._score(text))
+
+    with TrajectoryLog(tmp_path, prompts) as log:
+        log.add_trajectory(Trajectory("q0", 0, (attempt("?"),)))  # to be drawn again
+        log.add_sample(("q0", 0), attempt("a"))
+    with (tmp_path / SAMPLES).open("ab") as file:
+        file.write(bad + b"\n" + b'{"torn')
+    before = [(tmp_path / name).read_bytes() for name in (TRAJECTORIES, SAMPLES)]
+    with pytest.raises(ValueError, match=f"{SAMPLES}:2: not a line of `herl improve`"):
+        TrajectoryLog(tmp_path, prompts)
+    assert [(tmp_path / name).read_bytes() for name in (TRAJECTORIES, SAMPLES)] == before
+
+
 def test_it_goes_on_with_the_same_answers_and_verdicts_only(tmp_path: Path) -> None:
     """What decides speed or the way to the judge may change, who judges and how may not."""
     config = make_config(judge=JudgeConfig(model="one", base_url="http://a/v1"))
-    check_continues(tmp_path, config)  # nothing there
+    prints = {"data.eval": "2 rows 1234", "judge.prompt": "abcd"}
+    check_continues(tmp_path, config, prints)  # nothing there
     save_resolved(config, tmp_path / "config.yaml")
+    write_run_file(tmp_path, {"command": "improve", "fingerprints": prints})
+    check_continues(tmp_path, make_config(judge=JudgeConfig(model="two")), prints)  # no line yet
+    (tmp_path / TRAJECTORIES).write_text("{}\n")
     judge, rollout = config.judge, config.rollout
     moved = judge.model_copy(update={"base_url": "http://b/v1", "concurrency": 2})
     faster = rollout.model_copy(update={"replicas": 3})
-    check_continues(tmp_path, config.model_copy(update={"judge": moved, "rollout": faster}))
+    other = config.model_copy(update={"judge": moved, "rollout": faster})
+    check_continues(tmp_path, other, prints)
     for section, change, said in (
         (judge, {"model": "two"}, "judge.model is 'two', it was 'one'"),
         (judge, {"samples": 3}, "judge.samples is 3, it was 1"),
@@ -345,20 +374,25 @@ def test_it_goes_on_with_the_same_answers_and_verdicts_only(tmp_path: Path) -> N
     ):
         name = "judge" if section is judge else "rollout"
         with pytest.raises(ValueError, match=said):
-            other = section.model_copy(update=change)
-            check_continues(tmp_path, config.model_copy(update={name: other}))
-    (tmp_path / "policy").mkdir()
-    with pytest.raises(ValueError, match="is no run of `herl improve`: it has policy"):
-        check_continues(tmp_path, config)
+            changed = config.model_copy(update={name: section.model_copy(update=change)})
+            check_continues(tmp_path, changed, prints)
+    with pytest.raises(ValueError, match=r"judge.prompt is not what it was \(ef now, abcd then"):
+        check_continues(tmp_path, config, prints | {"judge.prompt": "ef"})
+    (tmp_path / "config.yaml").unlink()
+    with pytest.raises(ValueError, match=r"config\.yaml is gone"):
+        check_continues(tmp_path, config, prints)
 
 
 @pytest.mark.parametrize("without_template", [{"chat_template": False}, {"reference_compat": True}])
 def test_hindsight_prompt_options_are_followed(without_template: dict[str, bool]) -> None:
     engine = Writer("a", "ab")
-    config = make_config(
-        eval=ONE,
-        improve=ImproveConfig(rounds=1),
-        hindsight=HindsightConfig(prompt_style="naive", **without_template),
+    config = effective_config(
+        make_config(
+            eval=ONE,
+            improve=ImproveConfig(rounds=1),
+            hindsight=HindsightConfig.model_validate({"prompt_style": "naive", **without_template}),
+        ),
+        purpose="improve",
     )
     asyncio.run(make_improver([engine], LetterScorer(), config).improve(make_prompts(1), {}))
     text = CharTokenizer().decode(engine.requests[1].prompt_token_ids)

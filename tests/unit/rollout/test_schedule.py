@@ -15,17 +15,32 @@ import numpy as np
 import pytest
 
 from herl_megatron.algos.seeds import continuation_seed, request_seed
-from herl_megatron.config.schema import Config, HindsightConfig
+from herl_megatron.config.schema import (
+    Config,
+    HindsightConfig,
+    ModelConfig,
+    RolloutConfig,
+    RunConfig,
+    TrainConfig,
+)
+from herl_megatron.observability.metrics import is_measured
 from herl_megatron.rollout.pipeline import PipelineError, RolloutPipeline
 from herl_megatron.rollout.schedule import GroupSource, open_source, prompts_in_flight
-from herl_megatron.types import Completion, GenerateRequest, Prompt, Score, ScoredGroup
-from tests.unit.rollout.fakes import CharTokenizer, FakeScorer, make_prompts
+from herl_megatron.types import (
+    Completion,
+    FinishReason,
+    GenerateRequest,
+    Prompt,
+    Score,
+    ScoredGroup,
+)
+from tests.unit.rollout.fakes import CharTokenizer, FakeScorer, RefusingEngine, make_prompts
 
 GROUP, LIMIT, SEED = 2, 90, 11
 PROMPTS = make_prompts(12)
 
 
-class TickEngine:
+class TickEngine(RefusingEngine):
     """Draws a token of every open request per tick of the event loop; lengths come from seeds.
 
     `serve(version)` is the weight sync; it refuses while requests are open, as the real one does.
@@ -47,11 +62,12 @@ class TickEngine:
     async def _one(self, request: GenerateRequest) -> Completion:
         assert request.request_id not in self.open
         self.log.append((self.version, request))
-        tokens, log_probs = state = ([], [])
-        self.open[request.request_id] = (request, *state)
+        tokens: list[int] = []
+        log_probs: list[float] = []
+        self.open[request.request_id] = (request, tokens, log_probs)
         longest = 120 if request.seed % 4 == 0 else 30  # a few are much longer than the others
         length = min(1 + request.seed // 4 % longest, request.sampling.max_tokens)
-        reason = "length" if length == request.sampling.max_tokens else "stop"
+        reason: FinishReason = "length" if length == request.sampling.max_tokens else "stop"
         try:
             while len(tokens) < length:
                 await asyncio.sleep(0)
@@ -103,10 +119,12 @@ def make_source(
     **rollout: Any,
 ) -> tuple[GroupSource, TickEngine]:
     config = Config(
-        model={"path": "unused"},
-        run={"seed": SEED},
-        rollout={"mode": mode, "group_size": GROUP, "max_response_tokens": LIMIT} | rollout,
-        train={"steps": steps, "prompts_per_step": 4, "prompts_per_optimizer_step": 4},
+        model=ModelConfig(path="unused"),
+        run=RunConfig(seed=SEED),
+        rollout=RolloutConfig.model_validate(
+            {"mode": mode, "group_size": GROUP, "max_response_tokens": LIMIT} | rollout
+        ),
+        train=TrainConfig(steps=steps, prompts_per_step=4, prompts_per_optimizer_step=4),
     )
     engine = TickEngine() if engine is None else engine
     pipeline = RolloutPipeline(
@@ -118,7 +136,10 @@ def make_source(
         max_experience_tokens=10_000,
         seed=SEED,
     )
-    return open_source(config, pipeline, PROMPTS), engine
+    source = open_source(
+        pipeline, PROMPTS, train=config.train, rollout=config.rollout, seed=SEED, shuffle=True
+    )
+    return source, engine
 
 
 async def one_step(source: GroupSource, engine: TickEngine, step: int) -> list[ScoredGroup]:
@@ -142,7 +163,9 @@ async def loop(
     return groups, metrics
 
 
-def run(mode: str, steps: int = 6, **options: Any):
+def run(
+    mode: str, steps: int = 6, **options: Any
+) -> tuple[list[list[ScoredGroup]], list[dict[str, float]], TickEngine]:
     source, engine = make_source(mode, steps=steps, **options)
     return *asyncio.run(loop(source, engine, range(steps))), engine
 
@@ -191,7 +214,9 @@ def test_partial_resumes_with_versions_and_log_probs(bound: int) -> None:
                     letter(request.seed, p) for p in places
                 ]
                 expected = [log_prob(segment.weight_version, p) for p in places]
-                assert completion.log_probs[piece].tolist() == np.float32(expected).tolist()
+                assert (
+                    completion.log_probs[piece].tolist() == np.array(expected, np.float32).tolist()
+                )
                 start += segment.tokens
             assert start == len(completion.token_ids) == len(completion.log_probs) <= LIMIT
     assert resumed >= 5
@@ -254,20 +279,20 @@ def test_nothing_new_starts_after_the_cut() -> None:
     class Watched(TickEngine):
         was_cut = False
 
-        async def generate(self, requests):
+        async def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
             assert not self.was_cut, f"{requests[0].request_id} was sent after the cut"
             return await super().generate(requests)
 
-        async def abort(self, request_ids):
+        async def abort(self, request_ids: Sequence[str]) -> None:
             self.was_cut = True
             await super().abort(request_ids)
 
-        def serve(self, version):
+        def serve(self, version: int) -> None:
             self.was_cut = False
             super().serve(version)
 
     class Held(TickScorer):
-        async def score_group(self, prompt, texts):
+        async def score_group(self, prompt: Prompt, texts: Sequence[str]) -> list[Score]:
             scores = await super().score_group(prompt, texts)
             if texts == list(self.asked[0][1]):  # what is scored first is finished last
                 while not engine.was_cut:
@@ -309,7 +334,7 @@ def test_one_step_off_samples_the_next_step_with_this_steps_weights() -> None:
             places = range(len(prompt), len(prompt) + len(completion.token_ids))
             assert (
                 completion.log_probs.tolist()
-                == np.float32([log_prob(expected, place) for place in places]).tolist()
+                == np.array([log_prob(expected, p) for p in places], np.float32).tolist()
             )
     assert texts(steps) == texts(run("sync", hindsight=False)[0])
     assert max(int(r.request_id[4]) for _, r in engine.log) == 5  # nothing beyond the last step
@@ -319,11 +344,13 @@ def test_one_step_off_samples_the_next_step_with_this_steps_weights() -> None:
 @pytest.mark.parametrize("after", [1, 3, 5])
 def test_resumed_equals_uninterrupted(mode: str, after: int) -> None:
     """State through JSON into a new source and engine: the same groups, metrics and requests."""
-    options = {"oversample": 1.0} if mode == "partial" else {}
+    options: dict[str, Any] = {"oversample": 1.0} if mode == "partial" else {}
 
     scorer, whole_scorer = TickScorer(), TickScorer()
 
-    async def interrupted():
+    async def interrupted() -> tuple[
+        list[list[ScoredGroup]], list[dict[str, float]], list[tuple[int, GenerateRequest]]
+    ]:
         first, engine = make_source(mode, scorer=scorer, **options)
         begun = [await one_step(first, engine, step) for step in range(after)]
         state = json.loads(json.dumps(first.state_dict(), allow_nan=False))
@@ -354,17 +381,17 @@ def test_resumed_equals_uninterrupted(mode: str, after: int) -> None:
 
 
 def _counts(metrics: list[dict[str, float]]) -> list[dict[str, float]]:
-    return [{k: v for k, v in row.items() if not k.endswith("_s")} for row in metrics]
+    return [{k: v for k, v in row.items() if not is_measured(k)} for row in metrics]
 
 
 def test_failure_beside_training_is_raised_before_the_sync_and_close_leaves_nothing() -> None:
     class Dying(TickEngine):
-        async def generate(self, requests):
+        async def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
             if requests[0].request_id.startswith("step1"):
                 raise ConnectionError("actor died")
             return await super().generate(requests)
 
-    async def main(engine: TickEngine) -> set[asyncio.Task]:
+    async def main(engine: TickEngine) -> set[asyncio.Task[Any]]:
         source, _ = make_source("one_step_off", engine=engine)
         await source.next(0)
         if isinstance(engine, Dying):
@@ -383,7 +410,7 @@ def test_failure_beside_training_is_raised_before_the_sync_and_close_leaves_noth
 
 def test_failure_in_partial_is_raised_and_aborts_the_rest() -> None:
     class Dying(TickEngine):
-        async def generate(self, requests):
+        async def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
             if requests[0].request_id.startswith("step2"):
                 raise ConnectionError("actor died")
             return await super().generate(requests)
@@ -396,14 +423,13 @@ def test_failure_in_partial_is_raised_and_aborts_the_rest() -> None:
 
 
 def test_prompts_in_flight() -> None:
-    def config(mode: str, share: float) -> Config:
-        return Config(
-            model={"path": "unused"},
-            rollout={"mode": mode, "oversample": share},
-            train={"prompts_per_step": 10, "prompts_per_optimizer_step": 10},
+    def count(mode: str, share: float) -> int:
+        train = TrainConfig(prompts_per_step=10, prompts_per_optimizer_step=10)
+        return prompts_in_flight(
+            train, RolloutConfig.model_validate({"mode": mode, "oversample": share})
         )
 
-    assert prompts_in_flight(config("sync", 0.5)) == 10
-    assert prompts_in_flight(config("one_step_off", 0.5)) == 10
-    assert prompts_in_flight(config("partial", 0.25)) == 13  # rounded up
-    assert prompts_in_flight(config("partial", 1.0)) == 20
+    assert count("sync", 0.5) == 10
+    assert count("one_step_off", 0.5) == 10
+    assert count("partial", 0.25) == 13  # rounded up
+    assert count("partial", 1.0) == 20

@@ -14,20 +14,19 @@ from typing import Any
 import pytest
 
 from herl_megatron.rubrics.checks import nltk_tools, registry
+from herl_megatron.rubrics.checks.local import Mode
 from herl_megatron.types import Criterion, CriterionResult, Verdict
 
 
 def run(
-    check: str, response: str, params: dict[str, Any], mode: registry.Mode = "strict"
+    check: str, response: str, params: dict[str, Any], mode: Mode = "strict"
 ) -> CriterionResult:
     return registry.run_check(
         Criterion("c", "rule", check=check, params=params), response, mode=mode
     )
 
 
-def follows(
-    check: str, response: str, params: dict[str, Any], mode: registry.Mode = "strict"
-) -> bool:
+def follows(check: str, response: str, params: dict[str, Any], mode: Mode = "strict") -> bool:
     result = run(check, response, params, mode)
     assert result.verdict is not Verdict.UNVERIFIABLE, result.reason
     return result.verdict is Verdict.FOLLOWED
@@ -76,7 +75,7 @@ class Parity:
         self.reference_prompts += theirs
 
 
-def instruction_parity(benchmark: str, mode: registry.Mode) -> Parity:
+def instruction_parity(benchmark: str, mode: Mode) -> Parity:
     """Parity of one of the two benchmarks whose checks take parameters."""
     parity = Parity()
     for row in reference_rows(f"{benchmark}_qwen25_7b.jsonl.gz"):

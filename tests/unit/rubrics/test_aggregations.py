@@ -74,7 +74,7 @@ def test_every_aggregation_has_a_rule() -> None:
 )
 def test_grades(form: JudgeFormat, grade: int, expected: float, verdict: Verdict) -> None:
     result = graded_result("a", form, grade)
-    assert (result.grade, result.verdict) == (pytest.approx(expected, abs=1e-12), verdict)
+    assert result.grade == pytest.approx(expected, abs=1e-12) and result.verdict == verdict
 
 
 @pytest.mark.parametrize(("form", "grade"), [(JudgeFormat.BANDS, 0), (JudgeFormat.CHECKLIST, 6)])

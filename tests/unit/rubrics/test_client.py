@@ -8,84 +8,29 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
-from herl_megatron.config.schema import JudgeConfig
 from herl_megatron.rubrics.client import JudgeClient
-from herl_megatron.rubrics.endpoint import JudgeError
-from herl_megatron.types import Aggregation, Criterion, CriterionResult, Message, Prompt, Rubric
+from herl_megatron.rubrics.failures import JudgeError
+from herl_megatron.types import Aggregation, Criterion, CriterionResult
 from herl_megatron.types import Verdict as V
-from tests.fake_judge import FakeJudge, fake_judge, honest, shown_response
-
-T = TypeVar("T")
-WORDS = ("river", "stone", "bread")
-
-
-def contains(word: str) -> Criterion:
-    return Criterion(word, "judge", description=f'The response contains the word "{word}".')
-
-
-def make_prompt(
-    criteria: Sequence[Criterion] = tuple(map(contains, WORDS)),
-    aggregation: Aggregation = "explicit",
-) -> Prompt:
-    return Prompt("p", (Message("user", "Write."),), Rubric(tuple(criteria), aggregation))
-
-
-def settings(server: FakeJudge, **changes: Any) -> JudgeConfig:
-    """10 ms between attempts, time for slow machines, no cache, never pausing."""
-    values: dict[str, Any] = {
-        "base_url": server.url, "model": "m", "retry_wait_s": 0.01, "timeout_s": 20.0,
-        "deadline_s": 60.0, "cache": "", "failure_window": 1000, "retries": 3,
-    }  # fmt: skip
-    return JudgeConfig(**values | changes)
-
-
-def use(config: JudgeConfig, work: Callable[[JudgeClient], Awaitable[T]]) -> T:
-    """Run `work` with a client that is closed at the end, and nothing left under way."""
-
-    async def run() -> T:
-        client = JudgeClient(config)
-        try:
-            return await work(client)
-        finally:
-            await client.close()
-            assert asyncio.all_tasks() == {asyncio.current_task()}
-
-    return asyncio.run(run())
-
-
-def judge_all(
-    config: JudgeConfig, texts: Sequence[str], prompt: Prompt | None = None
-) -> tuple[list[list[CriterionResult]], dict[str, float]]:
-    """Results per text, all asked for at the same time, and the client's stats."""
-    asked = prompt or make_prompt()
-
-    async def work(client: JudgeClient) -> tuple[list[list[CriterionResult]], dict[str, float]]:
-        calls = (client.judge(asked, text, asked.rubric.criteria) for text in texts)
-        return list(await asyncio.gather(*calls)), client.stats()
-
-    return use(config, work)
-
-
-def verdicts(results: Sequence[CriterionResult]) -> list[V]:
-    assert all(not result.for_every_response for result in results)
-    return [result.verdict for result in results]
-
-
-def expected(text: str) -> list[V]:
-    return [V.FOLLOWED if word in text.split() else V.NOT_FOLLOWED for word in WORDS]
-
-
-TEXTS = [
-    f"{a} and {b} number {i}"
-    for i, (a, b) in enumerate(zip(WORDS * 7, WORDS[1:] * 10, strict=False))
-]
+from tests.fake_judge import fake_judge, honest, shown_response
+from tests.limits import HANG_S
+from tests.unit.rubrics.client_cases import (
+    TEXTS,
+    WORDS,
+    contains,
+    expected,
+    judge_all,
+    make_prompt,
+    settings,
+    use,
+    verdicts,
+)
 
 
 def test_every_distinct_response_costs_one_call_and_none_is_lost() -> None:
@@ -291,6 +236,41 @@ def test_failures_are_not_cached(tmp_path: Path) -> None:
     assert verdicts(good) == expected(TEXTS[0]) and stats["cache_hits"] == 0
 
 
+@pytest.mark.parametrize(
+    "kept",
+    ["null", "{}", "[]", "7", "garbage", "", '{"verdicts": null, "grade": null}', "[" * 5000,
+     '{"verdicts": [true, false], "grade": null}', '{"verdicts": [1, 0, 1], "grade": null}',
+     '{"verdicts": [true, true, true], "grade": 3}', '{"grade": 3}', b"\xff\xfe"],
+)  # fmt: skip
+def test_a_cache_entry_that_cannot_be_read_is_a_miss_and_mended(kept: Any, tmp_path: Path) -> None:
+    """No value in it says so many verdicts as there are statements."""
+    file = tmp_path / "cache.sqlite"
+    with fake_judge() as server:
+        config = settings(server, cache=str(file))
+        judge_all(config, TEXTS[:2])
+        with sqlite3.connect(file) as db:
+            db.execute("UPDATE judgements SET value = ?", (kept,))
+        for hits, calls in ((0, 2), (2, 0)):
+            results, stats = judge_all(config, TEXTS[:2])
+            assert [verdicts(r) for r in results] == [expected(t) for t in TEXTS[:2]]
+            assert (stats["cache_hits"], stats["calls"]) == (hits, calls)
+
+
+@pytest.mark.parametrize("grade", ["null", "0", "6", "4.5", "true", '"4"', "NaN"])
+def test_a_grade_in_the_cache_that_is_none_is_a_miss(grade: str, tmp_path: Path) -> None:
+    """Of four words the fake judge says 4 of 5, which is what is kept in the end."""
+    file, prompt = tmp_path / "cache.sqlite", make_prompt(aggregation="llmeval_med")
+    with fake_judge() as server:
+        config = settings(server, cache=str(file))
+        judge_all(config, ["river bread and more"], prompt)
+        with sqlite3.connect(file) as db:
+            db.execute(
+                "UPDATE judgements SET value = ?", (f'{{"verdicts": [], "grade": {grade}}}',)
+            )
+        (results,), stats = judge_all(config, ["river bread and more"], prompt)
+    assert {r.grade for r in results} == {0.8} and stats["calls"] == 1
+
+
 def test_cache_is_shared_by_processes_that_write_at_the_same_time(tmp_path: Path) -> None:
     file = tmp_path / "cache.sqlite"
     code = """
@@ -307,7 +287,7 @@ asyncio.run(main())
 """
     root = Path(__file__).parents[3]
     jobs = [subprocess.Popen([sys.executable, "-c", code, str(file)], cwd=root) for _ in range(3)]
-    assert [job.wait(timeout=60) for job in jobs] == [0, 0, 0]
+    assert [job.wait(timeout=HANG_S) for job in jobs] == [0, 0, 0]
     with sqlite3.connect(file) as db:
         assert db.execute("SELECT count(*) FROM judgements").fetchone() == (200,)
 

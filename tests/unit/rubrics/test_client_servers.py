@@ -11,7 +11,7 @@ import pytest
 
 from herl_megatron.types import Verdict as V
 from tests.fake_judge import asked_statements, fake_judge, honest, shown_response
-from tests.unit.rubrics.test_client import (
+from tests.unit.rubrics.client_cases import (
     TEXTS,
     expected,
     judge_all,

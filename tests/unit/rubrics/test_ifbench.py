@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from herl_megatron.rubrics.checks import registry
-from herl_megatron.rubrics.checks.registry import Mode
+from herl_megatron.rubrics.checks.local import Mode
 from herl_megatron.rubrics.checks.words import sentences
 from herl_megatron.types import Criterion
 from tests.unit.rubrics.check_cases import follows, instruction_parity, skip_without_data

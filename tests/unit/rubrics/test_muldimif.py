@@ -6,7 +6,7 @@ import pytest
 
 from herl_megatron.rubrics.checks import nltk_tools, registry
 from herl_megatron.rubrics.rubric import validate_rubric
-from herl_megatron.types import Criterion, Rubric, Verdict
+from herl_megatron.types import Criterion, CriterionResult, Rubric, Verdict
 from tests.unit.rubrics.check_cases import Parity, follows, reference_rows, run
 
 TABLE = "| Name | Price |\n|---|---|\n| Owl | 5 |\n| Fern | 7 |"
@@ -229,3 +229,47 @@ def test_parity_with_the_reference_verdicts() -> None:
     assert parity.compared >= 37_000
     assert len(parity.differences) <= 0.01 * parity.compared, parity.differences
     assert abs(parity.prompts - parity.reference_prompts) <= 1
+
+
+@pytest.mark.parametrize(
+    ("label", "text", "met"),
+    [
+        ("Format/Markdown", "Structure it with two heading levels", True),
+        ("Length/Sentences", "It stays one sentence", True),
+        ("Format/Table", "The list names up to five towns", True),
+        ("Length/Words", "Be brief", True),
+        ("Length/Words", "Each row is detailed", False),
+        ("Length/Paragraphs", "Keep it to few paragraphs", False),
+        ("Language/English", "Write it entirely in uppercase letters", False),
+        ("Content/Keywords", "Name the key players", True),
+        ("Content/Keywords", "Name the rivers or the lakes", False),
+        ("Content/Keywords", "Put 'owl' in the description of each bird", False),
+        ("Format/Text", "The answer must be in full sentences", True),
+        ("Content/Identifiers", "Be kind", False),
+        ("Json/Number of attributes", "Keep it flat", False),
+    ],
+)
+def test_the_benchmark_has_a_verdict_where_nothing_can_be_read(
+    label: str, text: str, met: bool
+) -> None:
+    """For numbers that compare; for training such a text is left out."""
+    for response in ("An owl.", "", "# A\n\n| a |\n|---|\n| b |", '{"a": 1}'):
+        assert follows(f"muldimif/{label}", response, {"text": text, "benchmark": True}) is met
+        assert run(f"muldimif/{label}", response, {"text": text}).for_every_response
+
+
+def test_in_benchmark_mode_no_verdict_of_the_reference_is_left_out() -> None:
+    constraints = {
+        row["key"]: row["constraints"] for row in reference_rows("muldimif_items.jsonl.gz")
+    }
+    parity = Parity()
+    for row in reference_rows("muldimif_verdicts.jsonl.gz"):
+        verdicts: list[tuple[str, CriterionResult | None, bool]] = []
+        wanted = constraints[row["key"]]
+        for (first, second, text), expected in zip(wanted, row["verdicts"], strict=True):
+            params = {"text": text, "benchmark": True}
+            result = run(f"muldimif/{first}/{second}", row["response"], params)
+            verdicts.append((text, result, expected))
+        parity.add_prompt((row["key"], row["text_name"]), verdicts)
+    assert not parity.left_out and parity.compared >= 38_000
+    assert len(parity.differences) <= 3, parity.differences

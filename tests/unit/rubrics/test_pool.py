@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
+import importlib.util
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,14 +19,32 @@ import pytest
 import ray
 
 from herl_megatron.config.schema import ScoringConfig
+from herl_megatron.rubrics.checks.registry import forget_user_checks
 from herl_megatron.rubrics.pool import ScoringPool
 from herl_megatron.types import Criterion, Message, Prompt, Rubric, Score, Scored, Unscored
 
-# Checks of a user's own module, one for each way in which a check can fail.
-FAULTY_CHECKS = """
-import os, signal, time
+# What no check can do to its own process, it does to the worker that waits for it: the process that
+# made the socket between them.
+OF_WORKER = """
+import os, signal, socket, struct, sys, time
 from pathlib import Path
 from herl_megatron.rubrics.checks.registry import register
+
+def signal_worker(number):
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            with socket.socket(fileno=os.dup(int(name))) as end:
+                peer = end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        except OSError:
+            continue
+        os.kill(struct.unpack("iii", peer)[0], number)
+    time.sleep(60)
+"""
+
+# Checks of a user's own module, one for each way in which a check can fail.
+FAULTY_CHECKS = (
+    OF_WORKER
+    + """
 
 @register("faulty/crash", description="Crash while {marker} has fewer than {times} lines.")
 def crash(response: str, *, marker: str, times: int) -> bool:
@@ -31,13 +52,20 @@ def crash(response: str, *, marker: str, times: int) -> bool:
     lines = path.read_text().count("\\n") if path.exists() else 0
     if lines < times:
         path.write_text("crashed\\n" * (lines + 1))
-        os.kill(os.getpid(), signal.SIGKILL)
+        signal_worker(signal.SIGKILL)
     return True
 
-@register("faulty/hang", description="Block the alarm and sleep.")
+@register("faulty/hang", description="Stop the worker.")
 def hang(response: str) -> bool:
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
-    time.sleep(60)
+    signal_worker(signal.SIGSTOP)
+    return True
+
+@register("faulty/do", description="Do as the response says.")
+def do(response: str) -> bool:
+    try:
+        exec(response)
+    except Exception:
+        return True
     return True
 
 @register("faulty/raise", description="Raise on the word bad.")
@@ -46,6 +74,7 @@ def raises(response: str) -> bool:
         raise KeyError("no such entry")
     return True
 """
+)
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +96,7 @@ def pool_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     )
     yield folder
     ray.shutdown()
+    forget_user_checks()
     sys.path.remove(str(folder))
 
 
@@ -201,6 +231,54 @@ def test_check_that_raises_is_a_counted_failure_of_that_response(pool: CountedPo
     assert pool.counts() == {"groups": 1, "responses": 2, "unscored": 1, "check_failures": 1}
 
 
+@pytest.mark.parametrize(
+    ("response", "said"),
+    [
+        ("raise KeyboardInterrupt", "raised KeyboardInterrupt"),
+        ("sys.exit(0)", "raised SystemExit: 0"),
+        ("os._exit(0)", "ended its process (with exit code 0)"),
+        ("time.sleep(30)", "gave no verdict within 0.5 s"),
+        ("signal.pthread_sigmask(signal.SIG_BLOCK, [14]); time.sleep(30)", "no verdict within 0.5"),
+        ("bytearray(1 << 40)", "bytes of memory (scoring.check_memory_bytes)"),
+    ],
+)
+def test_whatever_a_check_does_costs_its_own_response(
+    pool: CountedPool, response: str, said: str
+) -> None:
+    bad, good = pool.score(prompt("faulty/do"), response, "pass")
+    assert isinstance(bad, Unscored) and said in bad.reason
+    assert isinstance(good, Scored) and good.reward == 1.0
+    assert pool.counts() == {"groups": 1, "responses": 2, "unscored": 1, "check_failures": 1}
+
+
+@pytest.mark.parametrize("raised", ["KeyboardInterrupt", "SystemExit(3)", "GeneratorExit"])
+def test_what_the_scoring_itself_raises_is_isolated_like_a_death(
+    pool: CountedPool, pool_folder: Path, raised: str
+) -> None:
+    """KeyboardInterrupt in a worker arrives as TaskCancelledError, which once ended everything."""
+    (pool_folder / "explosive.py").write_text(
+        "class Params:\n"
+        "    def __init__(self, raised):\n"
+        "        self.raised = raised\n"
+        "    def items(self):\n"
+        "        raise self.raised\n"
+    )  # fmt: skip
+    explosive = importlib.import_module("explosive")
+    criterion = Criterion(
+        "c", "rule", check="text/all_lowercase", params=explosive.Params(eval(raised))
+    )
+    bad = Prompt("bad", (Message("user", "Write."),), Rubric((criterion,)))
+
+    async def score_all() -> list[list[Score]]:
+        asked = [words(1), bad, *(words(1) for _ in range(6))]
+        return await asyncio.gather(*(pool.pool.score_group(one, ["a"]) for one in asked))
+
+    found = asyncio.run(score_all())
+    assert found.pop(1) == [Unscored("the group crashed 2 scoring workers")]
+    assert [score.reward for (score,) in found if isinstance(score, Scored)] == [1.0] * 7
+    assert pool.counts()["isolated_groups"] == 1
+
+
 def test_left_out_criterion_is_counted_per_group_and_said_once_per_prompt(
     pool: CountedPool, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -238,6 +316,29 @@ def test_metrics_are_counts_since_the_last_call(pool: CountedPool) -> None:
     assert pool.pool.metrics() == nothing
 
 
+def test_a_librarys_import_is_no_part_of_a_groups_time(
+    pool_folder: Path,
+) -> None:
+    """A worker whose langdetect takes longer to load than a group may take gives its verdicts."""
+    source = importlib.util.find_spec("langdetect")
+    assert source is not None and source.origin is not None
+    package = pool_folder / "langdetect"
+    shutil.copytree(Path(source.origin).parent, package)
+    init = package / "__init__.py"
+    init.write_text("import time\ntime.sleep(3)\n" + init.read_text())
+    try:
+        pool = ScoringPool(ScoringConfig(workers=1, check_timeout_s=1.0, timeout_s=2.0))
+        try:
+            german = prompt("ifeval/language:response_language", language="de")
+            texts = ["The owls are awake all night.", "Die Eulen sind die ganze Nacht wach."]
+            scores = CountedPool(pool).score(german, *texts)
+        finally:
+            pool.shutdown()
+    finally:
+        shutil.rmtree(package)
+    assert [score.reward for score in scores if isinstance(score, Scored)] == [0.5, 1.0]
+
+
 def test_check_module_in_the_drivers_working_directory_is_found_by_workers(
     pool_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,16 +367,14 @@ def test_worker_that_cannot_be_replaced_fails_every_waiting_group_with_the_reaso
     """Not one of them is cancelled: that would end a run as if somebody had interrupted it."""
     gone = tmp_path / "gone"
     (pool_folder / "vanishing_checks.py").write_text(
-        "import os, signal\n"
-        "from pathlib import Path\n"
-        "from herl_megatron.rubrics.checks.registry import register\n"
+        f"{OF_WORKER}\n"
         f"GONE = Path({str(gone)!r})\n"
         "if GONE.exists():\n"
         "    raise RuntimeError('its file system is gone')\n"
         "@register('vanishing/die', description='Crash for good.')\n"
         "def die(response: str) -> bool:\n"
         "    GONE.touch()\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    signal_worker(signal.SIGKILL)\n"
         "    return True\n"
     )
     pool = ScoringPool(ScoringConfig(workers=1, check_modules=("vanishing_checks",)))

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from herl_megatron.rubrics.checks import nltk_tools, registry
+from herl_megatron.rubrics.checks.local import Check
 from herl_megatron.types import Criterion, Verdict
 
 WORDS = "ifeval/length_constraints:number_words"
@@ -176,6 +177,7 @@ def test_checks_describe_themselves(check: str, params: dict[str, Any], expected
 def test_every_description_can_be_filled_from_the_parameters() -> None:
     for name in registry.names():
         check = registry.get(name)
+        assert isinstance(check, Check)  # no user's
         dummy = {key: "x" for key in check.params.model_fields}
         assert check.description.format(**dummy)
 
@@ -236,3 +238,24 @@ def test_check_module_beside_a_console_script_is_found_in_the_working_directory(
 def test_unknown_check_module_names_the_setting() -> None:
     with pytest.raises(ValueError, match=r"scoring\.check_modules.*no_such_checks"):
         registry.load_check_modules(["no_such_checks"])
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("ifeval/no_coma", "ifeval/punctuation:no_comma"),
+        ("no_comma", "ifeval/punctuation:no_comma"),
+        ("IFEval/Punctuation:No_Comma", "ifeval/punctuation:no_comma"),
+        ("lowercase", "text/all_lowercase"),
+    ],
+)
+def test_an_unknown_check_names_the_nearest(name: str, nearest: str) -> None:
+    with pytest.raises(ValueError, match="unknown check") as caught:
+        registry.get(name)
+    assert f"did you mean '{nearest}'?" in str(caught.value)
+
+
+def test_a_name_like_no_other_is_not_answered_with_all_names() -> None:
+    with pytest.raises(ValueError, match=r"unknown check 'x9'; did you mean '.*check_m") as caught:
+        registry.get("x9")
+    assert len(str(caught.value)) < 250

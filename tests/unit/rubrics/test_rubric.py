@@ -120,9 +120,30 @@ def test_results_must_be_one_per_criterion() -> None:
     [
         (Rubric(()), "no criteria"),
         (Rubric((rule("a"), rule("a"))), "two criteria have the id 'a'"),
-        (Rubric((rule("a", weight=0.0),)), "weight is 0, it must be above 0"),
+        (Rubric((rule("a", weight=0.0),)), "weight is 0, it must be finite and above 0"),
         (Rubric((rule("a", weight=-2.0),)), "polarity: negative"),
         (Rubric((rule("a", weight=float("nan")),)), "weight is nan"),
+        (Rubric((rule("a", weight=float("inf")),)), "weight is inf"),
+        (
+            Rubric((rule("a", weight=1e308), rule("b", weight=1.5e308))),
+            "add up to more than a number holds, the largest is 1.5e[+]308 of 'b'",
+        ),
+        (
+            Rubric((rule("a", weight=1e308), rule("n", weight=1e308, polarity="negative"))),
+            "add up to more than a number holds",
+        ),
+        # Grades of 0.4 and 0.6 would come out as 0 and 1.
+        (Rubric((rule("a", weight=5e-324), rule("b", weight=5e-324))), "add up to 9.88.*e-324"),
+        (Rubric((rule("a", weight=2e-310),)), "add up to 2e-310.*give them about 1"),
+        (
+            Rubric((rule("a", weight=1e300), rule("b", weight=1e-300))),
+            "criterion 'b': weight is 1e-300 of 1e[+]300 in all .'a' has 1e[+]300.*too little",
+        ),
+        (
+            # Deductions over a divisor that is next to nothing: the reward would be -1e300.
+            Rubric((rule("a", weight=1e-300), rule("n", polarity="negative")), "healthbench"),
+            "criterion 'a': weight is 1e-300 of 1 in all",
+        ),
         (
             Rubric((replace(rule("a"), check="ifeval/punctuation:no_coma"),)),
             "criterion 'a': unknown check .*no_coma.*did you mean 'ifeval/punctuation:no_comma'",
@@ -147,6 +168,27 @@ def test_invalid_rubrics_are_refused_with_the_reason(rubric: Rubric, message: st
 
 def test_valid_rubric_passes() -> None:
     validate_rubric(Rubric(MIXED, "healthbench"))
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [((8e307, 8e307), 0.5), ((1e-290, 3e-290), 0.25), ((1.0, 1e-8), 1 / (1 + 1e-8))],
+)
+def test_only_ratios_of_weights_count(weights: tuple[float, float], expected: float) -> None:
+    rubric = Rubric((rule("a", weight=weights[0]), rule("b", weight=weights[1])))
+    validate_rubric(rubric)
+    score = score_response(rubric, [said("a", True), said("b", False)])
+    assert isinstance(score, Scored) and score.reward == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_reward_that_is_no_number_is_no_reward() -> None:
+    """Such a rubric is refused at load; whoever builds one in code gets no NaN out of it."""
+    rubric = Rubric((rule("a", weight=1e308), rule("b", weight=1.5e308)))
+    score = score_response(rubric, [said("a", True), said("b", True)])
+    assert (
+        isinstance(score, Unscored)
+        and "the reward of aggregation 'explicit' is nan" in score.reason
+    )
 
 
 def test_own_description_wins_over_the_check() -> None:

@@ -6,63 +6,36 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.main import get_command
 
 from herl_megatron.cli import app
+from herl_megatron.commands.score.output import ScoreFile
+from herl_megatron.commands.score.run import ScoreJob, _judge_keys
+from herl_megatron.config.decides import keys_that_decide
+from herl_megatron.config.schema import ScoringConfig
+from herl_megatron.config.schema.base import Decides
 from herl_megatron.data.responses import load_responses
-from herl_megatron.score.output import ScoreFile
+from herl_megatron.rubrics.checks.isolated.wire import CheckLimits
 from tests.fake_judge import fake_judge
+from tests.limits import HANG_S
 from tests.unit.rubrics.check_cases import reference_rows
+from tests.unit.score.score_cases import (
+    NO_COMMA,
+    ROWS,
+    read_totals,
+    row,
+    says,
+    score,
+    scored,
+    share,
+    write,
+)
 
 ROOT = Path(__file__).parents[3]
-NO_COMMA = {"id": "comma", "kind": "rule", "check": "ifeval/punctuation:no_comma"}
-TITLE = {"id": "title", "kind": "rule", "check": "ifeval/detectable_format:title", "weight": 3}
-
-
-def row(name: str, criteria: list[dict[str, Any]], **responses: Any) -> dict[str, Any]:
-    return {
-        "id": name,
-        "messages": [{"role": "user", "content": "Write about owls."}],
-        "rubric": {"criteria": criteria},
-        "source": name[0],
-        **responses,
-    }
-
-
-ROWS = [
-    row("a1", [NO_COMMA, TITLE], response="<<Owls>> are old, I think."),  # 3 of 4
-    row("a2", [NO_COMMA, TITLE], response="**<<Owls>>** rest."),  # both
-    row("b1", [NO_COMMA], responses=["One, two.", "Three."]),
-]
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(item) + "\n" for item in rows), encoding="utf-8")
-    return path
-
-
-def score(source: Path, out: Path, *more: str) -> Result:
-    return CliRunner().invoke(app, ["score", str(source), "--out", str(out), *more])
-
-
-def scored(source: Path, out: Path, *more: str) -> dict[str, Any]:
-    """The totals of a run that must succeed."""
-    result = score(source, out, *more)
-    assert result.exit_code == 0, result.output
-    return read_totals(out)
-
-
-def read_totals(out: Path) -> dict[str, Any]:
-    return dict(json.loads(out.with_name(out.name + ".summary.json").read_text(encoding="utf-8")))
-
-
-def share(part: Mapping[str, Any]) -> tuple[int, int]:
-    return part["satisfied"], part["of"]
 
 
 def test_verdicts_and_totals_by_hand(tmp_path: Path) -> None:
@@ -234,7 +207,7 @@ def test_scores_of_a_check_as_it_was_are_not_taken_over(tmp_path: Path) -> None:
         command = ["score", str(source), "--out", str(out), "--check-module", "edited_checks"]
         return subprocess.run(
             [sys.executable, "-m", "herl_megatron.cli", *command],
-            capture_output=True, text=True, check=False, timeout=120, cwd=tmp_path,
+            capture_output=True, text=True, check=False, timeout=HANG_S, cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
 
@@ -263,8 +236,31 @@ def test_scores_by_another_judge_prompt_are_not_taken_over(tmp_path: Path) -> No
     assert result.exit_code == 2 and "other settings than" in result.output
 
 
+def test_settings_have_every_key_that_decides_verdicts() -> None:
+    """One that is new must be added here, to the options of `herl score` and to its settings."""
+    paths = {key.path for key in keys_that_decide(Decides.VERDICTS, purpose="eval")}
+    options = {"scoring.answer_after", "scoring.check_modules"}
+    anew = {"scoring.check_timeout_s", "scoring.check_memory_bytes"}  # what it stops has no score
+    assert {path for path in paths if path.startswith("scoring.")} - anew == options
+    assert _judge_keys() == {
+        "model", "evidence", "canary", "samples", "structured", "temperature", "max_tokens",
+        "extra_body",
+    }  # fmt: skip
+
+
+def test_limits_of_checks_are_the_same_wherever_they_are_left_out() -> None:
+    """The schema, `herl score`'s options, its job and a check's process each have a default."""
+    scoring, job = ScoringConfig(), ScoreJob(Path("in"), Path("out"))
+    command: Any = get_command(app)
+    options = {option.name: option.default for option in command.commands["score"].params}
+    memory = (scoring.check_memory_bytes, options["check_memory"], CheckLimits().memory_bytes)
+    assert len(set(memory)) == 1
+    assert options["check_timeout"] == scoring.check_timeout_s
+    assert job.scoring == scoring
+
+
 def test_only_the_answer_is_scored_where_it_begins_is_said(tmp_path: Path) -> None:
-    limit = NO_COMMA | {"id": "limit", "check": "muldimif/Length/Words"}
+    limit: dict[str, Any] = NO_COMMA | {"id": "limit", "check": "muldimif/Length/Words"}
     limit["params"] = {"text": "At most 5 words"}  # which blank text would meet
     answers = ["a, b</think>No comma.", "No comma, no answer"]
     rows = [row("a1", [NO_COMMA, limit], responses=answers)]
@@ -294,13 +290,70 @@ def test_a_file_that_another_process_writes_is_left_alone(tmp_path: Path) -> Non
         other.close()
         scored(source, out, *judge)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "rows.jsonl", "scores.jsonl", "scores.jsonl.summary.json",
+        "rows.jsonl", "scores.jsonl", "scores.jsonl.judge_spent.json",
+        "scores.jsonl.summary.json",
     ]  # fmt: skip
+
+
+def test_only_a_file_of_its_own_is_written(tmp_path: Path) -> None:
+    """A device has no end; and what is somebody else's stays, with a line's end and without."""
+    source = write(tmp_path / "rows.jsonl", ROWS[:1])
+    for device in ("/dev/full", "/dev/zero", str(tmp_path)):
+        result = score(source, Path(device))
+        assert result.exit_code == 2 and "is no regular file" in result.output
+    out = tmp_path / "out.jsonl"
+    for text in ("hello", "hello\n", "{}", '{"id"', '{"id": "a1", "messages": [{"role', "[1",
+                 source.read_text().strip(), '{"id": "a1", "made_from": 3}'):  # fmt: skip
+        out.write_text(text)
+        result = score(source, out)
+        if text == '{"id"':  # it may be herl's, cut by a kill
+            assert result.exit_code == 0
+            out.with_name("out.jsonl.summary.json").unlink()
+        else:
+            assert result.exit_code == 2, text
+            assert out.read_text() == text
+    out.unlink()
+    for text in ("my summary", "{}", '{"mode": "strict"}', "[]"):
+        out.with_name("out.jsonl.summary.json").write_text(text)
+        result = score(source, out)
+        assert result.exit_code == 2 and "is not of `herl score`" in result.output
+        assert out.with_name("out.jsonl.summary.json").read_text() == text
+
+
+@pytest.mark.parametrize("cut", [1, 5, 8, 9, 10, 20, 40])
+def test_a_line_cut_anywhere_is_made_again(tmp_path: Path, cut: int) -> None:
+    source, out = write(tmp_path / "rows.jsonl", ROWS), tmp_path / "scores.jsonl"
+    scored(source, out)
+    whole = out.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    out.write_bytes(lines[0] + lines[1][:cut])
+    scored(source, out)
+    assert out.read_bytes() == whole
+
+
+def test_what_lies_where_a_lock_would_be_stays(tmp_path: Path) -> None:
+    """`--out poetry` beside somebody's poetry.lock, and worse."""
+    source = write(tmp_path / "rows.jsonl", ROWS[:1])
+    out, mine = tmp_path / "poetry", tmp_path / "poetry.lock"
+    mine.write_text("pinned")
+    scored(source, out)
+    assert mine.read_text() == "pinned"
+    out.unlink()
+    lock = tmp_path / "poetry.herl-lock"
+    lock.write_text("mine")
+    result = score(source, out)
+    assert result.exit_code == 2 and "is no lock of `herl score`" in " ".join(result.output.split())
+    assert lock.read_text() == "mine" and not out.exists()
+    lock.unlink()
+    os.mkfifo(lock)
+    assert score(source, out).exit_code == 2
+    out.symlink_to(tmp_path / "elsewhere")
+    assert score(source, out).exit_code == 2 and not (tmp_path / "elsewhere").exists()
 
 
 def test_a_lock_that_a_killed_process_left_is_no_hindrance(tmp_path: Path) -> None:
     source, out = write(tmp_path / "rows.jsonl", ROWS), tmp_path / "scores.jsonl"
-    out.with_name("scores.jsonl.lock").touch()
+    out.with_name("scores.jsonl.herl-lock").touch()
     scored(source, out)
 
 
@@ -370,7 +423,7 @@ def test_real_responses_give_the_reference_totals(
 
 def test_needs_no_model_library() -> None:
     code = (
-        "import sys, herl_megatron.cli, herl_megatron.score.run\n"
+        "import sys, herl_megatron.cli, herl_megatron.commands.score.run\n"
         "heavy = ('torch', 'megatron', 'vllm', 'ray', 'transformers', 'openai')\n"
         "print([name for name in heavy if name in sys.modules])"
     )
@@ -391,7 +444,7 @@ def test_many_processes_give_the_same_and_survive_a_check_that_kills_them(
     command = ["score", str(source), "--out", str(out), "--workers", "2"]
     done = subprocess.run(
         [sys.executable, "-m", "herl_megatron.cli", *command, "--check-module", "own_score_checks"],
-        capture_output=True, text=True, check=False, timeout=240, cwd=own_checks,
+        capture_output=True, text=True, check=False, timeout=HANG_S, cwd=own_checks,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -400,44 +453,5 @@ def test_many_processes_give_the_same_and_survive_a_check_that_kills_them(
                   for path in (out, tmp_path / "few.out.jsonl"))  # fmt: skip
     assert all(a.pop("made_from") != b.pop("made_from") for a, b in zip(found, few, strict=False))
     assert found[:3] == few
-    assert found[3]["reason"] == "the group crashed 2 scoring workers"
+    assert found[3]["reason"] == "criterion f: own/fatal ended its process (by SIGABRT)"
     assert found[4]["reward"] == 1.0
-
-
-def says(word: str, **more: Any) -> dict[str, Any]:
-    return {
-        "id": word, "kind": "judge", "description": f'The response contains the word "{word}".',
-        **more,
-    }  # fmt: skip
-
-
-def test_statements_go_to_the_judge_and_rules_do_not(tmp_path: Path) -> None:
-    rows = [
-        row("a", [NO_COMMA, says("owl", weight=3), says("fern", polarity="negative")],
-            responses=["An owl, a fern.", "An owl."]),
-        row("b", [NO_COMMA], response="No judge is asked about this."),
-    ]  # fmt: skip
-    rows.append(row("c", [says("owl")], response="one two three four five six seven"))
-    rows[-1]["rubric"]["aggregation"] = "implicit"
-    source, out = write(tmp_path / "rows.jsonl", rows), tmp_path / "out.jsonl"
-    with fake_judge() as judge:
-        options = ("--judge", judge.url, "--judge-model", "m", "--judge-set", "cache=")
-        totals = scored(source, out, *options)
-        first = [json.loads(line) for line in out.read_text().splitlines()]
-        assert sum(judge.calls.values()) == 4  # three responses and the question before them
-        assert scored(source, out, *options) == totals
-        assert sum(judge.calls.values()) == 4
-    # The first misses the comma rule and the negative criterion: 3 of 5.
-    assert [entry["reward"] for entry in first[0]["responses"]] == [pytest.approx(3 / 5), 1.0]
-    assert (first[1]["reward"], first[2]["reward"]) == (1.0, pytest.approx(0.7))
-    assert first[2]["verdicts"] == [{"id": "owl", "verdict": "not_followed", "grade": 0.7}]
-    assert share(totals["per_check"]["judge"]) == (3, 5)
-
-
-def test_a_judge_that_is_needed_must_be_named(tmp_path: Path) -> None:
-    source = write(tmp_path / "rows.jsonl", [row("a", [says("owl")], response="Owls.")])
-    missing = score(source, tmp_path / "out.jsonl")
-    assert missing.exit_code == 2 and "judge.base_url is empty" in missing.output
-    wrong = score(source, tmp_path / "out.jsonl", "--judge-set", "concurency=3")
-    assert wrong.exit_code == 2 and "concurrency" in wrong.output
-    assert not (tmp_path / "out.jsonl").exists()

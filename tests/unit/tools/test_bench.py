@@ -1,12 +1,17 @@
 """Ratios of paired measurements, against values worked out by hand."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tools import _bench
+from tests.limits import HANG_S
+from tools.bench import _bench
+
+ROOT = Path(__file__).parents[3]
 
 
 def test_paired_ratio_is_the_median_of_the_pairs_own_ratios() -> None:
@@ -54,3 +59,20 @@ def test_report_prints_verdicts_and_writes_what_was_measured(
     }  # fmt: skip
     assert written["raw"] == {"s": [1.0]}
     assert written["machine"]["cpus"] >= 1
+
+
+def test_no_tool_replaces_a_file(tmp_path: Path) -> None:
+    mine = tmp_path / "bench.json"
+    mine.write_text("mine")
+    folder = ROOT / "tools/bench"
+    tools = sorted(folder.glob("bench_*.py"))
+    assert len(tools) >= 13
+    for tool in (*tools, folder / "gpu_first_run.py", folder / "plan_memory.py"):
+        text = tool.read_text()
+        assert '"--out", type=new_file' in text or "os.path.lexists(args.out)" in text, tool
+    done = subprocess.run(
+        [sys.executable, folder / "bench_packing.py", "--out", mine],
+        capture_output=True, text=True, timeout=HANG_S,
+    )  # fmt: skip
+    assert done.returncode == 2 and "is there already; name another file" in done.stderr
+    assert mine.read_text() == "mine"

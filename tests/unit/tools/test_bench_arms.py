@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tools import bench_arms
-from tools.bench_arms import Curve, compare, interpolate, read_curve, token_budgets
+from tools.bench import bench_arms
+from tools.bench.bench_arms import Curve, compare, interpolate, read_curve, token_budgets
 
 
 def _curve(arm: str, seed: int, tokens: list[float], reward: list[float]) -> Curve:

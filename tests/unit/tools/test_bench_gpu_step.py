@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tools.bench_gpu_step import step_flops, write_config
+from tools.bench.bench_gpu_step import step_flops, write_config
 
 
 def test_flops_of_a_step_are_those_that_pytorch_counts(tmp_path: Path) -> None:

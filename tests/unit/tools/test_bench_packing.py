@@ -1,11 +1,11 @@
-"""The counts of tools/bench_packing.py on a step small enough for paper."""
+"""The counts of tools/bench/bench_packing.py on a step small enough for paper."""
 
 from __future__ import annotations
 
 import pytest
 
 from herl_megatron.config.schema import MegatronConfig
-from tools.bench_packing import RowFlops, count
+from tools.bench.bench_packing import RowFlops, count
 
 LENGTHS = [10, 7, 5, 4]
 

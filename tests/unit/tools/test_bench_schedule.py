@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from herl_megatron.types import GenerateRequest, SamplingSettings
-from tools import bench_schedule
-from tools._stubs import Variant, length_of
-from tools.bench_schedule import SimulatedEngine, VirtualTimeLoop
+from tools.bench import bench_schedule
+from tools.bench._stubs import Variant, length_of
+from tools.bench.bench_schedule import SimulatedEngine, VirtualTimeLoop
 
 LENGTHS = {"a": 2, "b": 3, "c": 1, "late": 1}
 

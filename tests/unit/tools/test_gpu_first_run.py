@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from tools.gpu_first_run import run_part
+from tools.bench.gpu_first_run import run_part
 
 
 def test_parts_that_work_fail_and_hang(tmp_path: Path) -> None:
@@ -36,7 +36,7 @@ def test_parts_that_work_fail_and_hang(tmp_path: Path) -> None:
 
 def _is_alive(pid: str) -> bool:
     try:
-        return psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.limits import HANG_S
+
 SUPERVISE = Path(__file__).parents[3] / "tools" / "_supervise.py"
 # A grandchild in a session of its own, as Ray's daemons are; it prints its id and stays.
 DAEMON = "import os, time; os.setsid(); print(os.getpid(), flush=True); time.sleep(300)"
@@ -47,7 +49,7 @@ def gone(pid: int, within_s: float = 10) -> bool:
 
 def _ended(pid: int) -> bool:
     try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
 
@@ -62,20 +64,20 @@ def _ended(pid: int) -> bool:
 )
 def test_exit_code_is_the_commands(code: str, expected: int) -> None:
     process = start(code)
-    assert process.wait(timeout=30) == expected
+    assert process.wait(timeout=HANG_S) == expected
 
 
 def test_what_ends_by_itself_is_waited_for() -> None:
     """A daemon that needs a moment to notice is not an error."""
     process = start(PARENT.format(stay_s=0.5).replace("time.sleep(300)", "time.sleep(1.5)"))
-    output, errors = process.communicate(timeout=30)
+    output, errors = process.communicate(timeout=HANG_S)
     assert (process.returncode, errors) == (0, "")
     assert gone(int(output), within_s=0)
 
 
 def test_a_daemon_left_behind_is_killed_and_fails_the_run() -> None:
     process = start(PARENT.format(stay_s=0.5), grace_s=0.5)
-    output, errors = process.communicate(timeout=30)
+    output, errors = process.communicate(timeout=HANG_S)
     assert process.returncode == 70
     assert gone(int(output), within_s=0)
     assert "processes left behind" in errors
@@ -107,7 +109,7 @@ def test_adopted_processes_are_collected_while_the_command_runs() -> None:
     assert not psutil.pid_exists(daemon)
     assert zombies_of(process.pid) == []
     process.terminate()
-    assert process.wait(timeout=30) == 128 + signal.SIGTERM
+    assert process.wait(timeout=HANG_S) == 128 + signal.SIGTERM
 
 
 def test_killed_processes_and_what_they_had_not_collected_are_collected() -> None:
@@ -122,7 +124,7 @@ def test_killed_processes_and_what_they_had_not_collected_are_collected() -> Non
          " stderr=subprocess.DEVNULL).returncode\n"
          "print(code, [c.pid for c in psutil.Process().children(recursive=True)])",
          *start_words(PARENT.replace(repr(DAEMON), repr(forks)).format(stay_s=0.5), grace_s=0.5)],
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True, timeout=HANG_S,
     )  # fmt: skip
     assert adopter.stdout.strip() == "70 []", adopter.stderr
 
@@ -132,7 +134,7 @@ def test_sigterm_ends_the_command_and_its_daemon() -> None:
     assert process.stdout is not None
     daemon = int(process.stdout.readline())
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=30) == 128 + signal.SIGTERM
+    assert process.wait(timeout=HANG_S) == 128 + signal.SIGTERM
     assert gone(daemon, within_s=0)
 
 
@@ -144,6 +146,6 @@ def test_killing_the_shell_ends_everything() -> None:
     daemon = int(shell.stdout.readline())
     (supervisor,) = psutil.Process(shell.pid).children()
     shell.kill()
-    shell.wait(timeout=10)
+    shell.wait(timeout=HANG_S)
     assert gone(daemon)
     assert gone(supervisor.pid)

@@ -9,12 +9,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from herl_megatron.config.run_files import own_policy_files
+from herl_megatron.data.chat import ChatTokenizer
 from herl_megatron.weight_sync.hf_folder import (
     WrittenShards,
     finish_export,
     shard_name,
     start_export,
 )
+from tests.unit.data.small_tokenizers import byte_level, save
 
 
 @pytest.fixture
@@ -22,8 +25,10 @@ def source(tmp_path: Path) -> Path:
     folder = tmp_path / "source"
     folder.mkdir()
     (folder / "config.json").write_text('{"model_type": "qwen2", "dtype": "float32"}')
-    (folder / "tokenizer.json").write_text("{}")
-    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    save(folder, byte_level(), eos_token="<|endoftext|>")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
+    (folder / "other").mkdir()
     (folder / "model.safetensors").write_bytes(b"old weights")
     (folder / "pytorch_model.bin").write_bytes(b"old weights")
     return folder
@@ -44,14 +49,22 @@ def test_folder_holds_index_config_and_tokenizer(source: Path, tmp_path: Path) -
     ]
     assert not folder.exists()
     finish_export(staging, folder, stages=stages, source=source)
-    assert sorted(file.name for file in folder.iterdir()) == [
+    names = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+    assert names == [
+        "additional_chat_templates/tool_use.jinja",
         "chat_template.jinja",
         "config.json",
+        "generation_config.json",
+        "herl_export.json",
         "model-00001-of-00002.safetensors",
         "model-00002-of-00002.safetensors",
         "model.safetensors.index.json",
         "tokenizer.json",
+        "tokenizer_config.json",
     ]
+    ends = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
+    assert ends == list(ChatTokenizer(str(source)).end_token_ids) and len(ends) == 2
+    assert sorted(own_policy_files(folder)) == sorted(folder / name for name in names)
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     assert index == {
         "metadata": {"total_size": 14},

@@ -16,6 +16,7 @@ from herl_megatron.rollout.engine import Bucket, EngineLost
 from herl_megatron.weight_sync.bucket_folder import SHARED_MEMORY
 from herl_megatron.weight_sync.sync import EnginesLost, WeightSync, sync_weights
 from herl_megatron.weight_sync.transport import read_bucket, write_bucket
+from tests.unit.rollout.fakes import RefusingEngine
 
 BUCKETS = 7
 
@@ -48,7 +49,7 @@ class Trainer:
 
 
 @dataclass
-class Engine:
+class Engine(RefusingEngine):
     """Reads slowly: at the start and the end of its load the file must hold the same bucket."""
 
     events: list[str]

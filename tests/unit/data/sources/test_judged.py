@@ -45,10 +45,48 @@ from tests.unit.data.sources.source_cases import convert, reward
         ("Does not recommend surgery.", "unclear"),
         ("Should mention the dose.", "unclear"),
         ("The dose.", "unclear"),
+        ("Not mentioning the interaction.", "met_is_bad"),
+        ("Never raises the alarm symptoms.", "unclear"),
+        ("Does not address the warning signs.", "met_is_bad"),
     ],
 )
 def test_polarity_of_a_pitfall_is_read_from_its_wording(statement: str, reading: Reading) -> None:
     assert read_polarity(statement) == reading
+
+
+# The object is the fault, so that leaving it out is right, or it may be.
+OF_A_FAULT = [
+    "Does not describe superfluous anatomy.",
+    "The response does not cite outdated guidelines.",
+    "Does not give a cause other than ischemia.",
+    "Does not detail steps beyond what was asked.",
+    "Does not stress rarer findings over the main one.",
+    "Does not state that the vaccine is a risk.",
+    "Does not support bed rest.",
+    "Never mentions home remedies that are unproven.",
+    "It doesn't list more than one diagnosis.",
+    "Does not address only the fever.",
+    "Does not include jargon.",
+    "Does not offer false reassurance.",
+    "Does not explain irrelevant physiology.",
+    "Omits needless detail.",
+    "Ignores the distracting findings.",
+    "Lacks speculation.",
+    "Does not omit redundant tests.",
+    "Not listing unlikely causes.",
+    # An avoidance of something right.
+    "Avoids mentioning the side effects.",
+    "Refrains from discussing the prognosis.",
+    "Avoids the question.",
+    "Avoids a clear recommendation.",
+    "Warns against vaccination.",
+    "Provides an accurate dose.",
+]
+
+
+@pytest.mark.parametrize("statement", OF_A_FAULT)
+def test_unclear_beats_a_guess_about_what_a_pitfall_means(statement: str) -> None:
+    assert read_polarity(statement) == "unclear"
 
 
 def rar(*items: tuple[str, int]) -> dict[str, Any]:

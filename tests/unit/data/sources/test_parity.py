@@ -10,12 +10,13 @@ import pytest
 from herl_megatron.data.prompts import load_prompts
 from herl_megatron.data.sources.prepare import Job, prepare
 from herl_megatron.data.sources.read import Input
+from herl_megatron.data.sources.report import Report
 from herl_megatron.rubrics.checks import registry
-from herl_megatron.types import Verdict
+from herl_megatron.types import Prompt, Verdict
 from tests.unit.rubrics.check_cases import Parity, reference_rows, skip_without_data
 
 
-def prepared(benchmark: str, file: str, out: Path):
+def prepared(benchmark: str, file: str, out: Path) -> tuple[list[Prompt], Report]:
     if not os.environ.get("HERL_DATA_DIR"):
         pytest.skip("HERL_DATA_DIR is not set: no real rows to prepare")
     given = Input(str(Path(os.environ["HERL_DATA_DIR"]) / file))

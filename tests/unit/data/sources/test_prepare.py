@@ -20,6 +20,7 @@ from herl_megatron.data.prompts import load_prompts
 from herl_megatron.data.responses import load_responses
 from herl_megatron.data.sources.prepare import Job, prepare
 from herl_megatron.data.sources.read import Input
+from tests.limits import HANG_S
 from tests.unit.data.test_chat import write_tokenizer
 
 ROOT = Path(__file__).parents[4]
@@ -286,7 +287,7 @@ def test_prompt_lengths_and_dropping_of_long_ones(tmp_path: Path) -> None:
 def test_wrong_requests_are_refused(tmp_path: Path) -> None:
     given = write(tmp_path / "in.jsonl", row(1))
     job = Job("ifeval", (given,), tmp_path / "out")
-    for change, message in (
+    changes: tuple[tuple[dict[str, Any], str], ...] = (
         ({"source": "ifevil"}, "unknown source 'ifevil'"),
         ({"eval_share": 1.5}, "a part from 0 to 1"),
         ({"max_prompt_tokens": 5}, "needs a tokenizer"),
@@ -297,9 +298,10 @@ def test_wrong_requests_are_refused(tmp_path: Path) -> None:
         ({"inputs": (write(tmp_path / "e.txt", "x"),)}, "unknown kind of file"),
         ({"inputs": (write(tmp_path / "e.parquet", "x"),)}, "is no Parquet file"),
         ({"inputs": (write(tmp_path / "e.jsonl.gz", "x"),)}, "cannot be read"),
-    ):
+    )
+    for change, message in changes:
         with pytest.raises(ValueError, match=message):
-            prepare(replace(job, **change))  # type: ignore[arg-type]
+            prepare(replace(job, **change))
     assert not (tmp_path / "out").exists()
 
 
@@ -309,7 +311,7 @@ def tool(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "100"} | environment,
-        timeout=120,
+        timeout=HANG_S,
         check=False,
     )
 

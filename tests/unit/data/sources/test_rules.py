@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -76,6 +77,18 @@ def test_bad_rows_are_rejected_by_kind(change: dict[str, Any], kind: str, detail
     assert caught.value.kind == kind
 
 
+def test_muldimif_as_a_benchmark_keeps_every_row() -> None:
+    row = {
+        "id": 3,
+        "conversations": [{"role": "user", "content": "Write."}],
+        "constraints": [["Length", "Words", "Be concise"]],
+    }
+    with pytest.raises(RejectedRow, match="no number of words"):
+        convert("muldimif", row)
+    (criterion,) = convert("muldimif", row, Options(benchmark=True)).prompt.rubric.criteria
+    assert criterion.params == {"text": "Be concise", "benchmark": True}
+
+
 def test_muldimif_row_keeps_what_no_rule_can_read_and_says_so() -> None:
     row = {
         "id": 5,
@@ -138,7 +151,7 @@ def test_hir_rule_that_no_check_covers_goes_to_the_judge_or_is_left_out() -> Non
     assert caught.value.kind == "no criterion left"
 
 
-def test_hir_code_is_neither_run_nor_kept(tmp_path) -> None:
+def test_hir_code_is_neither_run_nor_kept(tmp_path: Path) -> None:
     ran = tmp_path / "ran"
     code = f"open({str(ran)!r}, 'w').close()"
     truth = {"checker": ["[rule] Has a title", "[llm] Is kind"], "functions": [code, ""]}

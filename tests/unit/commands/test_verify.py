@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from herl_megatron.megatron.convert import TrainerLayout, hf_to_megatron
+from herl_megatron.commands import verify as verify_conversion
+from herl_megatron.megatron.convert import hf_to_megatron
+from herl_megatron.megatron.convert_layout import TrainerLayout
 from tests.distributed import tiny_models
-from tools import verify_conversion
 
 
 @pytest.fixture

@@ -9,12 +9,13 @@ import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
+from herl_megatron.commands import inspect as inspect_rollouts
 from tests.unit.report.run_folders import group, make_run, response, write_step
-from tools import inspect_rollouts
 
 ROOT = Path(__file__).parents[3]
 SCRIPT = ROOT / "tools/inspect_rollouts.py"
@@ -80,7 +81,7 @@ def test_a_replay_is_shown_with_its_instruction_and_counts_as_accepted(run: Path
         ({"step": 0, "accepted": True}, []),
     ],
 )
-def test_what_is_chosen(run: Path, options: dict, prompts: list[str]) -> None:
+def test_what_is_chosen(run: Path, options: dict[str, Any], prompts: list[str]) -> None:
     shown, text = browse(run, **options)
     assert shown == len(prompts)
     assert [p for p in ("bad", "early", "good") if f"  {p} " in text] == sorted(prompts)

@@ -1,0 +1,36 @@
+"""Mutated inputs at a size that takes seconds; `tools/fuzz.py` has the large one."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tools.fuzz import FUZZERS, Outcome
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs"), [("rows", 250), ("models", 80), ("configs", 60), ("checkpoints", 120)]
+)
+def test_a_mutated_input_is_taken_or_refused_with_its_place(
+    tmp_path: Path, name: str, inputs: int
+) -> None:
+    outcome = FUZZERS[name](tmp_path, inputs, random.Random(20))
+    assert outcome.failures == []
+    assert outcome.taken + outcome.refused == inputs
+    assert outcome.taken > 0 and outcome.refused > 0
+
+
+def test_what_is_no_refusal_with_a_place_is_a_failure() -> None:
+    def bad() -> None:
+        raise KeyError("added_tokens")
+
+    def nowhere() -> None:
+        raise ValueError("not JSON")
+
+    outcome = Outcome()
+    outcome.attempt(bad, said="one", places=["file"])
+    outcome.attempt(nowhere, said="two", places=["file"])
+    outcome.attempt(lambda: None, said="three", places=["file"])
+    assert [said for said, _ in outcome.failures] == ["one", "two"] and outcome.taken == 1
