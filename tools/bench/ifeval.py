@@ -1,0 +1,139 @@
+"""IFEval's four accuracies of a model, greedy: prompt and instruction level, strict and loose.
+
+    python tools/bench/ifeval.py --input input_data.jsonl --model FOLDER --out DIR
+    python tools/bench/ifeval.py --input input_data.jsonl --model FOLDER --out DIR KEY=VALUE
+
+--input is IFEval's file of 541 prompts. One response a prompt, drawn by `herl eval` at temperature
+0 and judged by `herl score`. A response that its limit cuts off is judged as it stands, so the
+limit belongs to the figures; DIR/accuracies.json holds both. Called again, a finished DIR is shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from herl_megatron.commands.score.run import ScoreJob
+from herl_megatron.config.run_files import EVALUATED
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = ROOT / "configs/smollm2_135m_stated_cpu.yaml"
+LENGTHS = ("data.max_prompt_tokens=1024", "data.max_experience_tokens=2048",
+           "rollout.max_response_tokens=384")  # fmt: skip
+"""IFEval's longest prompt is far below 1,024 tokens; 384 tokens of response is what two cores can
+draw in minutes."""
+LEVELS = ("prompt_level", "instruction_level")
+MODES = ("strict", "loose")
+
+
+def herl(*arguments: str | Path) -> None:
+    """Run one command of `herl`, ended with this process.
+
+    Raises:
+        subprocess.CalledProcessError: it failed; its output says why.
+    """
+    command = [sys.executable, str(ROOT / "tools/_supervise.py"), sys.executable,
+               "-m", "herl_megatron.cli", *map(str, arguments)]  # fmt: skip
+    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1",
+             "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
+             "PYTHONPATH": str(ROOT)}  # fmt: skip
+    subprocess.run(command, env=os.environ | quiet, cwd=ROOT, check=True)
+
+
+def answered(rows: Path, rollouts: Path) -> Iterator[dict[str, Any]]:
+    """The rows with the responses that an evaluation drew to them.
+
+    Raises:
+        ValueError: the evaluation lacks one of the rows.
+    """
+    drawn: dict[str, list[str]] = {}
+    for line in rollouts.read_text(encoding="utf-8").splitlines():
+        group = json.loads(line)
+        drawn[group["prompt_id"]] = [one["text"] for one in group["rollouts"]]
+    for line in rows.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if row["id"] not in drawn:
+            raise ValueError(f"{rollouts} has no response to {row['id']} of {rows}")
+        yield row | {"responses": drawn[row["id"]]}
+
+
+def accuracies(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """The four, by `prompt_level_strict` and so on, from `herl score`'s summary of each mode.
+
+    Raises:
+        ValueError: a response has no score, so that the share would be one of fewer prompts.
+    """
+    for mode, summary in summaries.items():
+        if summary["unscored"]:
+            raise ValueError(
+                f"{summary['unscored']} of {summary['responses']} responses have no {mode} score:"
+                f" {summary['unscored_by_reason']}"
+            )
+    return {f"{level}_{mode}": summaries[mode][level]["share"] for mode in MODES
+            for level in LEVELS}  # fmt: skip
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Rows, responses, verdicts; what accuracies.json holds."""
+    out: Path = options.out.resolve()
+    done = out / "accuracies.json"
+    if done.is_file():
+        return dict(json.loads(done.read_text(encoding="utf-8")))
+    herl("data", "ifeval", "--input", options.input.resolve(), "--out", out / "rows", "--overwrite")
+    rows, settings = out / "rows/train.jsonl", [*LENGTHS, *options.set]
+    herl("eval", options.config, f"model.path={options.model.resolve()}", f"data.eval={rows}",
+         f"run.dir={out}", "run.name=drawn", "run.resume=true", "eval.temperature=0",
+         "eval.samples_per_prompt=1", *settings)  # fmt: skip
+    rollouts = out / "drawn/rollouts/eval_000000.jsonl"
+    filled = [json.dumps(row) + "\n" for row in answered(rows, rollouts)]
+    (out / "answered.jsonl").write_text("".join(filled), encoding="utf-8")
+    summaries = {}
+    for mode in MODES:
+        job = ScoreJob(out / "answered.jsonl", out / f"{mode}.jsonl")
+        herl("score", job.input, "--out", job.out, "--mode", mode)
+        summaries[mode] = json.loads(job.summary.read_text(encoding="utf-8"))
+    evaluated = json.loads((out / "drawn" / EVALUATED).read_text(encoding="utf-8"))
+    content = {
+        "prompts": len(filled),
+        **accuracies(summaries),
+        "response_tokens": evaluated["response_tokens"],
+        "settings": settings,
+    }
+    done.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    return content
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--input", type=Path, required=True, help="IFEval's input_data.jsonl")
+    parser.add_argument("--model", type=Path, required=True, help="a Hugging Face folder")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--config", type=Path, default=CONFIG)
+    parser.add_argument("set", nargs="*", metavar="KEY=VALUE", help="any setting")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Measure and print; 1 where it cannot be done."""
+    try:
+        content = measure(parse_arguments())
+    except (ValueError, OSError, subprocess.CalledProcessError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(content, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
