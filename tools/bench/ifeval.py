@@ -15,7 +15,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ LENGTHS = ("data.max_prompt_tokens=1024", "data.max_experience_tokens=2048",
 draw in minutes."""
 LEVELS = ("prompt_level", "instruction_level")
 MODES = ("strict", "loose")
+FOUR = tuple(f"{level}_{mode}" for mode in MODES for level in LEVELS)
 
 
 def herl(*arguments: str | Path) -> None:
@@ -77,19 +78,26 @@ def accuracies(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
                 f"{summary['unscored']} of {summary['responses']} responses have no {mode} score:"
                 f" {summary['unscored_by_reason']}"
             )
-    return {f"{level}_{mode}": summaries[mode][level]["share"] for mode in MODES
-            for level in LEVELS}  # fmt: skip
+    shares = (summaries[mode][level]["share"] for mode in MODES for level in LEVELS)
+    return dict(zip(FOUR, shares, strict=True))
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Rows, responses, verdicts; what accuracies.json holds."""
-    out: Path = options.out.resolve()
+def accuracies_of(
+    model: Path, out: Path, source: Path, *, config: Path = CONFIG, settings: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Rows, responses and verdicts in `out`; what its accuracies.json holds.
+
+    Raises:
+        ValueError: responses are missing or have no score.
+        subprocess.CalledProcessError: a command failed.
+    """
+    out = out.resolve()
     done = out / "accuracies.json"
     if done.is_file():
         return dict(json.loads(done.read_text(encoding="utf-8")))
-    herl("data", "ifeval", "--input", options.input.resolve(), "--out", out / "rows", "--overwrite")
-    rows, settings = out / "rows/train.jsonl", [*LENGTHS, *options.set]
-    herl("eval", options.config, f"model.path={options.model.resolve()}", f"data.eval={rows}",
+    herl("data", "ifeval", "--input", source.resolve(), "--out", out / "rows", "--overwrite")
+    rows, settings = out / "rows/train.jsonl", [*LENGTHS, *settings]
+    herl("eval", config, f"model.path={model.resolve()}", f"data.eval={rows}",
          f"run.dir={out}", "run.name=drawn", "run.resume=true", "eval.temperature=0",
          "eval.samples_per_prompt=1", *settings)  # fmt: skip
     rollouts = out / "drawn/rollouts/eval_000000.jsonl"
@@ -126,8 +134,11 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     """Measure and print; 1 where it cannot be done."""
+    options = parse_arguments()
     try:
-        content = measure(parse_arguments())
+        content = accuracies_of(
+            options.model, options.out, options.input, config=options.config, settings=options.set
+        )
     except (ValueError, OSError, subprocess.CalledProcessError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

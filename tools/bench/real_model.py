@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from herl_megatron.observability.versions import package_versions
 from tools.bench.bench_arms import interpolate
+from tools.bench.ifeval import FOUR, accuracies_of
 
 ROOT = Path(__file__).resolve().parents[2]
 ARMS: Mapping[str, tuple[str, ...]] = {
@@ -260,7 +261,8 @@ def train(options: argparse.Namespace) -> Path:
         settings = [
             f"run.dir={runs}", f"run.name={folder.name}", f"run.seed={options.seed}",
             f"model.path={options.model.resolve()}", f"data.train={data}/train.jsonl",
-            f"data.eval={data}/heldout.jsonl", "run.resume=true", "train.export=false",
+            f"data.eval={data}/heldout.jsonl", "run.resume=true",
+            f"train.export={str(options.ifeval is not None).lower()}",
             *ARMS[options.arm], *options.set,
         ]  # fmt: skip
         config = str(ROOT / f"configs/smollm2_135m_{options.task}_cpu.yaml")
@@ -285,6 +287,11 @@ def measure(options: argparse.Namespace) -> Path:
         "cpu": before,
         **read_run(folder),
     }
+    if options.ifeval:
+        content["ifeval"] = {
+            "before": accuracies_of(options.model, options.runs / "ifeval-before", options.ifeval),
+            "after": accuracies_of(folder / "policy", folder / "ifeval", options.ifeval),
+        }
     out: Path = options.out / f"{folder.name}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
@@ -320,7 +327,8 @@ def table(runs: Sequence[Mapping[str, Any]]) -> str:
             f"{run['generated_tokens']:,}", f"{run['seconds']['step_mean']:.1f}",
         )  # fmt: skip
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join([*lines, "", *_against_rlvr(order), "", *_checks(order)])
+    further = (_against_rlvr(order), _ifeval(order), _checks(order))
+    return "\n\n".join("\n".join(part) for part in (lines, *further) if part)
 
 
 def _checks(runs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -370,6 +378,19 @@ def _against_rlvr(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
+def _ifeval(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """IFEval before and after, of the runs that were measured on it."""
+    head = ("task", "arm", "seed", "prompts", *(name.replace("_", " ") for name in FOUR))
+    measured = [run for run in runs if "ifeval" in run]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)] if measured else []
+    for run in measured:
+        before, after = run["ifeval"]["before"], run["ifeval"]["after"]
+        moved = (f"{before[name]:.3f} -> {after[name]:.3f}" for name in FOUR)
+        cells = (run["task"], run["arm"], run["seed"], after["prompts"], *moved)
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return lines
+
+
 def _over_seeds(differences: Sequence[float]) -> str:
     """Each seed's, then mean and standard error over seeds."""
     if not differences:
@@ -410,6 +431,8 @@ def parse_arguments() -> argparse.Namespace:
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--runs", type=Path, default=Path("runs/real_model"))
     one.add_argument("--out", type=Path, default=ROOT / "docs/results")
+    one.add_argument("--ifeval", type=Path, help="IFEval's file of prompts: its four accuracies"
+                     " before and after as well")  # fmt: skip
     one.add_argument("set", nargs="*", metavar="KEY=VALUE", help="any setting")
     tables = commands.add_parser("table", help="write the page's results anew")
     tables.add_argument("results", type=Path)
