@@ -5,6 +5,8 @@
 #   bash tools/real_model.sh                          7 to 10 minutes on 2 busy cores
 #   bash tools/real_model.sh --short                  5 to 7
 #   bash tools/real_model.sh --task stated            the criteria stand in the prompts
+#   bash tools/real_model.sh --task stated --ifeval FILE
+#                                                     IFEval's four accuracies before and after too
 #   bash tools/real_model.sh train.steps=20           any setting of configs/smollm2_135m_*_cpu.yaml
 #   REAL_MODEL_SEED=1 bash tools/real_model.sh        other topics, prompts and sampling
 #
@@ -12,13 +14,18 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_venv.sh"
 
-TASK=unstated SHORT="" OVERRIDES=()
+TASK=unstated SHORT="" IFEVAL="" OVERRIDES=()
 while [ $# -gt 0 ]; do
     case "$1" in
         --short) SHORT=1 ;;
         --task) TASK="${2:-}"; shift ;;
+        --ifeval)
+            [ -f "${2:-}" ] || fail "--ifeval is '${2:-}', which is no file" \
+                "fix: give IFEval's input_data.jsonl (google/IFEval on the Hugging Face Hub)"
+            IFEVAL="$(realpath -- "$2")"
+            shift ;;
         *=*) OVERRIDES+=("$1") ;;
-        *) fail "$1 is no option" "fix: --short, --task stated|unstated, or settings as KEY=VALUE" ;;
+        *) fail "$1 is no option" "fix: --short, --task stated|unstated, --ifeval FILE, or settings as KEY=VALUE" ;;
     esac
     shift || true
 done
@@ -61,4 +68,11 @@ fi
 say "4/4  report"
 herl report "$DIR/$NAME"
 run "$PYTHON" tools/bench/real_model.py show "$DIR/$NAME"
+if [ -n "$IFEVAL" ]; then
+    say "     IFEval, greedy: before, after"
+    for model in model "$NAME/policy"; do
+        run "$PYTHON" tools/bench/ifeval.py --input "$IFEVAL" --model "$DIR/$model" \
+            --out "$DIR/ifeval-${model%/policy}"
+    done
+fi
 say "Done in $((SECONDS - START)) s. Policy, curve, rollouts and report: $DIR/$NAME"

@@ -17,6 +17,8 @@ ROOT = Path(__file__).parents[3]
         (["--fast"], "0", "--fast is no option"),
         (["--task", "toy"], "0", "--task is 'toy', give stated or unstated"),
         (["--task"], "0", "--task is '', give stated or unstated"),
+        (["--ifeval", "none.jsonl"], "0", "--ifeval is 'none.jsonl', which is no file"),
+        (["--ifeval"], "0", "--ifeval is '', which is no file"),
         (["--short"], "one", "REAL_MODEL_SEED is 'one', give a whole number"),
     ],
 )
