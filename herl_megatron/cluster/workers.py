@@ -26,6 +26,7 @@ from herl_megatron.types import (
     TokenRow,
     TrainRow,
 )
+from herl_megatron.weight_sync.hf_names import Architecture
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,14 @@ class TrainerRank:
             seed=sections.seed,
         )
 
-    def setup(self, sections: TrainerSections, *, rank: int, optimizer_steps: int) -> RankInfo:
+    def setup(
+        self,
+        sections: TrainerSections,
+        *,
+        architecture: Architecture,
+        rank: int,
+        optimizer_steps: int,
+    ) -> RankInfo:
         """Build the model; `optimizer_steps` in the whole run."""
         from herl_megatron.megatron.actor import MegatronActor
         from herl_megatron.megatron.staging import StagingMemory
@@ -116,6 +124,7 @@ class TrainerRank:
             total_optimizer_steps=optimizer_steps,
             seed=sections.seed,
             groups=self._groups,
+            architecture=architecture,
         )
         self._source = WeightSource(
             self._actor.chunks,

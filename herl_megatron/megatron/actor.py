@@ -62,6 +62,7 @@ from herl_megatron.megatron.soundness import (
 from herl_megatron.observability.ends import RunError
 from herl_megatron.types import CoefficientRow, FloatArray, TokenRow, TrainRow
 from herl_megatron.weight_sync.hf_config import read_architecture
+from herl_megatron.weight_sync.hf_names import Architecture
 from herl_megatron.weight_sync.local import local_parameters
 
 Sums = dict[str, torch.Tensor]
@@ -97,9 +98,11 @@ class MegatronActor:
         total_optimizer_steps: int,
         seed: int,
         groups: Groups,
+        architecture: Architecture | None = None,
     ) -> None:
         """Build the model on this rank and load its weights.
 
+        architecture: of the folder `model.path`; read from there if it is not given.
         objective: of the policy's loss; None for an actor that only fits rows (SFT, DPO): it has
             no reference model, and its policy is the plain distribution.
 
@@ -111,7 +114,7 @@ class MegatronActor:
         kl_coef = objective.algorithm.kl_coef if objective is not None else 0.0
         self._groups = groups
         self._interleaved_stages = groups.pp.size if groups.vpp > 1 else 1
-        self.hf_config = read_architecture(model.path)
+        self.hf_config = architecture or read_architecture(model.path)
 
         def fill(chunks: Sequence[GPTModel], write: Write) -> None:
             if model.random_init:

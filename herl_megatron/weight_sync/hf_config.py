@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
 from herl_megatron.config.rules.data import family_problems, read_shape
 from herl_megatron.config.shape import size_problems
 from herl_megatron.weight_sync.hf_names import Architecture, architecture_from_config
@@ -38,6 +36,9 @@ def read_config(folder: str) -> dict[str, Any]:
         raise ValueError(f"model.path {folder!r} holds no readable config.json: {error}") from error
     if problems := [*family_problems(shape)] or [*size_problems(shape)]:
         raise ValueError(f"{file}: {'; '.join(problems)}")
+    # Imported here: it takes a second, which no rank has to spend that is told its architecture.
+    from transformers import AutoConfig
+
     try:
         config: dict[str, Any] = AutoConfig.from_pretrained(folder, local_files_only=True).to_dict()
     except Exception as error:  # of JSON that means nothing it raises anything

@@ -63,6 +63,8 @@ from herl_megatron.types import (
     Rubric,
     TrainRow,
 )
+from herl_megatron.weight_sync.hf_config import read_architecture
+from herl_megatron.weight_sync.hf_names import Architecture
 from tools.bench._bench import Row, machine, report
 from tools.bench._out import new_file
 
@@ -99,7 +101,14 @@ class NullRank:
     ) -> None:
         """There is no group."""
 
-    def setup(self, sections: TrainerSections, *, rank: int, optimizer_steps: int) -> RankInfo:
+    def setup(
+        self,
+        sections: TrainerSections,
+        *,
+        architecture: Architecture,
+        rank: int,
+        optimizer_steps: int,
+    ) -> RankInfo:
         """TP ranks first, then DP, as Megatron numbers them."""
         tensor = sections.megatron.tensor_parallel
         reports = rank % tensor == 0
@@ -188,7 +197,7 @@ async def run_steps(config: Config, arguments: argparse.Namespace) -> list[dict[
         ranks = [rank_actor.options(num_cpus=0).remote() for _ in range(config.megatron.world_size)]
         trainer = TrainerGroup(trainer_sections(config, purpose="train"), ranks)
         stack.callback(trainer.stop)
-        await trainer.setup(optimizer_steps=1)
+        await trainer.setup(read_architecture(config.model.path), optimizer_steps=1)
         pool = ScoringPool(config.scoring)
         stack.callback(pool.shutdown)
         folder = stack.enter_context(RunFolder.create(config))

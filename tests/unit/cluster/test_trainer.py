@@ -17,6 +17,7 @@ from herl_megatron.config.schema import Config, RolloutConfig
 from herl_megatron.config.trainer_sections import trainer_sections
 from herl_megatron.megatron.soundness import WeightReport
 from herl_megatron.types import TokenRow, TrainBatch, TrainRow
+from tests.unit.weight_sync.test_hf_names import architecture
 
 TWO = [
     {"loss": 1.0, "mismatch_max": 4.0, "mismatch_mean": 1.0, "sampled_tokens": 1.0},
@@ -197,6 +198,6 @@ def test_how_long_a_large_model_may_take_to_start_is_said() -> None:
     with pytest.raises(WorkerError, match="trainer rank 0.*build the model.*0.2 s"):
         asyncio.run(
             TrainerGroup(trainer_sections(config, purpose="train"), [SlowToStart()]).setup(
-                optimizer_steps=1
+                architecture(), optimizer_steps=1
             )
         )
