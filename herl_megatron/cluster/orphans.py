@@ -61,17 +61,28 @@ def orphan_guard(folder: Path | None = None, *, run: Path | None = None) -> Iter
             guard.communicate(_DONE, timeout=30)
 
 
-def kill_marked(session: str, *, of: Sequence[str] = ("",)) -> None:
-    """Kill every process whose environment carries the session's mark, and of whose command line a
-    part begins with one of `of`."""
+def kill_marked(session: str, folder: Path | None, *, of: Sequence[str] = ("",)) -> None:
+    """Kill every process of the session of whose command line a part begins with one of `of`.
+
+    Its environment carries the session's mark; or, Ray's agents that write their title over their
+    environment, it has a file open below the session's folder. Nobody else ends those for a minute
+    where their raylet was killed.
+    """
     for process in psutil.process_iter():
         try:
-            if process.environ().get(_MARK) != session:
+            title = process.cmdline()
+            if not any(part.startswith(tuple(of)) for part in title):
                 continue
-            if any(part.startswith(tuple(of)) for part in process.cmdline()):
+            if process.environ().get(_MARK) == session or (
+                folder and title[0].startswith("ray::") and _uses(process, folder)
+            ):
                 process.kill()
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue  # gone meanwhile, or another user's
+
+
+def _uses(process: psutil.Process, folder: Path) -> bool:
+    return any(Path(file.path).is_relative_to(folder) for file in process.open_files())
 
 
 def main() -> None:
@@ -79,9 +90,10 @@ def main() -> None:
     said = sys.stdin.buffer.read()
     if said != _DONE:
         time.sleep(_GRACE_S)
-        kill_marked(sys.argv[1])
+        folder = Path(sys.argv[2]) if sys.argv[2] else None
+        kill_marked(sys.argv[1], folder)
         remove_orphans()
-        if folder := sys.argv[2]:
+        if folder:
             shutil.rmtree(folder, ignore_errors=True)
         if run := sys.argv[3]:
             say_end(Path(run))

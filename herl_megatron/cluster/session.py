@@ -14,9 +14,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray._private import ray_constants
+from ray._private.node import Node
 
 from herl_megatron.cluster.address import silence_of
 from herl_megatron.cluster.health import WorkerError
@@ -90,12 +92,12 @@ def ray_session(config: ClusterConfig, *, run: Path | None = None) -> Iterator[R
             if config.address:
                 _join(config.address)
             else:
-                with _nothing_left(guard):
+                with _nothing_left(folder, guard):
                     _start_patiently(folder, guard)
         rest = stack.enter_context(ExitStack())
         if not config.address:
             # Its agents outlive it by seconds, and would write into the folder that is removed.
-            rest.callback(kill_marked, guard, of=("ray::", str(Path(ray.__file__).parent)))
+            rest.callback(kill_marked, guard, folder, of=("ray::", str(Path(ray.__file__).parent)))
         stack.callback(ray.shutdown)
         _cancel_on_sigterm()
         watch = RayWatch(parts_of_ray(), own=not config.address)
@@ -104,7 +106,7 @@ def ray_session(config: ClusterConfig, *, run: Path | None = None) -> Iterator[R
             yield watch
         except (asyncio.CancelledError, RuntimeError, TimeoutError) as error:
             if watch.lost and not config.address:
-                rest.callback(kill_marked, guard)  # Ray can no longer end its workers
+                rest.callback(kill_marked, guard, folder)  # Ray can no longer end its workers
             watch.raise_instead_of(error)
             raise
 
@@ -134,7 +136,7 @@ def _start_patiently(folder: Path | None, mark: str) -> None:
         if _TOO_SLOW not in str(error):
             raise
         logger.warning("Ray was not up within its 30 s; it is started once more")
-        kill_marked(mark)
+        kill_marked(mark, folder)
         ray.shutdown()
         _start(folder)
 
@@ -144,26 +146,60 @@ def _start(folder: Path | None) -> None:
     # On Linux Ray takes the address of the way out, and nothing but this keeps it from that.
     before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
     try:
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=object_store_bytes(stat.f_bavail * stat.f_frsize if stat else 0),
-            runtime_env=_quoted_python(),
-            _temp_dir=None if folder is None else str(folder),
-        )
+        with _without_idle_helpers():
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=object_store_bytes(
+                    stat.f_bavail * stat.f_frsize if stat else 0
+                ),
+                runtime_env=_quoted_python(),
+                _temp_dir=None if folder is None else str(folder),
+            )
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 @contextmanager
-def _nothing_left(mark: str) -> Iterator[None]:
+def _without_idle_helpers() -> Iterator[None]:
+    """Ray starts no process that a Ray of one run on one machine never asks anything of.
+
+    The autoscaler's monitor has no nodes to add, the log monitor nobody to print to
+    (`log_to_driver`), the API server no dashboard. Each is a Python process that imports Ray:
+    together half of the CPU time of Ray's start. `ray.init` has no argument for it.
+    """
+
+    def no_api_server(node: Any, **_: Any) -> None:
+        node._webui_url = None
+
+    def nothing(node: Any) -> None:
+        pass
+
+    replaced = {
+        "start_monitor": nothing,
+        "start_log_monitor": nothing,
+        "start_api_server": no_api_server,
+    }
+    # A method that another version of Ray lacks is no method to replace: it starts what it starts.
+    before = {name: getattr(Node, name) for name in replaced if hasattr(Node, name)}
+    try:
+        for name in before:
+            setattr(Node, name, replaced[name])
+        yield
+    finally:
+        for name, method in before.items():
+            setattr(Node, name, method)
+
+
+@contextmanager
+def _nothing_left(folder: Path | None, mark: str) -> Iterator[None]:
     """A start that fails or is interrupted in the middle leaves no part of Ray."""
     try:
         yield
     except BaseException as error:
-        kill_marked(mark)
+        kill_marked(mark, folder)
         if not isinstance(error, Exception):
             raise
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
