@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 
+from tests.limits import HANG_S
 from tools.bench.gpu_first_run import run_part
 
 
@@ -48,7 +49,7 @@ def test_cases_of_a_test_run_keep_what_they_recorded(tmp_path: Path) -> None:
         "def test_bad():\n    assert 1 == 2, 'worse'\n"
     )
     command = (sys.executable, "-m", "pytest", "-q", "-c", "/dev/null", str(tests))
-    answer = run_part(command, result=tmp_path / "junit.xml", limit_s=60)
+    answer = run_part(command, result=tmp_path / "junit.xml", limit_s=HANG_S)
     good, bad = answer["result"]
     assert (good["outcome"], good["recorded"]) == ("passed", {"parity": "0.01"})
     assert (bad["outcome"], answer["exit"]) == ("failure", 1) and "worse" in bad["why"]
