@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -96,11 +97,13 @@ def accuracies_of(
     if done.is_file():
         return dict(json.loads(done.read_text(encoding="utf-8")))
     herl("data", "ifeval", "--input", source.resolve(), "--out", out / "rows", "--overwrite")
-    rows, settings = out / "rows/train.jsonl", [*LENGTHS, *settings]
+    rows, drawn, settings = out / "rows/eval.jsonl", out / "drawn", [*LENGTHS, *settings]
+    if drawn.exists():  # cut off: an evaluation begins anew
+        shutil.rmtree(drawn)
     herl("eval", config, f"model.path={model.resolve()}", f"data.eval={rows}",
-         f"run.dir={out}", "run.name=drawn", "run.resume=true", "eval.temperature=0",
+         f"run.dir={out}", f"run.name={drawn.name}", "eval.temperature=0",
          "eval.samples_per_prompt=1", *settings)  # fmt: skip
-    rollouts = out / "drawn/rollouts/eval_000000.jsonl"
+    rollouts = drawn / "rollouts/eval_000000.jsonl"
     filled = [json.dumps(row) + "\n" for row in answered(rows, rollouts)]
     (out / "answered.jsonl").write_text("".join(filled), encoding="utf-8")
     summaries = {}
@@ -108,7 +111,7 @@ def accuracies_of(
         job = ScoreJob(out / "answered.jsonl", out / f"{mode}.jsonl")
         herl("score", job.input, "--out", job.out, "--mode", mode)
         summaries[mode] = json.loads(job.summary.read_text(encoding="utf-8"))
-    evaluated = json.loads((out / "drawn" / EVALUATED).read_text(encoding="utf-8"))
+    evaluated = json.loads((drawn / EVALUATED).read_text(encoding="utf-8"))
     content = {
         "prompts": len(filled),
         **accuracies(summaries),
