@@ -11,6 +11,11 @@ source "$(dirname "${BASH_SOURCE[0]}")/_venv.sh"
 ensure_installed
 cd "$ROOT"
 
+# Whole files go to whoever is free, in the order given: those that take minutes come first. One more
+# process than cores (of which nproc knows less once OMP_NUM_THREADS is set), since many tests wait
+# for processes most of the time.
+LANES=(-n "$(($(env -u OMP_NUM_THREADS nproc) + 1))" --dist loadfile --no-loadscope-reorder)
+
 # Two cores are enough: one thread each, no compilers, no downloads, no telemetry.
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false TORCH_COMPILE_DISABLE=1
 # Workers of Ray have the rights of other processes, else one half of the tests starves the other.
@@ -25,9 +30,6 @@ say "ruff and mypy"
 "$PYTHON" -m ruff format --check --quiet .
 "$PYTHON" -m mypy
 run_pytest() { "$PYTHON" tools/_supervise.py "$PYTHON" -m pytest -m "not gpu" "$@"; }
-# Whole files go to whoever is free, in the order given: those that take minutes come first. One more
-# process than cores, since many tests wait for processes most of the time.
-LANES=(-n "$(($(nproc) + 1))" --dist loadfile --no-loadscope-reorder)
 
 case "${1:-}" in
     --quick) set -- "${LANES[@]}" tests/unit tests/test_*.py ;;
