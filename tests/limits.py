@@ -1,7 +1,12 @@
-"""How long a test waits for something that takes seconds before it calls it a hang."""
+"""How long a test waits before it calls it a hang, and how many inputs it makes up."""
 
 from __future__ import annotations
+
+import os
 
 HANG_S = 600.0
 """Two halves of the suite on two slow cores take what is waited for five to ten times as long as
 alone; a limit near the usual time fails for the machine's mood and never finds a hang sooner."""
+
+FULL = os.environ.get("HERL_TEST_FULL") == "1"
+"""Set by `tools/test.sh --full`: generated inputs by the thousand, chains of whole commands."""

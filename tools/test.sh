@@ -3,8 +3,9 @@
 #
 #   bash tools/test.sh                        everything, about 20 minutes on 2 cores
 #   bash tools/test.sh --quick                lint, types and unit tests
-#   bash tools/test.sh --full                 everything, and a real model: fetched once into
-#                                             runs/real_model/model, tried for about 5 minutes
+#   bash tools/test.sh --full                 everything, and about 20 minutes more: large fuzzers,
+#                                             chains of commands on the toy task, and a real model,
+#                                             fetched once into runs/real_model/model
 #   bash tools/test.sh tests/unit -k rubric   some of it: arguments go to pytest
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_venv.sh"
@@ -35,6 +36,7 @@ case "${1:-}" in
     --quick) set -- "${LANES[@]}" tests/unit tests/test_*.py ;;
     --full)
         shift
+        export HERL_TEST_FULL=1
         export HERL_REAL_MODEL="${HERL_REAL_MODEL:-$ROOT/runs/real_model/model}"
         if [ ! -f "$HERL_REAL_MODEL/weights.json" ]; then
             say "fetching the real model"

@@ -15,6 +15,7 @@ from herl_megatron.config.purpose import Purpose
 from herl_megatron.config.run_files import is_run
 from herl_megatron.observability.run_folder import RunFolder
 from herl_megatron.observability.run_lock import RunLock
+from tests.limits import FULL
 from tests.unit.config.run_plays import config, contents, play
 
 
@@ -91,7 +92,7 @@ def without_locks(found: dict[str, bytes | str]) -> dict[str, bytes | str]:
     return {key: value for key, value in found.items() if not key.endswith("run.lock")}
 
 
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("part", range(8 if FULL else 1))
 def test_nothing_that_is_not_herls_is_ever_changed(tmp_path: Path, part: int) -> None:
     started = moved = 0
     for number in range(part * 125, part * 125 + 125):

@@ -1,4 +1,4 @@
-"""Mutated inputs at a size that takes seconds; `tools/fuzz.py` has the large one."""
+"""Mutated inputs at a size that takes seconds, or with `--full` minutes; more: `tools/fuzz.py`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.limits import FULL
 from tools.fuzz import FUZZERS, Outcome
 
 
@@ -16,6 +17,7 @@ from tools.fuzz import FUZZERS, Outcome
 def test_a_mutated_input_is_taken_or_refused_with_its_place(
     tmp_path: Path, name: str, inputs: int
 ) -> None:
+    inputs *= 10 if FULL else 1
     outcome = FUZZERS[name](tmp_path, inputs, random.Random(20))
     assert outcome.failures == []
     assert outcome.taken + outcome.refused == inputs
