@@ -36,16 +36,33 @@ class _Thread(Generic[T]):
         self._end: Future[T] = Future()
         # A daemon, so that a second Ctrl-C can leave a job that does not end.
         self._thread = threading.Thread(target=self._work, name="herl", daemon=True)
+        self._waiting = False
+        self._early: Callable[[], None] | None = None
 
     def result(self) -> T:
-        with _signals(on_term=self._cancel):
-            self._thread.start()  # not before a signal would reach the job
+        with _signals(on_int=self._on(_interrupt), on_term=self._on(self._cancel)):
+            self._thread.start()
             try:
+                self._waiting = True
+                if self._early is not None:
+                    self._early()
                 return self._end.result()
             except KeyboardInterrupt:
                 self._cancel()
                 self._thread.join()
                 raise
+
+    def _on(self, act: Callable[[], None]) -> Callable[[], None]:
+        """A signal's handler: one that comes while the thread starts has nothing to end yet, and
+        waits; raised there, it would leave a job that nobody ends."""
+
+        def handle() -> None:
+            if self._waiting:
+                act()
+            else:
+                self._early = act
+
+        return handle
 
     def _work(self) -> None:
         try:
@@ -65,15 +82,19 @@ class _Thread(Generic[T]):
             loop.call_soon_threadsafe(task.cancel)
 
 
+def _interrupt() -> None:
+    raise KeyboardInterrupt
+
+
 @contextmanager
-def _signals(*, on_term: Callable[[], None]) -> Iterator[None]:
+def _signals(*, on_int: Callable[[], None], on_term: Callable[[], None]) -> Iterator[None]:
     """While the main thread waits, signals are for the job: the loop that stands still would take
     Ctrl-C for itself."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {
-        signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
+        signal.SIGINT: signal.signal(signal.SIGINT, lambda number, frame: on_int()),
         signal.SIGTERM: signal.signal(signal.SIGTERM, lambda number, frame: on_term()),
     }
     try:

@@ -131,6 +131,29 @@ def interrupted(where: str, number: signal.Signals) -> list[str]:
     return said.splitlines()
 
 
+@pytest.mark.parametrize(
+    ("number", "error"), [("SIGINT", "KeyboardInterrupt"), ("SIGTERM", "CancelledError")]
+)
+def test_a_signal_while_the_jobs_thread_starts_ends_it_in_order(number: str, error: str) -> None:
+    """The job had begun, and the thread that had started it was not yet waiting for it."""
+    slow = f"""
+import threading, time
+start = threading.Thread.start
+def start_slowly(self):
+    start(self)
+    if self.name == "herl":
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.{number})
+        time.sleep(0.3)
+threading.Thread.start = start_slowly
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", _WAITS.replace("async def job", f"{slow}\nasync def job"), "loop"],
+        capture_output=True, text=True, cwd=ROOT, timeout=HANG_S,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == ["started", "ended in order", error, "goes on"], done.stderr
+
+
 def test_the_coroutine_is_made_in_its_own_loop() -> None:
     loops: list[asyncio.AbstractEventLoop] = []
 
