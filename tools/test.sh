@@ -16,6 +16,7 @@ cd "$ROOT"
 # process than cores (of which nproc knows less once OMP_NUM_THREADS is set), since many tests wait
 # for processes most of the time.
 LANES=(-n "$(($(env -u OMP_NUM_THREADS nproc) + 1))" --dist loadfile --no-loadscope-reorder)
+UNIT=(tests/unit/cluster tests/unit/rubrics tests/unit tests/test_*.py)
 
 # Two cores are enough: one thread each, no compilers, no downloads, no telemetry.
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false TORCH_COMPILE_DISABLE=1
@@ -33,7 +34,7 @@ say "ruff and mypy"
 run_pytest() { "$PYTHON" tools/_supervise.py "$PYTHON" -m pytest -m "not gpu" "$@"; }
 
 case "${1:-}" in
-    --quick) set -- "${LANES[@]}" tests/unit tests/test_*.py ;;
+    --quick) set -- "${LANES[@]}" "${UNIT[@]}" ;;
     --full)
         shift
         export HERL_TEST_FULL=1
@@ -56,7 +57,7 @@ trap 'rm -f "$log"' EXIT
 say "pytest; beside it tests/engine, printed after it"
 run_pytest tests/engine >"$log" 2>&1 &
 failed=0
-run_pytest "${LANES[@]}" tests/slurm tests/e2e tests/distributed tests/unit tests/test_*.py || failed=1
+run_pytest "${LANES[@]}" tests/slurm tests/e2e tests/distributed "${UNIT[@]}" || failed=1
 wait $! || failed=1
 cat "$log"
 exit $failed

@@ -92,10 +92,10 @@ def without_locks(found: dict[str, bytes | str]) -> dict[str, bytes | str]:
     return {key: value for key, value in found.items() if not key.endswith("run.lock")}
 
 
-@pytest.mark.parametrize("part", range(8 if FULL else 1))
+@pytest.mark.parametrize("part", range(16 if FULL else 1))
 def test_nothing_that_is_not_herls_is_ever_changed(tmp_path: Path, part: int) -> None:
     started = moved = 0
-    for number in range(part * 125, part * 125 + 125):
+    for number in range(part * 60, part * 60 + 60):
         draw = random.Random(number)
         root = tmp_path / str(number)
         root.mkdir()
