@@ -35,7 +35,7 @@ LogProbs = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def plain(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Log-probs from full float32 logits, and the entropy, which is reported and has no gradient."""
+    """Log-probs from full float32 logits; and the entropy, reported, without a gradient."""
     log_p = torch.log_softmax((hidden @ weight.t()).float(), dim=-1)
     with torch.no_grad():
         log_p.exp().mul_(log_p).sum(-1).neg_()
