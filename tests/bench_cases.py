@@ -28,6 +28,7 @@ WHOLE: Mapping[str, str] = {
     "bench_orchestration": "--prompts 2 --group-size 4 --response-tokens 32 --engines 1 --ranks 2"
     " --scorers 1 --repeats 1",
     "bench_scoring": "--pairs 1 --processes 2 --groups 2 --item-ms 0.2",
+    "bench_startup": "--runs 1 --warm-up 0",
     "bench_step": "--cycles 1 --prompts 2 --group 8 --slots 16 --median 4 --longest 8",
     "bench_weight_sync": "--megabytes 1 --bucket-megabytes 1 --tensor-parallel 1 --repeats 1",
 }

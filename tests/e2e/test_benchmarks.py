@@ -50,6 +50,10 @@ def test_runs_at_its_smallest_size(name: str, tmp_path: Path) -> None:
         assert shown["round trip: every tensor's bytes"] == "equal"
     elif name == "bench_gpu_step":
         assert found["raw"]["failed"] == {} and len(found["raw"]["HF"]) == 1
+    elif name == "bench_startup":
+        (start,) = found["raw"]["starts"]
+        assert 0 < start["to_first_rollout_s"] < start["wall_s"]
+        assert all(start["cpu_s"][kind] > 0.1 for kind in ("driver", "engine", "rank", "scorer"))
     elif name == "bench_step":
         assert shown["first samples as RLVR's, all else revisions"] == "True"
     elif name == "bench_weight_sync":
