@@ -50,14 +50,25 @@ ray_node() {
     fi
     # A signal for this step goes to all of its processes, but this shell is to outlive Ray.
     trap : USR2 TERM
-    setsid "${HERL_PYTHON[@]}" -m ray.scripts.scripts start "${options[@]}" &
-    local ray=$! code=0 turn
-    wait "$ray" || code=$?
-    if kill -TERM "$ray" 2>/dev/null; then
-        code=0  # the job is over and asked for this
-        for turn in {1..50}; do kill -0 "$ray" 2>/dev/null || break; sleep 0.1; done
-        kill -KILL "$ray" 2>/dev/null || true
-    fi
+    local ray code attempt turn errors="$RAY_FOLDER.errors"
+    for attempt in 1 2 3; do
+        code=0
+        setsid "${HERL_PYTHON[@]}" -m ray.scripts.scripts start "${options[@]}" 2>"$errors" &
+        ray=$!
+        wait "$ray" || code=$?
+        if kill -TERM "$ray" 2>/dev/null; then
+            code=0  # the job is over and asked for this
+            for turn in {1..50}; do kill -0 "$ray" 2>/dev/null || break; sleep 0.1; done
+            kill -KILL "$ray" 2>/dev/null || true
+        fi
+        cat -- "$errors" >&2
+        # Ray gives its own processes 30 s to start, however slow the file system that they are read
+        # from or busy the node; what it started meanwhile would join the cluster as one node more.
+        [ "$code" != 0 ] && grep -q "timed out during startup" -- "$errors" || break
+        kill -KILL -- "-$ray" 2>/dev/null || true
+        say "Ray was not up within its 30 s (attempt $attempt of 3)"
+    done
+    rm -f -- "$errors"
     "${HERL_PYTHON[@]}" -c \
         'from herl_megatron.weight_sync import bucket_folder as b; b.remove_orphans()' || true
     rm -rf -- "$RAY_FOLDER" "$RAY_FOLDER.venv"

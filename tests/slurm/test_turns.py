@@ -7,6 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.e2e.conftest import ROOT
@@ -49,6 +50,56 @@ def test_only_failed_turns_count_against_the_limit(tmp_path: Path) -> None:
 )
 def test_a_step_asks_for_what_the_smallest_node_has(cpus: str, fewest: str) -> None:
     assert shell("fewest_cpus", SLURM_JOB_CPUS_PER_NODE=cpus).split() == [fewest]
+
+
+_SLOW_RAY = """\
+#!/usr/bin/env bash
+case "$*" in
+    *get_node_ip_address*) echo 10.0.0.1 ;;
+    *ray.scripts.scripts*)
+        echo start >>{folder}/starts
+        sleep 60 >/dev/null 2>&1 & echo $! >>{folder}/left
+        [ $(wc -l <{folder}/starts) -lt {starts} ] || {{ kill $!; exit {code}; }}
+        echo "Exception: The current node {reason} during startup." >&2
+        exit 1 ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("starts", "code", "reason", "wanted", "ends"),
+    [(3, 0, "timed out", 3, 0), (9, 0, "timed out", 3, 1), (2, 0, "died", 1, 1)],
+    ids=["slow", "never", "another error"],
+)
+def test_a_ray_that_was_too_slow_on_a_node_is_started_again(
+    tmp_path: Path, starts: int, code: int, reason: str, wanted: int, ends: int
+) -> None:
+    """Ray's limit is 30 s; nothing of an attempt is left, which could join the cluster later."""
+    python = tmp_path / "venv/bin/python"
+    python.parent.mkdir(parents=True)
+    text = _SLOW_RAY.format(folder=tmp_path, starts=starts, code=code, reason=reason)
+    python.write_text(text)
+    python.chmod(0o755)
+    done = subprocess.run(
+        ["bash", "slurm/ray_cluster.sh", "node", "worker"],
+        cwd=ROOT, capture_output=True, text=True, timeout=HANG_S, env=os.environ | {
+            "HERL_VENV": str(tmp_path / "venv"), "HERL_INTERFACE": "", "HERL_CONTAINER_IMAGE": "",
+            "RAY_FOLDER": str(tmp_path / "ray"), "RAY_HEAD": "10.0.0.1:1",
+        },
+    )  # fmt: skip
+    assert done.returncode == ends, done.stdout + done.stderr
+    assert (tmp_path / "starts").read_text().count("start") == wanted
+    assert f"The current node {reason} during startup" in done.stderr
+    assert ("attempt 1 of 3" in done.stdout) == (reason == "timed out")
+    left = [int(line) for line in (tmp_path / "left").read_text().split()]
+    assert any(map(_is_alive, left)) == (reason == "died")
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def submit(slurm: Slurm, folder: Path, address: str) -> str:
