@@ -6,8 +6,8 @@ import asyncio
 import signal
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager, suppress
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -77,9 +77,13 @@ class _Thread(Generic[T]):
         return await self._job()
 
     def _cancel(self) -> None:
-        loop, task = self._task.result()
+        # A thread whose loop could not be made has an end and never a task.
+        either: tuple[Future[Any], ...] = self._task, self._end
+        wait(either, return_when=FIRST_COMPLETED)
         if not self._end.done():
-            loop.call_soon_threadsafe(task.cancel)
+            loop, task = self._task.result()
+            with suppress(RuntimeError):  # the loop was closed meanwhile: the job has ended
+                loop.call_soon_threadsafe(task.cancel)
 
 
 def _interrupt() -> None:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.limits import HANG_S
+
 ROOT = Path(__file__).parents[1]
 PURE: Mapping[str, str] = {
     "bench_judge_overlap": "--seeds 1 --prompts 2 --group-size 2 --slots 4 --concurrency 2"
@@ -46,7 +48,7 @@ def run_bench(name: str, arguments: str, folder: Path, *more: str) -> dict[str, 
     done = subprocess.run(
         [sys.executable, str(ROOT / "tools/_supervise.py"), sys.executable, *command,
          "--out", str(out)],
-        cwd=folder, capture_output=True, text=True, timeout=280,
+        cwd=folder, capture_output=True, text=True, timeout=HANG_S,
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode in (0, 1) and out.is_file(), f"{done.stdout}\n{done.stderr}"[-3000:]

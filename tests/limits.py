@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 
 HANG_S = 600.0
-"""Two halves of the suite on two slow cores take what is waited for five to ten times as long as
-alone; a limit near the usual time fails for the machine's mood and never finds a hang sooner."""
+"""Beside the rest of the suite on two slow cores, what is waited for takes five to ten times as
+long as alone; a limit near the usual time fails for the machine's mood and never finds a hang
+sooner."""
 
 FULL = os.environ.get("HERL_TEST_FULL") == "1"
 """Set by `tools/test.sh --full`: generated inputs by the thousand, chains of whole commands."""

@@ -16,6 +16,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from tests.limits import HANG_S
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -153,7 +155,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build = ["-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run(
         [sys.executable, *build, "--wheel-dir", str(folder), str(source)],
-        check=True, capture_output=True, timeout=120,
+        check=True, capture_output=True, timeout=HANG_S,
     )  # fmt: skip
     (built,) = folder.glob("*.whl")
     with zipfile.ZipFile(built) as archive:
@@ -191,7 +193,7 @@ def test_every_command_works_from_a_wheel(wheel: Path, tmp_path: Path, command: 
     assert Path(found.strip()) == wheel / "herl_megatron/__init__.py"
     done = subprocess.run(
         [sys.executable, "-P", "-m", "herl_megatron.cli", *command.split(), "--help"],
-        capture_output=True, text=True, cwd=tmp_path, timeout=120,
+        capture_output=True, text=True, cwd=tmp_path, timeout=HANG_S,
         env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -203,7 +205,7 @@ def test_completion_is_there(tmp_path: Path) -> None:
     asked = {"_HERL_COMPLETE": "complete_bash", "COMP_WORDS": "herl tra", "COMP_CWORD": "1"}
     script = "import sys; sys.argv[:] = ['herl']; from herl_megatron.cli import main; main()"
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=60,
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | asked,
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path,
+        timeout=HANG_S, env=os.environ | {"PYTHONPATH": str(ROOT)} | asked,
     )  # fmt: skip
     assert done.stdout.split() == ["train"], done.stdout + done.stderr

@@ -20,6 +20,7 @@ from herl_megatron.cluster.inputs import load_inputs
 from herl_megatron.config.load import load_config
 from herl_megatron.data.sources.catalog import SOURCES
 from herl_megatron.data.toy_files import write_toy_task
+from tests.limits import HANG_S
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("models", "tasks", "scale", "presets")
@@ -105,7 +106,7 @@ def prepare(command: str, place: Path) -> None:
     words[at - 1 : at + 1] = inputs
     done = subprocess.run(
         [sys.executable, "-m", "herl_megatron.cli", *words], cwd=place,
-        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120,
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=HANG_S,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
 

@@ -14,13 +14,16 @@ cd "$ROOT"
 
 # Whole files go to whoever is free, in the order given: those that take minutes come first. One more
 # process than cores (of which nproc knows less once OMP_NUM_THREADS is set), since many tests wait
-# for processes most of the time.
+# for processes most of the time. No argument may lie in another one: pytest sorts it in there.
 LANES=(-n "$(($(env -u OMP_NUM_THREADS nproc) + 1))" --dist loadfile --no-loadscope-reorder)
-UNIT=(tests/unit/cluster tests/unit/rubrics tests/unit tests/test_*.py)
+UNIT=(tests/unit/cluster/ tests/unit/rubrics/)
+for part in tests/unit/*/ tests/unit/test_*.py tests/test_*.py; do
+    case "$part" in "${UNIT[0]}" | "${UNIT[1]}" | */__pycache__/) ;; *) UNIT+=("$part") ;; esac
+done
 
 # Two cores are enough: one thread each, no compilers, no downloads, no telemetry.
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false TORCH_COMPILE_DISABLE=1
-# Workers of Ray have the rights of other processes, else one half of the tests starves the other.
+# Workers of Ray have the rights of other processes, else tests starve one another.
 export RAY_worker_niceness=0
 export HF_HUB_OFFLINE=1 RAY_USAGE_STATS_ENABLED=0 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
 # The tests start hundreds of processes; compiling the package in each costs a tenth of their time,

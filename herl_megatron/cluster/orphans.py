@@ -68,6 +68,8 @@ def kill_marked(session: str, folder: Path | None, *, of: Sequence[str] = ("",))
     environment, it has a file open below the session's folder. Nobody else ends those for a minute
     where their raylet was killed.
     """
+    if folder:
+        folder = folder.resolve()  # open files are named without links, TMPDIR may be one
     for process in psutil.process_iter():
         try:
             title = process.cmdline()

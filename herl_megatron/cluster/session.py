@@ -171,10 +171,10 @@ def _without_idle_helpers() -> Iterator[None]:
     together half of the CPU time of Ray's start. `ray.init` has no argument for it.
     """
 
-    def no_api_server(node: Any, **_: Any) -> None:
+    def no_api_server(node: Any, *_: Any, **__: Any) -> None:
         node._webui_url = None
 
-    def nothing(node: Any) -> None:
+    def nothing(*_: Any, **__: Any) -> None:
         pass
 
     replaced = {

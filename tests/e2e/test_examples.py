@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 import herl_megatron
+from tests.limits import HANG_S
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "docs/examples"
@@ -39,7 +40,7 @@ def run(tmp_path: Path, *arguments: str | Path) -> str:
     marker = {"HERL_TEST_MARKER": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, *map(str, arguments)], capture_output=True, text=True, cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | marker, timeout=240,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | marker, timeout=HANG_S,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     left = [p.pid for p in psutil.process_iter(["environ"])

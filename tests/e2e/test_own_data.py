@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.limits import HANG_S
 from tests.test_readme import ROOT, own_data
 
 pytestmark = pytest.mark.e2e
@@ -24,7 +25,7 @@ def test_the_example_trains(toy: Path, tmp_path: Path) -> None:
     assert words[0] == "herl"
     done = subprocess.run(
         [sys.executable, str(ROOT / "tools/_supervise.py"), *program, *words[1:]],
-        cwd=tmp_path, capture_output=True, text=True, timeout=240,
+        cwd=tmp_path, capture_output=True, text=True, timeout=HANG_S,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

@@ -16,6 +16,7 @@ from pathlib import Path
 from tests.limits import HANG_S
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
+_JOBS = 12  # of one cluster at most; Slurm counts to 67 million, pids reach 4 million
 _CONF = """\
 ClusterName=herl
 FirstJobId={first_job}
@@ -88,8 +89,10 @@ def two_node_slurm() -> Iterator[Slurm]:
     root = Path(tempfile.mkdtemp(prefix="herl-slurm-", dir="/tmp"))
     (root / "state").mkdir()
     ports = _free_ports(3)
-    # Jobs name folders and ports by their number, which no other cluster here may have too.
-    (root / "slurm.conf").write_text(_CONF.format(root=root, ports=ports, first_job=os.getpid()))
+    # Jobs name folders and ports by their number, which no other cluster here may have too: test
+    # processes that start together have neighbouring pids, and each has several jobs.
+    first_job = os.getpid() * _JOBS
+    (root / "slurm.conf").write_text(_CONF.format(root=root, ports=ports, first_job=first_job))
     slurm = Slurm(root)
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, root, ignore_errors=True)

@@ -154,6 +154,45 @@ threading.Thread.start = start_slowly
     assert done.stdout.splitlines() == ["started", "ended in order", error, "goes on"], done.stderr
 
 
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("when", ["without a loop", "loop closed"])
+def test_a_signal_where_there_is_no_job_to_end(when: str, number: str) -> None:
+    """The thread that waits for it hung, or it raised that the loop is closed for the result."""
+    patched = f"""
+import threading, time
+run, start = asyncio.run, threading.Thread.start
+def signalled():
+    os.kill(os.getpid(), signal.{number})
+    time.sleep(0.3)
+def run_or_fail(main):
+    if threading.current_thread().name != "herl":
+        return run(main)
+    if {when == "without a loop"}:
+        main.close()
+        raise OSError("no loop")
+    run(main)
+    signalled()
+    return "result"
+def start_slowly(self):
+    start(self)
+    if self.name == "herl" and {when == "without a loop"}:
+        time.sleep(0.3)
+        signalled()
+asyncio.run, threading.Thread.start = run_or_fail, start_slowly
+"""
+    code = _WAITS.replace("sleep(60)", "sleep(0)").replace(
+        "        run_blocking(job)", "        print(run_blocking(job), flush=True)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code.replace("async def job", f"{patched}\nasync def job"), "loop"],
+        capture_output=True, text=True, cwd=ROOT, timeout=HANG_S,
+    )  # fmt: skip
+    fails = when == "without a loop"
+    end = "KeyboardInterrupt" if number == "SIGINT" else "OSError" if fails else "result"
+    said = done.stdout.splitlines()
+    assert said == [*([] if fails else ["started", "ended in order"]), end, "goes on"], done.stderr
+
+
 def test_the_coroutine_is_made_in_its_own_loop() -> None:
     loops: list[asyncio.AbstractEventLoop] = []
 

@@ -5,12 +5,14 @@
 
 --input is IFEval's file of 541 prompts. One response a prompt, drawn by `herl eval` at temperature
 0 and judged by `herl score`. A response that its limit cuts off is judged as it stands, so the
-limit belongs to the figures; DIR/accuracies.json holds both. Called again, a finished DIR is shown.
+limit belongs to the figures; DIR/accuracies.json holds both. Called again, a finished DIR is shown,
+unless it was made of another model, file or settings, which is an error.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -24,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from herl_megatron.commands.score.run import ScoreJob
 from herl_megatron.config.run_files import EVALUATED
+from herl_megatron.data.smollm2 import sha256_of
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs/smollm2_135m_stated_cpu.yaml"
@@ -83,21 +86,42 @@ def accuracies(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     return dict(zip(FOUR, shares, strict=True))
 
 
+def made_of(model: Path, source: Path, config: Path, settings: Sequence[str]) -> dict[str, Any]:
+    """What accuracies are those of: by content, since a run that is trained again has its place."""
+    files = sorted(path for path in model.iterdir() if path.is_file())
+    hashes = "".join(f"{path.name} {sha256_of(path)}\n" for path in files)
+    return {
+        "model_sha256": hashlib.sha256(hashes.encode()).hexdigest(),
+        "input_sha256": sha256_of(source),
+        "config": config.name,
+        "settings": list(settings),
+    }
+
+
 def accuracies_of(
     model: Path, out: Path, source: Path, *, config: Path = CONFIG, settings: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Rows, responses and verdicts in `out`; what its accuracies.json holds.
 
+    out: not in the folder of a run: the evaluation is a run of its own there.
+
     Raises:
-        ValueError: responses are missing or have no score.
+        ValueError: responses are missing or have no score; `out` holds those of something else.
         subprocess.CalledProcessError: a command failed.
     """
     out = out.resolve()
     done = out / "accuracies.json"
+    settings = [*LENGTHS, *settings]
+    made = made_of(model, source, config, settings)
     if done.is_file():
-        return dict(json.loads(done.read_text(encoding="utf-8")))
+        found: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
+        if other := [key for key, value in made.items() if found.get(key) != value]:
+            raise ValueError(
+                f"{done} was made with another {', '.join(other)}; give another folder or remove it"
+            )
+        return found
     herl("data", "ifeval", "--input", source.resolve(), "--out", out / "rows", "--overwrite")
-    rows, drawn, settings = out / "rows/eval.jsonl", out / "drawn", [*LENGTHS, *settings]
+    rows, drawn = out / "rows/eval.jsonl", out / "drawn"
     if drawn.exists():  # cut off: an evaluation begins anew
         shutil.rmtree(drawn)
     herl("eval", config, f"model.path={model.resolve()}", f"data.eval={rows}",
@@ -116,7 +140,7 @@ def accuracies_of(
         "prompts": len(filled),
         **accuracies(summaries),
         "response_tokens": evaluated["response_tokens"],
-        "settings": settings,
+        **made,
     }
     done.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return content

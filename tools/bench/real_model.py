@@ -288,9 +288,11 @@ def measure(options: argparse.Namespace) -> Path:
         **read_run(folder),
     }
     if options.ifeval:
+        # Beside the run, for an evaluation is a run, and none may lie in another's folder.
+        after = folder.with_name(f"ifeval-{folder.name}")
         content["ifeval"] = {
             "before": accuracies_of(options.model, options.runs / "ifeval-before", options.ifeval),
-            "after": accuracies_of(folder / "policy", folder / "ifeval", options.ifeval),
+            "after": accuracies_of(folder / "policy", after, options.ifeval),
         }
     out: Path = options.out / f"{folder.name}.json"
     out.parent.mkdir(parents=True, exist_ok=True)

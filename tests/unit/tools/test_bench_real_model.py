@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -171,3 +172,25 @@ def test_the_shipped_page_shows_the_shipped_results(tmp_path: Path) -> None:
     copy.write_text((docs / "real_model.md").read_text())
     write_table(docs / "results", copy)
     assert copy.read_text() == (docs / "real_model.md").read_text()
+
+
+def test_ifevals_evaluations_are_runs_that_lie_in_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were refused, after the training."""
+    folder = write_run(tmp_path / "runs" / "stated-herl-seed0")
+    outs: list[Path] = []
+
+    def accuracies_of(model: Path, out: Path, source: Path) -> dict[str, Any]:
+        outs.append(out.resolve())
+        return {"model": model.name}
+
+    monkeypatch.setattr(real_model, "accuracies_of", accuracies_of)
+    monkeypatch.setattr(real_model, "train", lambda options: folder)
+    options = Namespace(
+        task="stated", arm="herl", seed=0, set=[], model=tmp_path / "model", runs=folder.parent,
+        out=tmp_path / "results", ifeval=tmp_path / "input_data.jsonl",
+    )  # fmt: skip
+    written = json.loads(real_model.measure(options).read_text())
+    assert written["ifeval"] == {"before": {"model": "model"}, "after": {"model": "policy"}}
+    assert len(set(outs)) == 2 and not any(out.is_relative_to(folder) for out in outs)

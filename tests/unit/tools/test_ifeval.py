@@ -11,7 +11,7 @@ import pytest
 
 from herl_megatron.commands.score.run import ScoreJob, run_score
 from herl_megatron.rubrics.checks.local import Mode
-from tools.bench.ifeval import accuracies, answered
+from tools.bench.ifeval import LENGTHS, accuracies, accuracies_of, answered, made_of
 
 COMMA = {"id": "comma", "kind": "rule", "check": "ifeval/punctuation:no_comma"}
 LOWER = {"id": "lower", "kind": "rule", "check": "ifeval/change_case:english_lowercase"}
@@ -60,3 +60,21 @@ def test_no_share_of_fewer_prompts(tmp_path: Path) -> None:
     unscored = {"unscored": 1, "responses": 3, "unscored_by_reason": {"timeout": 1}}
     with pytest.raises(ValueError, match="1 of 3 responses have no strict score"):
         accuracies({"strict": unscored})
+
+
+def test_accuracies_of_something_else_are_not_shown_again(tmp_path: Path) -> None:
+    """A policy that was trained anew lies where the one before it lay."""
+    model, source, out = tmp_path / "model", tmp_path / "input_data.jsonl", tmp_path / "out"
+    for folder in (model, out):
+        folder.mkdir()
+    (model / "model.safetensors").write_bytes(b"first")
+    source.write_text("{}\n")
+    config = Path("some.yaml")
+    made = made_of(model, source, config, LENGTHS) | {"prompts": 541}
+    (out / "accuracies.json").write_text(json.dumps(made))
+    assert accuracies_of(model, out, source, config=config) == made
+    with pytest.raises(ValueError, match="made with another settings; give another folder"):
+        accuracies_of(model, out, source, config=config, settings=["rollout.replicas=2"])
+    (model / "model.safetensors").write_bytes(b"second")
+    with pytest.raises(ValueError, match="made with another model_sha256;"):
+        accuracies_of(model, out, source, config=config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -157,27 +158,27 @@ def test_engine_that_keeps_its_version_is_an_error(tmp_path: Path) -> None:
 
 
 def test_weight_sync_owns_its_files() -> None:
-    before = set(SHARED_MEMORY.glob("herl-weights-*"))
+    name = f"own{os.getpid()}"  # another suite's tests may run beside these
     events: list[str] = []
     engine = Engine(events)
-    sync = WeightSync(Trainer(events), [engine], WeightSyncConfig(timeout_s=5), run_name="own")
+    sync = WeightSync(Trainer(events), [engine], WeightSyncConfig(timeout_s=5), run_name=name)
     for version in (1, 2):
         assert asyncio.run(sync.run(version)).version == engine.version == version
-    made = {path for path in SHARED_MEMORY.glob("herl-weights-own-*")} - before
-    assert len(made) == 1 and len(list(made.pop().glob("bucket_*"))) == 2
+    (made,) = SHARED_MEMORY.glob(f"herl-weights-{name}-*")
+    assert len(list(made.glob("bucket_*"))) == 2
     sync.close()
-    assert {path for path in SHARED_MEMORY.glob("herl-weights-own-*")} <= before
+    assert list(SHARED_MEMORY.glob(f"*herl-weights-{name}-*")) == []
 
 
 def test_too_little_shared_memory_is_found_before_anything_is_sent() -> None:
     events: list[str] = []
-    before = set(SHARED_MEMORY.glob("herl-weights-small-*"))
+    name = f"small{os.getpid()}"
     with pytest.raises(ValueError, match="two buckets.*weight_sync.bucket_bytes"):
         WeightSync(
             Trainer(events, num_bytes=1 << 60),
             [Engine(events)],
             WeightSyncConfig(),
-            run_name="small",
+            run_name=name,
         )
     assert events == []
-    assert set(SHARED_MEMORY.glob("herl-weights-small-*")) == before
+    assert list(SHARED_MEMORY.glob(f"*herl-weights-{name}-*")) == []
