@@ -104,7 +104,7 @@ def test_a_ray_of_our_own_listens_on_loopback_only_and_leaves_no_session_folder(
     # What a Ray of one run asks nothing of: half of the CPU time of its start.
     idle = {"monitor.py", "log_monitor.py", "dashboard.py"}
     programs = {Path(part).name for line in session.facts["commands"] for part in line}
-    assert any("agent" in program for program in programs) and programs & idle == set()
+    assert "ray::RuntimeEnvAgent" in programs and programs & idle == set()
     assert session.output() == ""
 
 
