@@ -127,7 +127,7 @@ def accuracies_of(
     herl("eval", config, f"model.path={model.resolve()}", f"data.eval={rows}",
          f"run.dir={out}", f"run.name={drawn.name}", "eval.temperature=0",
          "eval.samples_per_prompt=1", *settings)  # fmt: skip
-    rollouts = drawn / "rollouts/eval_000000.jsonl"
+    rollouts = drawn / "rollouts/eval.jsonl"
     filled = [json.dumps(row) + "\n" for row in answered(rows, rollouts)]
     (out / "answered.jsonl").write_text("".join(filled), encoding="utf-8")
     summaries = {}
