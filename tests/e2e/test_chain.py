@@ -76,3 +76,26 @@ def test_sft_herl_eval_pairs_dpo(herl: Start, toy: Path, tmp_path: Path) -> None
     last = run("eval", "quickstart_cpu.yaml", "last", f"model.path={tuned}/policy", *data)
     (reward,) = evaluated(last)
     assert 0 < reward <= 1
+
+
+def test_ifevals_accuracies_of_a_toy_model(toy: Path, tmp_path: Path) -> None:
+    """Rows in the benchmark's own form; what a random model answers meets none or all of them."""
+    rows: list[dict[str, Any]] = [
+        {"key": key, "prompt": "Write about the river.", "instruction_id_list": [name],
+         "kwargs": [{}]}
+        for key, name in enumerate(("punctuation:no_comma", "startend:quotation"))
+    ]  # fmt: skip
+    (tmp_path / "input.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools/bench/ifeval.py", "--input", tmp_path / "input.jsonl",
+         "--model", toy / "model", "--out", tmp_path / "ifeval", "rollout.dtype=fp32",
+         "rollout.replicas=1", "rollout.kv_cache_bytes=67108864", "data.max_prompt_tokens=64",
+         "data.max_experience_tokens=128", "rollout.max_response_tokens=8"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "ifeval/accuracies.json").read_text())
+    assert found["prompts"] == 2 and found["response_tokens"] <= 8
+    shares = [found[f"{level}_{mode}"] for level in ("prompt_level", "instruction_level")
+              for mode in ("strict", "loose")]  # fmt: skip
+    assert all(share in (0, 0.5, 1) for share in shares)
