@@ -6,6 +6,7 @@ compute in, how much memory it has and how it is seeded. Everything else takes a
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import random
@@ -239,12 +240,17 @@ def take_peak_memory() -> int:
 
 
 def release_cached_memory() -> None:
-    """Give what torch's allocator keeps but does not use back to the GPU; on CPU nothing is kept.
+    """Give back what an allocator keeps but does not use: to the GPU, or to the machine (glibc).
 
-    For another process on the same GPU (a colocated engine that wakes up).
+    For another process there (a colocated engine that wakes up). On the CPU a rank of a model of
+    135M parameters kept 4 GiB behind a training step, between which none of them was in use.
     """
     if has_cuda():
         torch.cuda.empty_cache()
+        return
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
+    if trim is not None:
+        trim(0)
 
 
 def gpu_uuid(device: torch.device) -> str:

@@ -221,7 +221,7 @@ class TrainerGroup:
         return max(resident for resident, _ in found), merge_peaks([peaks for _, peaks in found])
 
     async def release_memory(self) -> None:
-        """Have every rank give back device memory that its allocator keeps without use."""
+        """Have every rank give back memory that its allocator keeps without use."""
         refs = [actor.release_memory.remote() for actor in self._actors]
         await self._all(refs, "release memory", timeout_s=self._sections.megatron.timeout_s)
 

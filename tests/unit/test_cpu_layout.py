@@ -16,7 +16,8 @@ GIB = 1 << 30
         (1.5, 24, 1, 1),  # a container's quota
         (2, 24, 2, 1),
         (3, 24, 2, 1),
-        (4, 12, 2, 2),  # four replicas would take 16 GiB
+        (4, 14, 2, 2),  # four replicas would take 26 GiB
+        (4, 12, 1, 4),
         (16, 64, 8, 2),
         (64, 256, 8, 8),
         (2, 1, 1, 2),

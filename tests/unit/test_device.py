@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -114,3 +116,26 @@ def test_weights_stay_on_gpus_where_they_can() -> None:
         choose("cuda_ipc", device="cpu", shares_gpus=True)
     with pytest.raises(ValueError, match="needs a trainer rank on every GPU"):
         choose("cuda_ipc", device="cuda", shares_gpus=False)
+
+
+_KEEPS = """
+import psutil, torch
+from herl_megatron.device import release_cached_memory
+kept = torch.ones(1 << 22)  # 16 MiB; once freed, blocks of that size come from the heap
+del kept
+blocks = [torch.ones(1 << 21) for _ in range(64)]  # 8 MiB each
+last = torch.ones(1 << 10)  # behind them: the heap cannot shrink from its end
+before = psutil.Process().memory_info().rss
+del blocks
+release_cached_memory()
+print((before - psutil.Process().memory_info().rss) >> 20)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_memory_of_the_host_goes_back_as_well() -> None:
+    """Of 512 MiB that were freed all but some pages."""
+    done = subprocess.run(
+        [sys.executable, "-c", _KEEPS], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) > 480
