@@ -48,8 +48,10 @@ ray_node() {
     else
         options+=(--address="$RAY_HEAD")
     fi
-    # A signal for this step goes to all of its processes, but this shell is to outlive Ray.
-    trap : USR2 TERM
+    # A signal for this step goes to all of its processes, but this shell is to outlive Ray; one that
+    # comes between two attempts must not be followed by another.
+    local over=0
+    trap 'over=1' USR2 TERM
     local ray code attempt turn errors="$RAY_FOLDER.errors"
     for attempt in 1 2 3; do
         code=0
@@ -64,7 +66,7 @@ ray_node() {
         cat -- "$errors" >&2
         # Ray gives its own processes 30 s to start, however slow the file system that they are read
         # from or busy the node; what it started meanwhile would join the cluster as one node more.
-        [ "$code" != 0 ] && grep -q "timed out during startup" -- "$errors" || break
+        [ "$code" != 0 ] && [ "$over" = 0 ] && grep -q "timed out during startup" -- "$errors" || break
         kill -KILL -- "-$ray" 2>/dev/null || true
         say "Ray was not up within its 30 s (attempt $attempt of 3)"
     done

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from herl_megatron.observability.versions import package_versions
 from tools.bench.bench_arms import interpolate
-from tools.bench.ifeval import FOUR, accuracies_of
+from tools.bench.ifeval import FOUR, accuracies_of, herl
 
 ROOT = Path(__file__).resolve().parents[2]
 ARMS: Mapping[str, tuple[str, ...]] = {
@@ -248,15 +248,8 @@ def train(options: argparse.Namespace) -> Path:
     runs: Path = options.runs.resolve()
     data = runs / f"{options.task}-seed{options.seed}"
     folder = runs / f"{options.task}-{options.arm}-seed{options.seed}"
-    herl = [sys.executable, str(ROOT / "tools/_supervise.py"), sys.executable,
-            "-m", "herl_megatron.cli"]  # fmt: skip
-    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1",
-             "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
-             "PYTHONPATH": str(ROOT)}  # fmt: skip
-    environment = os.environ | quiet
     if not (data / "heldout.jsonl").is_file():
-        tasks = ["tasks", options.task, "--seed", str(options.seed), "--out", str(data)]
-        subprocess.run([*herl, *tasks, "--overwrite"], env=environment, cwd=ROOT, check=True)
+        herl("tasks", options.task, "--seed", str(options.seed), "--out", data, "--overwrite")
     if not (folder / "summary.json").is_file():
         settings = [
             f"run.dir={runs}", f"run.name={folder.name}", f"run.seed={options.seed}",
@@ -265,8 +258,7 @@ def train(options: argparse.Namespace) -> Path:
             f"train.export={str(options.ifeval is not None).lower()}",
             *ARMS[options.arm], *options.set,
         ]  # fmt: skip
-        config = str(ROOT / f"configs/smollm2_135m_{options.task}_cpu.yaml")
-        subprocess.run([*herl, "train", config, *settings], env=environment, cwd=ROOT, check=True)
+        herl("train", ROOT / f"configs/smollm2_135m_{options.task}_cpu.yaml", *settings)
     return folder
 
 
