@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from herl_megatron.data.toy_files import write_toy_task
 from tools.bench._bench import Row, interval_text, machine, median_interval, report
 from tools.bench._out import new_file
+from tools.bench.soak import role_of
 
 ROOT = Path(__file__).resolve().parents[2]
 GOAL_S = 15.0
@@ -47,13 +48,8 @@ class Start:
 
 
 def kind_of(command: Sequence[str]) -> str:
-    """What a process of a run is, by its command line: Ray names actors in their titles."""
-    title = " ".join(command)
-    for part, kind in (("TrainerRank", "rank"), ("EngineWorker", "engine"), ("_Worker", "scorer"),
-                       ("herl_megatron.cli", "driver")):  # fmt: skip
-        if part in title:
-            return kind
-    return _RAY
+    """`soak.role_of`, the scoring processes beside it; what remains is Ray's."""
+    return role_of(command) or ("scorer" if "ray::_Worker" in " ".join(command) else _RAY)
 
 
 def measure(task: Path, folder: Path) -> Start:

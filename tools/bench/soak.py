@@ -89,10 +89,16 @@ def _children(pid: int) -> list[psutil.Process]:
 
 def _role(process: psutil.Process) -> str:
     try:
-        command = " ".join(process.cmdline())
+        return role_of(process.cmdline())
     except psutil.NoSuchProcess:
         return ""
-    return next((role for title, role in ROLES.items() if title in command), "")
+
+
+def role_of(command: Sequence[str]) -> str:
+    """What a process of a run is, by its command line: Ray names actors in their titles. Empty for
+    all others."""
+    shown = " ".join(command)
+    return next((role for title, role in ROLES.items() if title in shown), "")
 
 
 def summary(series: Sequence[Series], settle: int) -> dict[str, Mapping[str, float]]:
