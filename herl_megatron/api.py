@@ -43,7 +43,7 @@ T = TypeVar("T")
 def train(config: PreparedConfig) -> TrainResult:
     """`herl train`: train with HeRL (or plain RLVR) and export the policy.
 
-    Raises also `observability.ends.SavedForResume` (a RuntimeError) after SIGUSR1, which only a
+    Raises also `errors.SavedForResume` (a RuntimeError) after SIGUSR1, which only a
     script hears: where an event loop runs, it ends the process.
     """
     require_prepared(config, "train")
@@ -100,7 +100,7 @@ def score(
     require_prepared(config, "score")
     if mode not in ("strict", "loose"):
         raise ValueError(f"mode is {mode!r}; it is 'strict' or 'loose'")
-    from herl_megatron.commands.score.run import ScoreJob, run_score
+    from herl_megatron.commands.score.job import ScoreJob, run_score
 
     job = ScoreJob(Path(rows), Path(out), mode, config.scoring, config.judge)
     return run_blocking(lambda: run_score(job))

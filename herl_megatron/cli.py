@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperCommand
 
+from herl_megatron.files.os_errors import explain
 from herl_megatron.observability.logging import setup_logging
 from herl_megatron.observability.node_memory import in_short
-from herl_megatron.observability.os_errors import explain
 
 if TYPE_CHECKING:
     from herl_megatron.prepared import Command, PreparedConfig
@@ -156,7 +156,7 @@ def score(
 ) -> None:
     """Score responses that are already there; started again it goes on where it was stopped."""
     from herl_megatron import api
-    from herl_megatron.commands.score.run import top_reasons
+    from herl_megatron.commands.score.job import top_reasons
     from herl_megatron.commands.tables import score_table
     from herl_megatron.config.load import override
 
@@ -202,7 +202,7 @@ def report(
     samples: Annotated[int, typer.Option(min=0, help="sample groups per run")] = 4,
 ) -> None:
     """Draw the curves of runs and write one HTML page; seeds of one setup are put together."""
-    from herl_megatron.report.build import write_report
+    from herl_megatron.report.write import write_report
 
     try:
         page = write_report(runs, out=out, samples=samples)
@@ -407,7 +407,7 @@ def _run(
 ) -> None:
     """Prepare and run; turn the failures a user can act on into one clear message."""
     from herl_megatron.config.load import split_arguments
-    from herl_megatron.observability.ends import PausedByBudget, SavedForResume
+    from herl_megatron.errors import PausedByBudget, SavedForResume
     from herl_megatron.prepared import prepare
 
     console = Console(stderr=True)

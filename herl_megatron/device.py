@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from herl_megatron.config import fp8 as fp8_rules
+from herl_megatron import fp8 as fp8_rules
 
 RequestedDevice = Literal["auto", "cpu", "cuda"]
 DeviceKind = Literal["cpu", "cuda"]
@@ -186,7 +186,7 @@ def check_precision(device: Device, *, precision: str, fp8: str | None) -> None:
 
     Raises:
         ValueError: FP8 on CPU, or where the GPU, its CUDA or Transformer Engine lacks the recipe
-            (`config.fp8`); bf16 on a GPU without it.
+            (`fp8`); bf16 on a GPU without it.
     """
     if device.kind == "cpu":
         if fp8 is not None:

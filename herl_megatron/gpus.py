@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from herl_megatron.observability.os_errors import absent
+from herl_megatron.files.os_errors import absent
 
 
 @dataclass(frozen=True)

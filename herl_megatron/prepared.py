@@ -19,10 +19,10 @@ from herl_megatron.config.hub import (
 )
 from herl_megatron.config.load import ConfigError, load_config
 from herl_megatron.config.paths import run_path
+from herl_megatron.config.reference_compat import effective_config
 from herl_megatron.config.rules.scoring import judge_problems
 from herl_megatron.config.schema import Config
 from herl_megatron.data.chat_template import reads_date
-from herl_megatron.hindsight.compat import effective_config
 
 Command = Literal["train", "sft", "dpo", "eval", "improve", "score"]
 """What a configuration can be prepared for: `herl COMMAND`."""

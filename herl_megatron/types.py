@@ -97,7 +97,7 @@ class Rubric:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One row of the prompt data set (filled by `data.prompts`)."""
+    """One row of the prompt data set (filled by `data.prompt_source`)."""
 
     id: str
     messages: tuple[Message, ...]

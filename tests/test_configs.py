@@ -18,11 +18,11 @@ from herl_megatron.config.schema import MegatronConfig
 from herl_megatron.config.validate import validate
 from herl_megatron.data.toy_files import write_toy_task
 from herl_megatron.megatron.meta import RankBytes, rank_bytes, stage_ranks
+from herl_megatron.models.flops import model_parameters
+from herl_megatron.models.hf_config import read_architecture
 from herl_megatron.plan.build import find_shape, make_plan
-from herl_megatron.plan.cluster import Assumptions
 from herl_megatron.plan.command import choose_cluster
-from herl_megatron.weight_sync.flops import model_parameters
-from herl_megatron.weight_sync.hf_config import read_architecture
+from herl_megatron.plan.machines import Assumptions
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("models", "tasks", "scale", "presets")

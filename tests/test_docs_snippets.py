@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from herl_megatron.cli import app
 from herl_megatron.config.decides import keys
 from herl_megatron.config.load import load_config, split_arguments
-from herl_megatron.data.rows import prompt_from_row
+from herl_megatron.data.canonical_rows import prompt_from_row
 from herl_megatron.observability.rollout_log import group_record, write_rollouts
 from herl_megatron.rubrics.checks.registry import forget_user_checks, load_check_modules, run_check
 from herl_megatron.types import Criterion, Verdict

@@ -12,11 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from herl_megatron.cluster.inputs import load_inputs
 from herl_megatron.config.load import load_config
 from herl_megatron.config.machine import Machine
 from herl_megatron.config.validate import validate
-from herl_megatron.data.prompts import load_prompts
+from herl_megatron.data.prompt_source import load_prompts
 from herl_megatron.data.toy_files import write_toy_task
 from herl_megatron.rubrics.checks.registry import (
     forget_user_checks,
@@ -24,6 +23,7 @@ from herl_megatron.rubrics.checks.registry import (
     run_check,
 )
 from herl_megatron.rubrics.rubric import describe, score_response
+from herl_megatron.run.inputs import load_inputs
 from herl_megatron.types import Scored
 
 ROOT = Path(__file__).parents[1]

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 import yaml
 
-from herl_megatron.cluster.inputs import load_inputs
 from herl_megatron.config.load import load_config
 from herl_megatron.data.sources.catalog import SOURCES
 from herl_megatron.data.toy_files import write_toy_task
+from herl_megatron.run.inputs import load_inputs
 from tests.limits import HANG_S
 
 ROOT = Path(__file__).parents[1]

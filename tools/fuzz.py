@@ -24,29 +24,29 @@ from typing import Any
 
 import yaml
 
-from herl_megatron.cluster.model_files import check_model
 from herl_megatron.config.load import load_config
 from herl_megatron.config.machine import Machine
+from herl_megatron.config.reference_compat import effective_config
 from herl_megatron.config.rules.data import read_shape
 from herl_megatron.config.schema import Config, ModelConfig, RunConfig
 from herl_megatron.config.validate import shape_problems, validate
 from herl_megatron.data.chat import ChatTokenizer
 from herl_megatron.data.fingerprints import fingerprints
-from herl_megatron.data.pairs import load_pairs
-from herl_megatron.data.prompts import check_prompt_lengths, load_prompts, load_sft_rows
+from herl_megatron.data.preference_pairs import load_pairs
+from herl_megatron.data.prompt_source import check_prompt_lengths, load_prompts, load_sft_rows
 from herl_megatron.data.responses import load_responses
 from herl_megatron.data.toy_files import write_toy_task
-from herl_megatron.hindsight.compat import effective_config
-from herl_megatron.megatron.convert import hf_to_megatron
-from herl_megatron.megatron.convert_layout import TrainerLayout
-from herl_megatron.observability.checkpoints import (
+from herl_megatron.files.manifest import write_manifest
+from herl_megatron.megatron.convert.conversion import hf_to_megatron
+from herl_megatron.megatron.convert.layout import TrainerLayout
+from herl_megatron.run.checkpoints import (
     DriverState,
     find_checkpoint,
     publish_checkpoint,
     start_checkpoint,
 )
-from herl_megatron.observability.manifest import write_manifest
-from herl_megatron.observability.run_folder import RunFolder
+from herl_megatron.run.folder import RunFolder
+from herl_megatron.run.model_files import check_model
 
 ODD: tuple[Any, ...] = (
     None, True, "", " ", "x", "x" * 9999, "\ud83d", "\0", 0, -1, 1.5, 2**31, 10**30, 10**400, 1e308,

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from herl_megatron.batching.context_parallel import ContextRank
-from herl_megatron.batching.schedule import Shard, padded_length
+from herl_megatron.batching.shards import Shard, padded_length
 from herl_megatron.types import FloatArray, IntArray, TokenRow
 
 

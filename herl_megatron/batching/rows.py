@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from herl_megatron.algos.advantages import group_advantages
-from herl_megatron.algos.seeds import join_seed
 from herl_megatron.batching.row_stats import GroupStats, group_stats, step_metrics
+from herl_megatron.config.reference_compat import is_resolved
 from herl_megatron.config.schema import AlgorithmConfig, HindsightConfig
 from herl_megatron.hindsight.bonus import bonus_rewards
-from herl_megatron.hindsight.compat import is_resolved
 from herl_megatron.hindsight.join import join_revisions
 from herl_megatron.hindsight.replay import REPLAY_REWARD
 from herl_megatron.rubrics.breakdown import reward_by_source, satisfied_by_check
+from herl_megatron.seeds import join_seed
 from herl_megatron.types import (
     RowOrigin,
     Scored,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from herl_megatron.batching.pack import MicroBatch
-from herl_megatron.batching.schedule import Shard
+from herl_megatron.batching.shards import Shard
 from herl_megatron.types import CoefficientRow, FloatArray, TrainRow
 
 

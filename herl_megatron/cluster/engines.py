@@ -18,14 +18,14 @@ from herl_megatron.cluster.placement import Slot, actor_options
 from herl_megatron.cluster.restart import RestartingEngine, Restarts
 from herl_megatron.cluster.workers import HEALTH, EngineWorker
 from herl_megatron.config.schema import RolloutConfig
-from herl_megatron.observability.phases import counted, phases
-from herl_megatron.rollout.engine import (
+from herl_megatron.engine import (
     Bucket,
     EngineConfig,
     EngineLost,
     EngineUsage,
     engine_environment,
 )
+from herl_megatron.observability.phases import counted, phases
 from herl_megatron.types import Completion, GenerateRequest
 
 _START_TIMEOUT_S = 300.0  # at least, and as long as `rollout.timeout_s` otherwise

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from herl_megatron.observability.ends import RunError, policy_lost
+from herl_megatron.errors import RunError, policy_lost
 from herl_megatron.observability.node_memory import in_short
 
 _GRACE_S = 5.0  # how long a collective's other victims may take to report after the first failure

@@ -121,7 +121,7 @@ class Nodes:
 
     Attributes:
         machines: memory id by node id: nodes with the same one share their files in memory.
-        records: host, address and GPUs of each, for `observability.provenance`.
+        records: host, address and GPUs of each, for `run.provenance`.
     """
 
     def __init__(self, agents: Mapping[str, Any], ips: Mapping[str, str]) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from herl_megatron.config.last_checkpoint import last_checkpoint
+from herl_megatron.files.last_checkpoint import last_checkpoint
 from herl_megatron.weight_sync.bucket_folder import remove_orphans
 
 _MARK = "HERL_SESSION"

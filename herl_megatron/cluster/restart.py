@@ -17,7 +17,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from herl_megatron.cluster.health import WorkerError
-from herl_megatron.rollout.engine import (
+from herl_megatron.engine import (
     Bucket,
     EngineLost,
     EngineUsage,

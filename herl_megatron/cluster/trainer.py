@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import ray
 
-from herl_megatron.algos.metrics import combine
-from herl_megatron.batching.schedule import Row, Shard, gather_rows, make_shards
+from herl_megatron.algos.loss_metrics import combine
+from herl_megatron.batching.shards import Row, Shard, gather_rows, make_shards
 from herl_megatron.cluster.health import WorkerError, kill, wait_for, wait_for_all
 from herl_megatron.cluster.placement import (
     DeviceKind,
@@ -33,15 +33,15 @@ from herl_megatron.cluster.workers import RankInfo, TrainerRank
 from herl_megatron.config.schema import RolloutConfig
 from herl_megatron.config.trainer_sections import TrainerSections
 from herl_megatron.device import Transport
+from herl_megatron.engine import Bucket
+from herl_megatron.errors import LostPolicyError
+from herl_megatron.files.manifest import FileFacts
 from herl_megatron.megatron.soundness import merge_reports
-from herl_megatron.observability.ends import LostPolicyError
-from herl_megatron.observability.manifest import FileFacts
+from herl_megatron.models.hf_config import read_architecture
+from herl_megatron.models.parameters import Architecture
 from herl_megatron.observability.peaks import merge_peaks
 from herl_megatron.observability.phases import counted, phases
-from herl_megatron.rollout.engine import Bucket
 from herl_megatron.types import CoefficientRow, FloatArray, TokenRow, TrainBatch, TrainRow
-from herl_megatron.weight_sync.hf_config import read_architecture
-from herl_megatron.weight_sync.hf_names import Architecture
 
 _SAVE_POLL_S = 0.1
 _NO_VERSION = -1  # while a checkpoint is read, and for good where that failed
@@ -303,7 +303,7 @@ class TrainerGroup:
         if self._version == _NO_VERSION:
             raise WorkerError("a checkpoint was not read whole, so the weights are no policy's")
         await self.require_sound("the policy is not exported")
-        from herl_megatron.weight_sync.hf_folder import finish_export, start_export
+        from herl_megatron.models.hf_folder import finish_export, start_export
 
         folder = folder.resolve()  # the ranks' working directory may be another
         staging = start_export(folder)
@@ -393,7 +393,7 @@ def _require_finite(values: RowValues, rows: Sequence[TrainRow], *, whose: str, 
 def step_metrics(
     metrics: Sequence[Mapping[str, float]], rollout: RolloutConfig
 ) -> dict[str, float]:
-    """`algos.metrics.combine` of the optimizer steps; no steps, no numbers.
+    """`algos.loss_metrics.combine` of the optimizer steps; no steps, no numbers.
 
     `mismatch_*` (`algos.losses`) are left out where sampling truncates the distribution that the
     engine's log-probs are of: nothing of the trainer's compares with them.

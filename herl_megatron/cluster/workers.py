@@ -12,12 +12,13 @@ import psutil
 import ray
 
 from herl_megatron.algos.objective import PolicyObjective
-from herl_megatron.batching.schedule import Shard
+from herl_megatron.batching.shards import Shard
 from herl_megatron.config.trainer_sections import TrainerSections
 from herl_megatron.device import Transport, device_name, take_peak_memory
+from herl_megatron.engine import Bucket, EngineConfig, EngineUsage
 from herl_megatron.megatron.soundness import WeightReport
+from herl_megatron.models.parameters import Architecture
 from herl_megatron.observability.peaks import Peaks
-from herl_megatron.rollout.engine import Bucket, EngineConfig, EngineUsage
 from herl_megatron.types import (
     CoefficientRow,
     Completion,
@@ -26,7 +27,6 @@ from herl_megatron.types import (
     TokenRow,
     TrainRow,
 )
-from herl_megatron.weight_sync.hf_names import Architecture
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class TrainerRank:
 
     def connect_writers(self, writers: Sequence[Sequence[int]], *, transport: Transport) -> None:
         """See `BucketWriters` and `DeviceBuckets`; every rank calls this."""
-        from herl_megatron.weight_sync.spread import BucketWriters
+        from herl_megatron.weight_sync.bucket_writers import BucketWriters
         from herl_megatron.weight_sync.transport_ipc import CudaMemory, DeviceBuckets
 
         plan, device = self._source.plan(), self._groups.device.torch
@@ -240,7 +240,7 @@ class TrainerRank:
 
     def export_shard(self, folder: str) -> Any:
         """Write this stage's weights as safetensors shards; returns what was written."""
-        from herl_megatron.megatron.export import write_stage
+        from herl_megatron.weight_sync.export import write_stage
 
         return write_stage(self._source, folder)
 
@@ -254,7 +254,7 @@ class EngineWorker:
 
     async def start(self, config: EngineConfig) -> None:
         """Build the engine (seconds: vLLM's import and the KV cache)."""
-        from herl_megatron.rollout.vllm_engine import VLLMEngine
+        from herl_megatron.rollout.vllm.vllm_engine import VLLMEngine
 
         self._engine = VLLMEngine(config)
 

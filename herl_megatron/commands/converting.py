@@ -16,7 +16,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColu
 if TYPE_CHECKING:
     import torch
 
-    from herl_megatron.megatron.convert import Conversion
+    from herl_megatron.megatron.convert.conversion import Conversion
 
 _M_MMAP_THRESHOLD = -3  # malloc.h
 _DTYPES = {"keep": None, "bf16": "bfloat16", "fp32": "float32"}

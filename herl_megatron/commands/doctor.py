@@ -22,7 +22,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from herl_megatron.cluster.address import silence_of
-from herl_megatron.config.fp8 import TRANSFORMER_ENGINE
 from herl_megatron.config.load import ConfigError
 from herl_megatron.config.purpose import Purpose
 from herl_megatron.config.schema import Config
@@ -41,6 +40,7 @@ from herl_megatron.device import (
     torch_build,
 )
 from herl_megatron.device import shared_memory_free_bytes as shm_free_bytes
+from herl_megatron.fp8 import TRANSFORMER_ENGINE
 from herl_megatron.prepared import check as check_for
 
 Status = Literal["ok", "note", "missing"]

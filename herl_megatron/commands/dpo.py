@@ -17,15 +17,15 @@ import torch
 from rich import get_console
 
 from herl_megatron.algos.losses_dpo import PairLogProbs, pair_loss
-from herl_megatron.cluster.model_files import check_model, check_vocabulary
 from herl_megatron.commands.results import TuneResult
 from herl_megatron.commands.sft import batches, open_trainer, to_token_row
 from herl_megatron.commands.tables import dpo_table, print_policy
 from herl_megatron.config.schema import Config, DPOConfig
 from herl_megatron.data.chat import ChatTokenizer, open_chat_tokenizer
-from herl_megatron.data.pairs import PreferencePair, load_pairs
-from herl_megatron.data.prompts import SftRow
-from herl_megatron.observability.run_folder import RunFolder
+from herl_megatron.data.preference_pairs import PreferencePair, load_pairs
+from herl_megatron.data.prompt_source import SftRow
+from herl_megatron.run.folder import RunFolder
+from herl_megatron.run.model_files import check_model, check_vocabulary
 from herl_megatron.types import CoefficientRow, FloatArray, Message, TokenRow
 
 

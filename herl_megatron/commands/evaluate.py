@@ -9,16 +9,16 @@ from dataclasses import dataclass
 
 from rich import get_console
 
-from herl_megatron.cluster.inputs import load_inputs
-from herl_megatron.cluster.parts import EvalParts, open_eval_parts
 from herl_megatron.commands.results import EvaluateResult
 from herl_megatron.commands.tables import evaluation_tables
-from herl_megatron.config.run_files import EVALUATED
 from herl_megatron.config.schema import Config
-from herl_megatron.observability.run_folder import RunFolder
+from herl_megatron.files.run_files import EVALUATED
 from herl_megatron.rollout.liveness import dead_message, is_dead, responses_by_prompt
 from herl_megatron.rollout.pipeline import PipelineError
 from herl_megatron.rubrics.breakdown import reward_by_source, satisfied_by_check
+from herl_megatron.run.folder import RunFolder
+from herl_megatron.run.inputs import load_inputs
+from herl_megatron.run.parts import EvalParts, open_eval_parts
 from herl_megatron.types import Prompt, Scored, ScoredGroup
 
 logger = logging.getLogger(__name__)

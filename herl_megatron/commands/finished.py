@@ -11,11 +11,11 @@ from typing import Any
 from rich import get_console
 
 from herl_megatron.commands.results import TrainResult
-from herl_megatron.config.run_files import EXPORT_FILE
 from herl_megatron.config.schema import Config
-from herl_megatron.observability.checkpoints import Checkpoint
-from herl_megatron.observability.run_folder import RunFolder
+from herl_megatron.files.run_files import EXPORT_FILE
 from herl_megatron.observability.summary import Headline, print_summary
+from herl_megatron.run.checkpoints import Checkpoint
+from herl_megatron.run.folder import RunFolder
 
 logger = logging.getLogger(__name__)
 

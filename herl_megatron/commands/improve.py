@@ -18,26 +18,26 @@ from typing import Any
 from rich import get_console
 from rich.table import Table
 
-from herl_megatron.cluster.inputs import Inputs, load_inputs
-from herl_megatron.cluster.parts import EvalParts, open_eval_parts
 from herl_megatron.commands.results import ImproveResult
 from herl_megatron.config.paths import run_path
-from herl_megatron.config.run_files import SAMPLES, TRAJECTORIES
 from herl_megatron.config.schema import Config
-from herl_megatron.hindsight.prompts import check_prompts
-from herl_megatron.hindsight.trajectory import (
+from herl_megatron.files.run_files import SAMPLES, TRAJECTORIES
+from herl_megatron.hindsight.revision_prompts import check_prompts
+from herl_megatron.improve.sampling import Improver
+from herl_megatron.improve.trajectory import (
     Attempt,
     Outcome,
     RoundResult,
     Trajectory,
     round_results,
 )
-from herl_megatron.observability.run_folder import RunFolder
-from herl_megatron.rollout.improvement import Improver
-from herl_megatron.rollout.trajectory_log import (
+from herl_megatron.improve.trajectory_log import (
     TrajectoryLog,
     check_continues,
 )
+from herl_megatron.run.folder import RunFolder
+from herl_megatron.run.inputs import Inputs, load_inputs
+from herl_megatron.run.parts import EvalParts, open_eval_parts
 from herl_megatron.types import Scored, Unscored
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from rich.console import Console, Group
 from rich.panel import Panel
 from rich.text import Text
 
-from herl_megatron.observability.os_errors import absent, explain
+from herl_megatron.files.os_errors import absent, explain
 from herl_megatron.report.records import Record, read_records
 from herl_megatron.report.rollouts import CriterionNames, changes
 from herl_megatron.report.runs import read_run

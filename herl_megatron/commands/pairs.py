@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from herl_megatron.commands.score.output import write_whole
-from herl_megatron.data.pairs import pair_from_group
-from herl_megatron.observability.os_errors import absent, explain
+from herl_megatron.data.preference_pairs import pair_from_group
+from herl_megatron.files.os_errors import absent, explain
 from herl_megatron.report.records import read_records
 
 

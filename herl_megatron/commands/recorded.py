@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from herl_megatron.cluster.inputs import Inputs
-from herl_megatron.cluster.parts import TrainParts, open_train_parts
 from herl_megatron.config.schema import Config
-from herl_megatron.observability.run_folder import RunFolder
 from herl_megatron.plan.record import plan_beside
+from herl_megatron.run.folder import RunFolder
+from herl_megatron.run.inputs import Inputs
+from herl_megatron.run.parts import TrainParts, open_train_parts
 
 
 @asynccontextmanager

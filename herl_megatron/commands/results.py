@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from herl_megatron.commands.evaluate import EvalResult
-    from herl_megatron.hindsight.trajectory import RoundResult
+    from herl_megatron.improve.trajectory import RoundResult
     from herl_megatron.observability.summary import Evaluated
 
 

@@ -9,7 +9,6 @@ from typing import TypeVar
 import numpy as np
 from rich import get_console
 
-from herl_megatron.cluster.model_files import check_model, check_vocabulary
 from herl_megatron.cluster.nodes import open_nodes
 from herl_megatron.cluster.placement import demand
 from herl_megatron.cluster.reserve import reserve, run_device
@@ -22,8 +21,9 @@ from herl_megatron.config.purpose import Purpose
 from herl_megatron.config.schema import Config
 from herl_megatron.config.trainer_sections import trainer_sections
 from herl_megatron.data.chat import ChatTokenizer, open_chat_tokenizer
-from herl_megatron.data.prompts import SftRow, load_sft_rows
-from herl_megatron.observability.run_folder import RunFolder
+from herl_megatron.data.prompt_source import SftRow, load_sft_rows
+from herl_megatron.run.folder import RunFolder
+from herl_megatron.run.model_files import check_model, check_vocabulary
 from herl_megatron.types import TokenRow
 
 T = TypeVar("T")

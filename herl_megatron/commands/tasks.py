@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import get_args
 
-from herl_megatron.data.rows import row_from_prompt
+from herl_megatron.data.canonical_rows import row_from_prompt
 from herl_megatron.data.short_answers import HOUSE_STYLES, Task, draw_rows
 from herl_megatron.types import Prompt
 

@@ -42,7 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add_common_arguments(parser)
     args = parser.parse_args(arguments)
-    from herl_megatron.megatron.convert import megatron_to_hf  # `--help` would take seconds
+    from herl_megatron.megatron.convert.conversion import (
+        megatron_to_hf,  # `--help` would take seconds
+    )
 
     return run(
         lambda progress: report(

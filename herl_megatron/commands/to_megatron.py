@@ -52,8 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_common_arguments(parser)
     args = parser.parse_args(arguments)
     # Imported here: `--help` would take seconds.
-    from herl_megatron.megatron.convert import hf_to_megatron
-    from herl_megatron.megatron.convert_layout import TrainerLayout
+    from herl_megatron.megatron.convert.conversion import hf_to_megatron
+    from herl_megatron.megatron.convert.layout import TrainerLayout
 
     layout = TrainerLayout(tp=args.tp, pp=args.pp, ep=args.ep, vpp=args.vpp, etp=args.etp)
     return run(

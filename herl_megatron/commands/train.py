@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 
+from herl_megatron.batching.reward_spread import SpreadWatch
 from herl_megatron.batching.rows import build_train_batch
-from herl_megatron.batching.spread import SpreadWatch
-from herl_megatron.cluster.inputs import load_inputs
-from herl_megatron.cluster.parts import TrainParts
-from herl_megatron.cluster.rescue import require_scores, rescue
 from herl_megatron.commands.evaluate import EvalResult, evaluate
 from herl_megatron.commands.finished import result_of_finished
 from herl_megatron.commands.recorded import open_recorded
 from herl_megatron.commands.results import TrainResult
 from herl_megatron.config.schema import Config
-from herl_megatron.observability.run_folder import RunFolder
 from herl_megatron.observability.timers import Timers
+from herl_megatron.run.folder import RunFolder
+from herl_megatron.run.inputs import load_inputs
+from herl_megatron.run.parts import TrainParts
+from herl_megatron.run.rescue import require_scores, rescue
 from herl_megatron.weight_sync.sync import SyncStats
 
 

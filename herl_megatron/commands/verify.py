@@ -45,11 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tolerance", type=float, default=LOGITS_TOLERANCE)
     args = parser.parse_args(arguments)
     # Imported here: `--help` would take seconds.
-    from herl_megatron.megatron.compare import compare_tensors, logits_difference
-    from herl_megatron.megatron.convert import HF_PART, check_hashes_of
-    from herl_megatron.megatron.convert_read import MegatronFolder
-    from herl_megatron.weight_sync.hf_config import read_architecture
-    from herl_megatron.weight_sync.hf_reader import HFFolder
+    from herl_megatron.megatron.convert.compare import compare_tensors, logits_difference
+    from herl_megatron.megatron.convert.conversion import HF_PART, check_hashes_of
+    from herl_megatron.megatron.convert.megatron_reader import MegatronFolder
+    from herl_megatron.models.hf_config import read_architecture
+    from herl_megatron.models.hf_reader import HFFolder
 
     console = Console(highlight=False, soft_wrap=True)
     try:

@@ -1,8 +1,8 @@
 """What each key decides, as its type in the schema says (`config.schema.base.Decides`).
 
 Everything that has to know which keys two runs must share takes it from here: what a resume
-refuses (`observability.checkpoints`, `rollout.trajectory_log`), what scores depend on
-(`commands.score.run`), and the page docs/configuration.md.
+refuses (`run.checkpoints`, `improve.trajectory_log`), what scores depend on
+(`commands.score.job`), and the page docs/configuration.md.
 """
 
 from __future__ import annotations

@@ -29,7 +29,6 @@ from pydantic_core import ErrorDetails
 
 from herl_megatron.config import history
 from herl_megatron.config.rules.scoring import unwritable_problems
-from herl_megatron.config.run_files import looks_like_a_run
 from herl_megatron.config.schema import Config
 from herl_megatron.config.secrets import (
     shown,
@@ -48,6 +47,7 @@ from herl_megatron.config.upgrade import (
     version_problem,
 )
 from herl_megatron.config.yaml_traps import ENVIRONMENT, traps_in_file, traps_in_overrides
+from herl_megatron.files.run_files import looks_like_a_run
 
 _CREDENTIAL = re.compile(r"(api_?key|secret|password|passwd|authorization|bearer)$", re.IGNORECASE)
 """Names of unknown keys that are credentials and nothing else."""

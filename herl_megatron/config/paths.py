@@ -9,7 +9,8 @@ from typing import Literal
 
 from herl_megatron.config.load import ConfigError
 from herl_megatron.config.purpose import RESUMES, Purpose
-from herl_megatron.config.run_files import (
+from herl_megatron.config.schema import Config
+from herl_megatron.files.run_files import (
     checkpoint_folders,
     foreign_files,
     has_results,
@@ -20,7 +21,6 @@ from herl_megatron.config.run_files import (
     own_files,
     read_run_file,
 )
-from herl_megatron.config.schema import Config
 
 Start = Literal["new", "resume", "replace", "aside"]
 """How a run begins: in a folder without results; from what is there; after removing herl's files

@@ -27,7 +27,7 @@ from herl_megatron.config.rules import (
 )
 from herl_megatron.config.schema import Config
 from herl_megatron.config.shape import size_problems
-from herl_megatron.observability.os_errors import absent
+from herl_megatron.files.os_errors import absent
 
 _OF_KEYS = (run, rollout, megatron, loops, algorithm, hindsight, evaluation)
 _OF_SHAPE = (megatron, loops, rollout)

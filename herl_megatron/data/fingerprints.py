@@ -11,10 +11,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from herl_megatron.config.run_files import MANIFEST
 from herl_megatron.config.schema import ModelConfig
+from herl_megatron.data.canonical_rows import row_from_prompt
 from herl_megatron.data.chat import ChatTokenizer
-from herl_megatron.data.rows import row_from_prompt
+from herl_megatron.files.run_files import MANIFEST
 from herl_megatron.rubrics.checks.registry import module_file
 from herl_megatron.rubrics.checks.sources import source_hash
 from herl_megatron.types import Prompt

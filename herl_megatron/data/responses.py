@@ -7,8 +7,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from herl_megatron.data.prompts import UniqueIds, parsed_rows
-from herl_megatron.data.rows import prompt_from_row
+from herl_megatron.data.canonical_rows import prompt_from_row
+from herl_megatron.data.prompt_source import UniqueIds, parsed_rows
 from herl_megatron.types import Prompt
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from herl_megatron.config.strict_json import not_utf8, open_lines, parse_json
-from herl_megatron.observability.os_errors import absent
+from herl_megatron.files.os_errors import absent
+from herl_megatron.files.strict_json import not_utf8, open_lines, parse_json
 
 _ROWS_AT_ONCE = 1024
 _KINDS = {

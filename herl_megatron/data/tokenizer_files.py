@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from herl_megatron.config.strict_json import read_object
+from herl_megatron.files.strict_json import read_object
 
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 

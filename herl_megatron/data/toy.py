@@ -20,7 +20,7 @@ from herl_megatron.data.toy_text import (
     compose,
     draw_content,
 )
-from herl_megatron.hindsight.prompts import revision_messages
+from herl_megatron.hindsight.revision_prompts import revision_messages
 from herl_megatron.rubrics.checks.registry import run_check
 from herl_megatron.types import Criterion, Message, Prompt, Rubric, Verdict
 

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from herl_megatron.data.rows import row_from_prompt
+from herl_megatron.data.canonical_rows import row_from_prompt
 from herl_megatron.data.toy import WarmStart, draw_prompts, draw_sft_rows
 from herl_megatron.data.toy_model import write_model_folder
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from herl_megatron.data.toy import WarmStart, draw_sft_rows
-from herl_megatron.observability.os_errors import with_usual_mode
+from herl_megatron.files.os_errors import with_usual_mode
 
 END_OF_TURN = "<|im_end|>"
 START_OF_TURN = "<|im_start|>"

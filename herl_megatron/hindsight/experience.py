@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from herl_megatron.config.schema import HindsightConfig
-from herl_megatron.hindsight.prompts import plain_text, revision_messages
+from herl_megatron.hindsight.revision_prompts import plain_text, revision_messages
 from herl_megatron.hindsight.select import select_experiences
 from herl_megatron.rubrics.rubric import answer_part
 from herl_megatron.types import (

@@ -25,7 +25,7 @@ from statistics import fmean
 
 from herl_megatron.config.schema import HindsightConfig
 from herl_megatron.hindsight.experience import PromptTokenizer
-from herl_megatron.hindsight.prompts import plain_text
+from herl_megatron.hindsight.revision_prompts import plain_text
 from herl_megatron.rubrics.rubric import answer_part, describe
 from herl_megatron.types import (
     Criterion,

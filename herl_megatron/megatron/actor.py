@@ -20,24 +20,24 @@ import torch
 import torch.distributed as dist
 from megatron.core.models.gpt.gpt_model import GPTModel
 
+from herl_megatron.algos.loss_metrics import MAXIMA
 from herl_megatron.algos.losses import LossInputs, LossOutput, policy_loss, sft_loss
 from herl_megatron.algos.losses_dpo import coefficient_loss
-from herl_megatron.algos.metrics import MAXIMA
 from herl_megatron.algos.objective import PolicyObjective
 from herl_megatron.algos.reductions import Aggregation, token_weights
 from herl_megatron.batching.pack import MicroBatch
-from herl_megatron.batching.schedule import Shard
+from herl_megatron.batching.shards import Shard
 from herl_megatron.batching.token_values import PolicyTokens, policy_tokens, token_coefficients
+from herl_megatron.config.reference_compat import is_resolved
 from herl_megatron.config.schema import (
     MegatronConfig,
     ModelConfig,
     OptimizerConfig,
 )
-from herl_megatron.hindsight.compat import is_resolved
+from herl_megatron.errors import RunError
 from herl_megatron.megatron.expert_load import ExpertLoad
 from herl_megatron.megatron.forward_step import Evaluate, PipelineRunner
-from herl_megatron.megatron.groups import Groups
-from herl_megatron.megatron.load import (
+from herl_megatron.megatron.load_weights import (
     Write,
     init_random_weights,
     load_hf_weights,
@@ -59,11 +59,11 @@ from herl_megatron.megatron.soundness import (
     merge_reports,
     weight_report,
 )
-from herl_megatron.observability.ends import RunError
+from herl_megatron.models.groups import Groups
+from herl_megatron.models.hf_config import read_architecture
+from herl_megatron.models.local_parameters import local_parameters
+from herl_megatron.models.parameters import Architecture
 from herl_megatron.types import CoefficientRow, FloatArray, TokenRow, TrainRow
-from herl_megatron.weight_sync.hf_config import read_architecture
-from herl_megatron.weight_sync.hf_names import Architecture
-from herl_megatron.weight_sync.local import local_parameters
 
 Sums = dict[str, torch.Tensor]
 LossOf = Callable[[MicroBatch, torch.Tensor, torch.Tensor], LossOutput]
@@ -202,9 +202,9 @@ class MegatronActor:
         the first optimizer step after sampling.
 
         Returns numbers over the global batch (parts of `loss` that add up to it, `entropy`,
-        `grad_norm` before clipping, `lr`, sums and their counts) for `algos.metrics.combine`, with
-        experts those of `ExpertLoad`; on a stage that is not the last one only `grad_norm`, `lr`
-        and the experts' numbers.
+        `grad_norm` before clipping, `lr`, sums and their counts) for `algos.loss_metrics.combine`,
+        with experts those of `ExpertLoad`; on a stage that is not the last one only `grad_norm`,
+        `lr` and the experts' numbers.
 
         Raises:
             NonFiniteError: with the prompt ids of the micro-batches that are to blame, weights and

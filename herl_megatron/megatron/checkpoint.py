@@ -30,10 +30,10 @@ from herl_megatron.device import get_rng_state, set_rng_state
 from herl_megatron.megatron.actor import MegatronActor
 from herl_megatron.megatron.checkpoint_write import Background, CheckpointWrite
 from herl_megatron.megatron.fp8_state import history_recipe, load_module_state, module_state
-from herl_megatron.megatron.groups import Groups
 from herl_megatron.megatron.optimizer import Optimizer
 from herl_megatron.megatron.optimizer_shards import state_shards
 from herl_megatron.megatron.staging import StagingMemory
+from herl_megatron.models.groups import Groups
 
 
 def save_checkpoint(actor: MegatronActor, folder: str | Path, *, groups: Groups) -> None:

@@ -38,10 +38,10 @@ from torch.distributed.checkpoint.filesystem import (
 from torch.distributed.checkpoint.storage import WriteResult
 
 from herl_megatron.device import mark_work
-from herl_megatron.megatron.convert_record import without_checksums, write_error
+from herl_megatron.files.manifest import FileFacts, HashedFile
 from herl_megatron.megatron.staging import StagingMemory, exact_storage
+from herl_megatron.megatron.torch_records import without_checksums, write_error
 from herl_megatron.megatron.write_gate import Unchanged, WriteGate
-from herl_megatron.observability.manifest import FileFacts, HashedFile
 
 
 @dataclass(frozen=True)

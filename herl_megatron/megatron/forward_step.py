@@ -30,10 +30,10 @@ from megatron.core.tensor_parallel import (
 from herl_megatron.algos.log_probs import token_log_probs
 from herl_megatron.batching.context_parallel import ContextRank
 from herl_megatron.batching.pack import MicroBatch, pack, unpack
-from herl_megatron.batching.schedule import Shard, length_multiple
+from herl_megatron.batching.shards import Shard, length_multiple
 from herl_megatron.config.schema import MegatronConfig
-from herl_megatron.megatron.groups import Groups
 from herl_megatron.megatron.model import packed_sequence_params
+from herl_megatron.models.groups import Groups
 from herl_megatron.types import FloatArray, TokenRow
 
 Result = TypeVar("Result")

@@ -40,10 +40,10 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from herl_megatron.config.schema import MegatronConfig
 from herl_megatron.device import has_transformer_engine
 from herl_megatron.megatron.attention import CausalAttention
-from herl_megatron.megatron.groups import Groups
-from herl_megatron.megatron.hf_config import rope_arguments, transformer_config
 from herl_megatron.megatron.norms import RMSNorm
-from herl_megatron.weight_sync.hf_names import Architecture, padded_vocab_size
+from herl_megatron.megatron.transformer_config import rope_arguments, transformer_config
+from herl_megatron.models.groups import Groups
+from herl_megatron.models.parameters import Architecture, padded_vocab_size
 
 
 def build_model(

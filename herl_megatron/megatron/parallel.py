@@ -19,7 +19,7 @@ from megatron.core import parallel_state, tensor_parallel
 from herl_megatron.config.schema import MegatronConfig
 from herl_megatron.device import Device, check_precision, seed_everything
 from herl_megatron.megatron import cpu
-from herl_megatron.megatron.groups import Axis, Groups
+from herl_megatron.models.groups import Axis, Groups
 
 
 def init_parallel(

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from herl_megatron.config.fp8 import RECIPES
 from herl_megatron.config.schema import MegatronConfig
+from herl_megatron.fp8 import RECIPES
 
 _DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -14,12 +14,12 @@ from typing import Protocol
 import torch
 from megatron.core.models.gpt.gpt_model import GPTModel
 
-from herl_megatron.batching.schedule import Shard
+from herl_megatron.batching.shards import Shard
 from herl_megatron.config.schema import MegatronConfig
 from herl_megatron.device import copy_to_host
 from herl_megatron.megatron.forward_step import PipelineRunner
-from herl_megatron.megatron.groups import Groups
 from herl_megatron.megatron.write_gate import WriteGate
+from herl_megatron.models.groups import Groups
 from herl_megatron.types import FloatArray, TokenRow
 
 

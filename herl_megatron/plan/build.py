@@ -10,31 +10,31 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+from herl_megatron import fp8
 from herl_megatron.cluster.placement import Demand, Node, demand, place, ranks_beside_engines
-from herl_megatron.config import fp8
 from herl_megatron.config.hub import is_hub_name, local_folder
 from herl_megatron.config.machine import Machine
 from herl_megatron.config.rules.data import read_shape
 from herl_megatron.config.schema import Config
 from herl_megatron.config.validate import rule_problems, shape_problems
 from herl_megatron.device import Device, Transport, choose_transport, memory_bytes
+from herl_megatron.files.os_errors import absent
 from herl_megatron.megatron.meta import RankBytes, rank_bytes, stage_ranks
-from herl_megatron.observability.os_errors import absent
-from herl_megatron.plan.cluster import GIB, Assumptions, Cluster
-from herl_megatron.plan.engine import EnginePlan, mean_tokens, plan_engine
+from herl_megatron.models.flops import model_parameters
+from herl_megatron.models.hf_config import read_architecture
+from herl_megatron.models.parameters import Architecture
+from herl_megatron.plan.engine_memory import EnginePlan, mean_tokens, plan_engine
 from herl_megatron.plan.environment import environment_warnings
 from herl_megatron.plan.host import SHARED, cpu_host_bytes, host_bytes
 from herl_megatron.plan.judge import JudgePlan, plan_judge
-from herl_megatron.plan.memory import (
+from herl_megatron.plan.machines import GIB, Assumptions, Cluster
+from herl_megatron.plan.rank_memory import (
     RankPlan,
     largest_bucket_bytes,
     micro_batches_per_step,
     plan_ranks,
 )
 from herl_megatron.plan.timing import step_seconds
-from herl_megatron.weight_sync.flops import model_parameters
-from herl_megatron.weight_sync.hf_config import read_architecture
-from herl_megatron.weight_sync.hf_names import Architecture
 
 _NEWEST_CUDA = (99, 0)  # which one the machines have is not known here
 _HOST_REMEDIES = {

@@ -10,13 +10,13 @@ from pathlib import Path
 from rich.console import Console
 
 from herl_megatron.config.load import load_config
+from herl_megatron.config.reference_compat import effective_config
 from herl_megatron.config.schema import Config
 from herl_megatron.device import Gpu as Device
 from herl_megatron.device import list_gpus
 from herl_megatron.gpus import GPUS, Gpu, find_gpu, read_gpus
-from herl_megatron.hindsight.compat import effective_config
 from herl_megatron.plan.build import find_shape, make_plan, to_json
-from herl_megatron.plan.cluster import GIB, Assumptions, Cluster, choose_gpu
+from herl_megatron.plan.machines import GIB, Assumptions, Cluster, choose_gpu
 from herl_megatron.plan.remedies import cheapest_changes
 from herl_megatron.plan.show import show_changes, show_plan
 

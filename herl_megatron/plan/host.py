@@ -13,9 +13,9 @@ from herl_megatron.config.schema import Config
 from herl_megatron.device import Transport
 from herl_megatron.megatron.meta import RankBytes
 from herl_megatron.megatron.precision import compute_dtype
-from herl_megatron.plan.cluster import GIB, Assumptions, Cluster
-from herl_megatron.plan.engine import EnginePlan
-from herl_megatron.plan.memory import RankPlan, engines_sleep
+from herl_megatron.plan.engine_memory import EnginePlan
+from herl_megatron.plan.machines import GIB, Assumptions, Cluster
+from herl_megatron.plan.rank_memory import RankPlan, engines_sleep
 
 BUCKETS = "weight buckets"
 OBJECTS = "Ray's objects"

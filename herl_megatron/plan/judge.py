@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from herl_megatron.config.schema import Config
-from herl_megatron.data.prompts import parsed_rows
-from herl_megatron.plan.cluster import Assumptions
+from herl_megatron.data.prompt_source import parsed_rows
+from herl_megatron.plan.machines import Assumptions
 from herl_megatron.rubrics.judge.units import ONE_BY_ONE
 from herl_megatron.rubrics.rubric import judge_format
 from herl_megatron.types import Rubric

@@ -15,14 +15,14 @@ from pathlib import Path
 
 from herl_megatron.config.schema import Config, MegatronConfig
 from herl_megatron.megatron.meta import RankBytes, rank_bytes, stage_ranks
+from herl_megatron.models.flops import model_parameters
+from herl_megatron.models.hf_config import read_architecture
+from herl_megatron.models.parameters import Architecture
 from herl_megatron.plan.activations import chunk_layers
 from herl_megatron.plan.build import Plan, find_problems, make_plan
-from herl_megatron.plan.cluster import GIB, Assumptions, Cluster
-from herl_megatron.plan.engine import plan_engine
-from herl_megatron.plan.memory import largest_micro_batch
-from herl_megatron.weight_sync.flops import model_parameters
-from herl_megatron.weight_sync.hf_config import read_architecture
-from herl_megatron.weight_sync.hf_names import Architecture
+from herl_megatron.plan.engine_memory import plan_engine
+from herl_megatron.plan.machines import GIB, Assumptions, Cluster
+from herl_megatron.plan.rank_memory import largest_micro_batch
 
 _MOST_STAGES = 16
 _MOST_CONTEXT = 16

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from herl_megatron.config.run_files import PLAN
 from herl_megatron.config.schema import ClusterConfig
 from herl_megatron.device import list_gpus
+from herl_megatron.files.run_files import PLAN
 from herl_megatron.gpus import GPUS, find_gpu, read_gpus
 
 _GIB = 1 << 30

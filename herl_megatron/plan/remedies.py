@@ -19,13 +19,13 @@ from typing import Any
 from herl_megatron.config.decides import keys
 from herl_megatron.config.schema import Config
 from herl_megatron.config.schema.base import Decides
+from herl_megatron.models.hf_config import read_architecture
+from herl_megatron.models.parameters import Architecture
 from herl_megatron.plan.build import Plan, find_problems
-from herl_megatron.plan.cluster import Assumptions, Cluster
-from herl_megatron.plan.engine import plan_engine
+from herl_megatron.plan.engine_memory import plan_engine
 from herl_megatron.plan.layouts import Layouts, divisors
-from herl_megatron.plan.memory import largest_micro_batch
-from herl_megatron.weight_sync.hf_config import read_architecture
-from herl_megatron.weight_sync.hf_names import Architecture
+from herl_megatron.plan.machines import Assumptions, Cluster
+from herl_megatron.plan.rank_memory import largest_micro_batch
 
 _MOST_TOGETHER = 3
 _MOST_SEARCHES = 2

@@ -11,9 +11,9 @@ from rich.table import Table
 
 from herl_megatron.config.schema import Config
 from herl_megatron.plan.build import Plan
-from herl_megatron.plan.cluster import GIB, Assumptions, Cluster
 from herl_megatron.plan.judge import JudgePlan
-from herl_megatron.plan.memory import LEARNING, RankPlan, engines_sleep
+from herl_megatron.plan.machines import GIB, Assumptions, Cluster
+from herl_megatron.plan.rank_memory import LEARNING, RankPlan, engines_sleep
 from herl_megatron.plan.remedies import Change
 
 _MOST_COLUMNS = 6

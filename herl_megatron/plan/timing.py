@@ -1,6 +1,6 @@
 """An estimate of one step's time from stated rates. No accuracy is claimed.
 
-Floating point operations are those of `weight_sync.flops`; a backward pass takes twice as many as a
+Floating point operations are those of `models.flops`; a backward pass takes twice as many as a
 forward pass, full recomputation once more. A pipeline of P stages, V chunks and m micro-batches
 idles for (P - 1) / (m V) of its time (Narayanan et al. 2021, arXiv 2104.04473, section 2.2).
 Decoding reads all weights and the cache of all running sequences for each token.
@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import math
 
-from herl_megatron.cluster.measure import log_prob_passes
 from herl_megatron.config.schema import Config
 from herl_megatron.device import Transport
 from herl_megatron.gpus import Gpu
-from herl_megatron.plan.cluster import Assumptions
-from herl_megatron.plan.engine import EnginePlan, mean_tokens
+from herl_megatron.models.flops import forward_flops_per_token, model_parameters
+from herl_megatron.models.parameters import Architecture
+from herl_megatron.plan.engine_memory import EnginePlan, mean_tokens
 from herl_megatron.plan.judge import step_responses
-from herl_megatron.weight_sync.flops import forward_flops_per_token, model_parameters
-from herl_megatron.weight_sync.hf_names import Architecture
+from herl_megatron.plan.machines import Assumptions
+from herl_megatron.run.measure import log_prob_passes
 
 _BYTES = {"fp32": 4, "bf16": 2}
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from herl_megatron.config.strict_json import check_values, not_utf8, open_lines, parse_json
-from herl_megatron.observability.os_errors import absent
+from herl_megatron.files.os_errors import absent
+from herl_megatron.files.strict_json import check_values, not_utf8, open_lines, parse_json
 
 Record = Mapping[str, Any]
 """One line of a rollout file: a group, see `observability.rollout_log`."""

@@ -12,13 +12,13 @@ from typing import Any
 
 import yaml
 
-from herl_megatron.config.run_files import PLAN
 from herl_megatron.config.schema import Config, ModelConfig
-from herl_megatron.config.strict_json import read_object
 from herl_megatron.config.upgrade import FIRST, VERSION, upgraded, version_problem
+from herl_megatron.files.os_errors import absent
+from herl_megatron.files.run_files import PLAN
+from herl_megatron.files.strict_json import read_object
 from herl_megatron.observability.evaluations import EVALUATION_CHANGED
-from herl_megatron.observability.os_errors import absent
-from herl_megatron.observability.provenance import read_starts
+from herl_megatron.run.provenance import read_starts
 
 Series = Mapping[int, float]
 """One metric by step; NaN where the run logged that it had no number."""

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import TypeAdapter
 
-from herl_megatron.algos.seeds import continuation_seed
+from herl_megatron.seeds import continuation_seed
 from herl_megatron.types import Completion, GenerateRequest, Scored, Segment, Unscored
 
 GeneratePhase = Literal["first samples", "revisions"]

@@ -25,10 +25,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from herl_megatron.algos.seeds import derive_seed
 from herl_megatron.config.schema import RolloutConfig
-from herl_megatron.observability.ends import LostPolicyError
-from herl_megatron.rollout.engine import RolloutEngine
+from herl_megatron.engine import RolloutEngine
+from herl_megatron.errors import LostPolicyError
+from herl_megatron.seeds import derive_seed
 from herl_megatron.types import Completion, GenerateRequest, IntArray, Scored, ScoredGroup
 
 PROBED_PROMPTS = 32

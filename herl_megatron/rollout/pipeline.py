@@ -14,14 +14,13 @@ from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from herl_megatron.algos.seeds import RequestKind, request_seed, selection_seed
+from herl_megatron.config.reference_compat import is_resolved, revision_sampling
 from herl_megatron.config.schema import HindsightConfig, RolloutConfig
-from herl_megatron.hindsight.compat import is_resolved, revision_sampling
+from herl_megatron.engine import RolloutEngine
 from herl_megatron.hindsight.experience import build_experiences
-from herl_megatron.hindsight.prompts import revision_messages
 from herl_megatron.hindsight.replay import build_replays
+from herl_megatron.hindsight.revision_prompts import revision_messages
 from herl_megatron.rollout.carry import Progress
-from herl_megatron.rollout.engine import RolloutEngine
 from herl_megatron.rollout.pipeline_run import (
     Drafted,
     Interrupted,
@@ -34,6 +33,7 @@ from herl_megatron.rollout.pipeline_run import (
 )
 from herl_megatron.rollout.pipeline_stats import PipelineStats, WorkClock
 from herl_megatron.rubrics.rubric import asks_judge
+from herl_megatron.seeds import RequestKind, request_seed, selection_seed
 from herl_megatron.types import (
     Completion,
     GenerateRequest,

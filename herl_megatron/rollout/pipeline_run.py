@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar
 
+from herl_megatron.engine import RolloutEngine
+from herl_megatron.errors import RunError
 from herl_megatron.hindsight.experience import PromptTokenizer
-from herl_megatron.observability.ends import RunError
 from herl_megatron.rollout.carry import GeneratePhase, Progress, ScorePhase, continuation, join
-from herl_megatron.rollout.engine import RolloutEngine
 from herl_megatron.rollout.liveness import not_finite
 from herl_megatron.rollout.pipeline_stats import WorkClock
 from herl_megatron.types import (

@@ -47,10 +47,10 @@ from typing import Protocol
 
 import numpy as np
 
-from herl_megatron.algos.seeds import derive_seed
 from herl_megatron.config.schema import MegatronConfig, ParityConfig, RolloutConfig
-from herl_megatron.observability.ends import RunError
-from herl_megatron.rollout.engine import RolloutEngine
+from herl_megatron.engine import RolloutEngine
+from herl_megatron.errors import RunError
+from herl_megatron.seeds import derive_seed
 from herl_megatron.types import (
     Completion,
     FloatArray,

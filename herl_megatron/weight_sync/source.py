@@ -17,11 +17,11 @@ import torch
 import torch.distributed as dist
 
 from herl_megatron.config.schema import MegatronConfig
-from herl_megatron.megatron.groups import Groups
 from herl_megatron.megatron.precision import compute_dtype
-from herl_megatron.weight_sync.hf_names import Architecture, Parameter, unfuse
-from herl_megatron.weight_sync.local import local_parameters
-from herl_megatron.weight_sync.plan import BucketPlan, plan_buckets
+from herl_megatron.models.groups import Groups
+from herl_megatron.models.local_parameters import local_parameters
+from herl_megatron.models.parameters import Architecture, Parameter, unfuse
+from herl_megatron.weight_sync.buckets import BucketPlan, plan_buckets
 
 
 class WeightSource:

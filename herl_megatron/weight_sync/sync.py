@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 
 from herl_megatron.config.schema import WeightSyncConfig
 from herl_megatron.device import Transport
-from herl_megatron.rollout.engine import Bucket, EngineLost, RolloutEngine
+from herl_megatron.engine import Bucket, EngineLost, RolloutEngine
 from herl_megatron.weight_sync import transport_ipc
 from herl_megatron.weight_sync.bucket_folder import BucketFolder, check_shared_memory
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from herl_megatron.rollout.engine import Bucket, BucketTensor
+from herl_megatron.engine import Bucket, BucketTensor
 from herl_megatron.weight_sync.bucket_folder import free_bytes
 
 _ALIGNMENT_BYTES = 64  # one cache line, and enough for every dtype and vector load

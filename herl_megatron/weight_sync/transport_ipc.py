@@ -23,8 +23,8 @@ import torch.distributed as dist
 from torch.multiprocessing.reductions import rebuild_cuda_tensor, reduce_tensor
 
 from herl_megatron.device import finish_work, gpu_uuid
-from herl_megatron.rollout.engine import Bucket
-from herl_megatron.weight_sync.plan import BucketPlan
+from herl_megatron.engine import Bucket
+from herl_megatron.weight_sync.buckets import BucketPlan
 from herl_megatron.weight_sync.transport import lay_out, tensor_view
 
 PATHS = ("cuda_ipc:0", "cuda_ipc:1")

@@ -16,8 +16,8 @@ from transformers.models.auto import modeling_auto  # noqa: E402, F401
 
 import herl_megatron.megatron.actor  # noqa: E402, F401
 import herl_megatron.megatron.checkpoint  # noqa: E402, F401
-import herl_megatron.megatron.convert  # noqa: E402, F401
-import herl_megatron.megatron.export  # noqa: E402, F401
+import herl_megatron.megatron.convert.conversion  # noqa: E402, F401
 import herl_megatron.megatron.reference  # noqa: E402, F401
+import herl_megatron.weight_sync.export  # noqa: E402, F401
 import tests.distributed.tiny_models  # noqa: E402, F401
 import tests.distributed.train_case  # noqa: E402, F401

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from herl_megatron.config.schema import OptimizerConfig
-from herl_megatron.observability.manifest import describe_files
+from herl_megatron.files.manifest import describe_files
 from tests.distributed import tiny_models
 from tests.distributed.harness import RankError, run_ranks
 from tests.distributed.train_case import (

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from herl_megatron.algos.objective import PolicyObjective
-from herl_megatron.megatron.convert import hf_to_megatron, megatron_to_hf
-from herl_megatron.megatron.convert_layout import TrainerLayout
+from herl_megatron.megatron.convert.conversion import hf_to_megatron, megatron_to_hf
+from herl_megatron.megatron.convert.layout import TrainerLayout
 from tests.distributed import tiny_models
 from tests.distributed.harness import run_ranks
 from tests.distributed.train_case import Case, hf_weights, make_rows, megatron_config, shards_of

@@ -40,7 +40,7 @@ def steps_on_rank(
     """Loss and gradient norm of each step, as the driver (`commands.dpo`) takes them."""
     import torch.distributed as dist
 
-    from herl_megatron.batching.schedule import gather_rows, make_shards
+    from herl_megatron.batching.shards import gather_rows, make_shards
     from herl_megatron.megatron.parallel import shutdown_parallel
 
     megatron, groups, actor = start_rank(rank, world_size, init_method, case)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from herl_megatron.config.schema import MegatronConfig
-from herl_megatron.weight_sync.hf_folder import finish_export, start_export
+from herl_megatron.models.hf_folder import finish_export, start_export
 from tests.distributed import tiny_models
 from tests.distributed.harness import run_ranks
 from tests.distributed.test_model_layouts import check_export
@@ -73,13 +73,13 @@ def engine_chunk() -> torch.nn.Module:
 def work(rank: int, world_size: int, init_method: str, folder: str, staging: str) -> dict[str, Any]:
     """Load and export the chunk; the names and shapes of it and of the model built without TE."""
     from herl_megatron.device import choose_device
-    from herl_megatron.megatron.export import write_stage
     from herl_megatron.megatron.fp8_state import module_state
-    from herl_megatron.megatron.load import load_hf_weights
+    from herl_megatron.megatron.load_weights import load_hf_weights
     from herl_megatron.megatron.model import build_model
     from herl_megatron.megatron.parallel import init_parallel, shutdown_parallel
-    from herl_megatron.weight_sync.hf_config import read_architecture
-    from herl_megatron.weight_sync.local import local_parameters
+    from herl_megatron.models.hf_config import read_architecture
+    from herl_megatron.models.local_parameters import local_parameters
+    from herl_megatron.weight_sync.export import write_stage
     from herl_megatron.weight_sync.source import WeightSource
 
     config = MegatronConfig.model_validate({"precision": "fp32", "timeout_s": 60, **EP2})

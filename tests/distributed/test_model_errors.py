@@ -20,10 +20,10 @@ def load(rank: int, world_size: int, init_method: str, folder: str, layout: dict
     """Build the model of a folder and load it."""
     from herl_megatron.config.schema import MegatronConfig
     from herl_megatron.device import choose_device
-    from herl_megatron.megatron.load import load_hf_weights
+    from herl_megatron.megatron.load_weights import load_hf_weights
     from herl_megatron.megatron.model import build_model
     from herl_megatron.megatron.parallel import init_parallel
-    from herl_megatron.weight_sync.hf_config import read_architecture
+    from herl_megatron.models.hf_config import read_architecture
 
     config = MegatronConfig(precision="fp32", timeout_s=60, **layout)
     groups = init_parallel(

@@ -38,10 +38,10 @@ def work(
     """
     from herl_megatron.config.schema import MegatronConfig
     from herl_megatron.device import choose_device
-    from herl_megatron.megatron.load import load_hf_weights
+    from herl_megatron.megatron.load_weights import load_hf_weights
     from herl_megatron.megatron.model import build_model, packed_sequence_params
     from herl_megatron.megatron.parallel import init_parallel, shutdown_parallel
-    from herl_megatron.weight_sync.hf_config import read_architecture
+    from herl_megatron.models.hf_config import read_architecture
 
     config = MegatronConfig(precision="fp32", timeout_s=60, recompute=recompute)
     groups = init_parallel(

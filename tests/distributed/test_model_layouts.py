@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from herl_megatron.config.schema import MegatronConfig
-from herl_megatron.weight_sync.hf_folder import finish_export, start_export
+from herl_megatron.models.hf_folder import finish_export, start_export
 from tests.distributed import tiny_models
 from tests.distributed.harness import run_ranks
 
@@ -77,11 +77,11 @@ def work(
 ) -> list[Answer]:
     """Load each model, compute both kinds of batch, and write the export's shards."""
     from herl_megatron.device import choose_device
-    from herl_megatron.megatron.export import write_stage
-    from herl_megatron.megatron.load import load_hf_weights
+    from herl_megatron.megatron.load_weights import load_hf_weights
     from herl_megatron.megatron.model import build_model
     from herl_megatron.megatron.parallel import init_parallel, shutdown_parallel
-    from herl_megatron.weight_sync.hf_config import read_architecture
+    from herl_megatron.models.hf_config import read_architecture
+    from herl_megatron.weight_sync.export import write_stage
     from herl_megatron.weight_sync.source import WeightSource
 
     config = MegatronConfig(**{"precision": "fp32", "timeout_s": 60, **layout})

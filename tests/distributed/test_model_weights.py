@@ -79,10 +79,10 @@ def stream_random_model(
     dtype: torch.dtype | None,
 ) -> tuple[dict[str, torch.Tensor], list[tuple[int, int, int]]]:
     """All tensors that this rank sends; per bucket: bytes, peak extra bytes, largest parameter."""
-    from herl_megatron.megatron.load import init_random_weights
+    from herl_megatron.megatron.load_weights import init_random_weights
     from herl_megatron.megatron.model import build_model
-    from herl_megatron.weight_sync.hf_config import read_architecture
-    from herl_megatron.weight_sync.plan import planned_tensors
+    from herl_megatron.models.hf_config import read_architecture
+    from herl_megatron.weight_sync.buckets import planned_tensors
     from herl_megatron.weight_sync.source import WeightSource
 
     config, groups = start(init_method, rank, world_size, **layout)

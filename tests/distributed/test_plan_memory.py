@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from herl_megatron.config.schema import MegatronConfig
+from herl_megatron.models.parameters import Architecture, architecture_from_config
 from herl_megatron.plan.activations import ActivationModel, MicroBatchShape
 from herl_megatron.types import TrainRow
-from herl_megatron.weight_sync.hf_names import Architecture, architecture_from_config
 from tests.distributed import tiny_models
 from tests.distributed.harness import run_ranks
 from tests.distributed.train_case import Case, megatron_config, shards_of, start_rank

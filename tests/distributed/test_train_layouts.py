@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from herl_megatron.config.reference_compat import effective
 from herl_megatron.config.schema import (
     AlgorithmConfig,
     HindsightConfig,
     OptimizerConfig,
     RolloutConfig,
 )
-from herl_megatron.hindsight.compat import effective
 from tests.distributed import tiny_models
 from tests.distributed.train_case import (
     LAYOUTS,

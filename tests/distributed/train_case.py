@@ -83,7 +83,7 @@ class Answer:
 
 def run_case(case: Case, limit_s: float = HANG_S) -> Answer:
     """Run the case on its layout's ranks and check that reporting ranks agree."""
-    from herl_megatron.batching.schedule import gather_rows
+    from herl_megatron.batching.shards import gather_rows
 
     megatron = megatron_config(case)
     results = run_ranks(work, megatron.world_size, case, limit_s=limit_s)
@@ -118,7 +118,7 @@ def megatron_config(case: Case) -> MegatronConfig:
 
 def shards_of(case: Case, megatron: MegatronConfig) -> list[Any]:
     """One shard per DP rank."""
-    from herl_megatron.batching.schedule import make_shards
+    from herl_megatron.batching.shards import make_shards
 
     return make_shards(rows_of(case), megatron=megatron)
 
@@ -177,7 +177,7 @@ def work(rank: int, world_size: int, init_method: str, case: Case) -> dict[str, 
     """One rank's run of the case."""
     import time
 
-    from herl_megatron.algos.metrics import combine
+    from herl_megatron.algos.loss_metrics import combine
     from herl_megatron.megatron.parallel import shutdown_parallel
 
     megatron, groups, actor = start_rank(rank, world_size, init_method, case)

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from herl_megatron.commands.tasks import main as write_rows
-from herl_megatron.data.prompts import load_prompts
+from herl_megatron.data.prompt_source import load_prompts
 from herl_megatron.data.smollm2 import answer
 from herl_megatron.rubrics.checks.registry import run_check
 from herl_megatron.types import Verdict

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from herl_megatron.data.prompts import load_prompts
+from herl_megatron.data.prompt_source import load_prompts
 from herl_megatron.rubrics.checks import registry
 from herl_megatron.types import Verdict
 from tests.e2e.conftest import ROOT, Start

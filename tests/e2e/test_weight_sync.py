@@ -25,7 +25,7 @@ from herl_megatron.config.schema import (
     WeightSyncConfig,
 )
 from herl_megatron.config.trainer_sections import trainer_sections
-from herl_megatron.rollout.engine import EngineConfig, RolloutEngine
+from herl_megatron.engine import EngineConfig, RolloutEngine
 from herl_megatron.types import Completion, GenerateRequest, SamplingSettings
 from herl_megatron.weight_sync.sync import WeightSync
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 import torch._dynamo
 
-from herl_megatron.rollout.engine import EngineConfig
-from herl_megatron.rollout.vllm_engine import VLLMEngine
+from herl_megatron.engine import EngineConfig
+from herl_megatron.rollout.vllm.vllm_engine import VLLMEngine
 
 # What the environment says, for a process in which other tests imported torch before.
 torch.set_num_threads(1)

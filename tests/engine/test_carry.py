@@ -23,11 +23,11 @@ from herl_megatron.config.schema import (
     RolloutConfig,
     TrainConfig,
 )
+from herl_megatron.engine import Bucket
 from herl_megatron.rollout.carry import continuation, join
-from herl_megatron.rollout.engine import Bucket
+from herl_megatron.rollout.modes import open_source
 from herl_megatron.rollout.pipeline import RolloutPipeline
-from herl_megatron.rollout.schedule import open_source
-from herl_megatron.rollout.vllm_engine import VLLMEngine
+from herl_megatron.rollout.vllm.vllm_engine import VLLMEngine
 from herl_megatron.types import Completion, GenerateRequest, IntArray, SamplingSettings, ScoredGroup
 from herl_megatron.weight_sync.bucket_folder import BucketFolder
 from herl_megatron.weight_sync.sync import sync_weights

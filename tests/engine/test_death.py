@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from herl_megatron.rollout.vllm_engine import VLLMEngine
+from herl_megatron.rollout.vllm.vllm_engine import VLLMEngine
 from tests.engine.harness import running_engine
 from tests.engine.tiny_models import make_model, make_requests
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from herl_megatron.rollout.vllm_engine import VLLMEngine
+from herl_megatron.rollout.vllm.vllm_engine import VLLMEngine
 from herl_megatron.types import Completion, GenerateRequest, SamplingSettings
 from tests.engine.harness import running_engine
 from tests.engine.tiny_models import VOCAB, hf_logits, make_model, make_requests, picked

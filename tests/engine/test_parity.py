@@ -18,8 +18,8 @@ import torch
 from transformers import PreTrainedModel
 
 from herl_megatron.config.schema import ParityConfig, Precision
-from herl_megatron.rollout.engine import Bucket
-from herl_megatron.rollout.vllm_engine import VLLMEngine
+from herl_megatron.engine import Bucket
+from herl_megatron.rollout.vllm.vllm_engine import VLLMEngine
 from herl_megatron.types import FloatArray, TokenRow
 from herl_megatron.weight_sync.bucket_folder import BucketFolder
 from herl_megatron.weight_sync.parity import ParityError, ParityGate, make_probes

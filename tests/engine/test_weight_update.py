@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from herl_megatron.rollout.engine import Bucket
-from herl_megatron.rollout.vllm_engine import VLLMEngine
+from herl_megatron.engine import Bucket
+from herl_megatron.rollout.vllm.vllm_engine import VLLMEngine
 from herl_megatron.types import Completion
 from herl_megatron.weight_sync.bucket_folder import BucketFolder
 from herl_megatron.weight_sync.sync import sync_weights

@@ -16,10 +16,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from herl_megatron.batching.schedule import gather_rows
-from herl_megatron.config.fp8 import RECIPES
+from herl_megatron.batching.shards import gather_rows
 from herl_megatron.config.schema import AlgorithmConfig, OptimizerConfig
 from herl_megatron.device import has_transformer_engine, list_gpus
+from herl_megatron.fp8 import RECIPES
 from tests.distributed.harness import run_ranks
 from tests.distributed.train_case import (
     Case,
@@ -48,7 +48,7 @@ def run(case: Case, device: str = "cuda") -> dict[str, Any]:
 
 def work(rank: int, world_size: int, init_method: str, case: Case, device: str) -> dict[str, Any]:
     """One rank's run."""
-    from herl_megatron.algos.metrics import combine
+    from herl_megatron.algos.loss_metrics import combine
     from herl_megatron.device import choose_device
     from herl_megatron.megatron.parallel import init_parallel, shutdown_parallel
 

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from herl_megatron.device import choose_device
-from herl_megatron.rollout.engine import Bucket
+from herl_megatron.engine import Bucket
 from herl_megatron.weight_sync.transport_ipc import (
     PATHS,
     CudaMemory,

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from herl_megatron.blocking import run_blocking
-from herl_megatron.cluster.stop import stop_request
-from herl_megatron.observability.ends import SavedForResume
+from herl_megatron.errors import SavedForResume
+from herl_megatron.run.stop import stop_request
 from tests.limits import HANG_S
 
 ROOT = Path(__file__).parents[2]

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from herl_megatron.cli import app
 from herl_megatron.commands import doctor
-from herl_megatron.config.fp8 import TRANSFORMER_ENGINE
 from herl_megatron.data.toy_files import write_toy_task
+from herl_megatron.fp8 import TRANSFORMER_ENGINE
 from tests.limits import HANG_S
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ import torch
 from herl_megatron.commands.dpo import PairRows, dpo_step, sequence_log_probs, to_pair_rows
 from herl_megatron.config.schema import DPOConfig
 from herl_megatron.data.chat import ChatTokenizer
-from herl_megatron.data.pairs import PreferencePair
+from herl_megatron.data.preference_pairs import PreferencePair
 from herl_megatron.types import CoefficientRow, FloatArray, IntArray, Message, TokenRow
 
 

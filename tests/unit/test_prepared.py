@@ -20,9 +20,9 @@ from typer.testing import CliRunner
 import herl_megatron
 from herl_megatron.cli import app
 from herl_megatron.config.load import ConfigError, load_config, override, save_resolved
-from herl_megatron.config.run_files import write_run_file
 from herl_megatron.config.schema import Config
 from herl_megatron.data.toy_files import write_toy_task
+from herl_megatron.files.run_files import write_run_file
 from herl_megatron.prepared import Command, PreparedConfig, check, prepare, require_prepared
 from tests.limits import HANG_S
 from tests.unit.config.hub_cache import COMMIT, fill_cache, use_cache

@@ -17,10 +17,10 @@ import pytest
 
 from herl_megatron.algos.advantages import group_advantages
 from herl_megatron.batching.rows import GroupRows, build_rows, build_train_batch
+from herl_megatron.config.reference_compat import effective, revision_sampling
 from herl_megatron.config.schema import AlgorithmConfig, HindsightConfig, RolloutConfig
 from herl_megatron.hindsight.bonus import bonus_rewards
-from herl_megatron.hindsight.compat import effective, revision_sampling
-from herl_megatron.hindsight.prompts import PromptStyle, revision_messages
+from herl_megatron.hindsight.revision_prompts import PromptStyle, revision_messages
 from herl_megatron.hindsight.select import select_experiences
 from herl_megatron.rollout.pipeline import RolloutPipeline
 from herl_megatron.types import (

@@ -14,7 +14,7 @@ import pytest
 from herl_megatron.commands.evaluate import summarize
 from herl_megatron.commands.sft import batches, to_token_row
 from herl_megatron.data.chat import ChatTokenizer
-from herl_megatron.data.prompts import load_sft_rows
+from herl_megatron.data.prompt_source import load_sft_rows
 from herl_megatron.types import (
     Completion,
     Criterion,

@@ -80,7 +80,7 @@ class RubricReward:
     """The rubrics' rewards of TRL's completions, and what was generated in each step."""
 
     def __init__(self, path: str) -> None:
-        from herl_megatron.data.prompts import load_prompts
+        from herl_megatron.data.prompt_source import load_prompts
 
         self.prompts = load_prompts(path)
         self._rubrics = {prompt.id: prompt.rubric for prompt in self.prompts}

@@ -124,7 +124,7 @@ def build(rank: int, args: argparse.Namespace, store: str) -> tuple[Any, Any]:
 
 def few_rows(args: argparse.Namespace) -> list[Any]:
     """One short row per rank, as shards."""
-    from herl_megatron.batching.schedule import make_shards
+    from herl_megatron.batching.shards import make_shards
     from herl_megatron.config.schema import MegatronConfig
     from herl_megatron.types import TokenRow
 

@@ -40,8 +40,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from herl_megatron.batching.schedule import make_shards
-from herl_megatron.config.fp8 import RECIPES
+from herl_megatron.batching.shards import make_shards
 from herl_megatron.config.schema import (
     MegatronConfig,
     ModelConfig,
@@ -54,9 +53,10 @@ from herl_megatron.device import (
     release_cached_memory,
     transformer_engine_version,
 )
+from herl_megatron.fp8 import RECIPES
 from herl_megatron.megatron.actor import MegatronActor
-from herl_megatron.megatron.groups import Groups
 from herl_megatron.megatron.parallel import init_parallel, shutdown_parallel
+from herl_megatron.models.groups import Groups
 from herl_megatron.types import TokenRow
 from tools.bench._bench import Row, interval_text, machine, paired_ratio, report
 from tools.bench._out import new_file

@@ -28,7 +28,7 @@ import numpy as np
 import ray
 
 from herl_megatron.batching.rows import build_train_batch
-from herl_megatron.batching.schedule import Shard
+from herl_megatron.batching.shards import Shard
 from herl_megatron.cluster.engines import RemoteEngine
 from herl_megatron.cluster.session import ray_session
 from herl_megatron.cluster.trainer import TrainerGroup
@@ -49,9 +49,11 @@ from herl_megatron.config.trainer_sections import TrainerSections, trainer_secti
 from herl_megatron.data.chat import ChatTokenizer, open_chat_tokenizer
 from herl_megatron.data.toy_model import write_model_folder
 from herl_megatron.megatron.soundness import WeightReport
-from herl_megatron.observability.run_folder import RunFolder
+from herl_megatron.models.hf_config import read_architecture
+from herl_megatron.models.parameters import Architecture
 from herl_megatron.rollout.pipeline import RolloutPipeline
 from herl_megatron.rubrics.pool import ScoringPool
+from herl_megatron.run.folder import RunFolder
 from herl_megatron.types import (
     Completion,
     Criterion,
@@ -63,8 +65,6 @@ from herl_megatron.types import (
     Rubric,
     TrainRow,
 )
-from herl_megatron.weight_sync.hf_config import read_architecture
-from herl_megatron.weight_sync.hf_names import Architecture
 from tools.bench._bench import Row, machine, report
 from tools.bench._out import new_file
 

@@ -35,7 +35,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from herl_megatron.rollout.engine import EngineConfig, engine_environment
+from herl_megatron.engine import EngineConfig, engine_environment
 
 os.environ.update(engine_environment(device="cpu", threads=1))  # before torch and vllm
 
@@ -57,7 +57,7 @@ from herl_megatron.config.trainer_sections import trainer_sections
 from herl_megatron.data.chat import ChatTokenizer
 from herl_megatron.data.toy_model import write_model_folder
 from herl_megatron.rollout.pipeline import RolloutPipeline
-from herl_megatron.rollout.vllm_engine import VLLMEngine
+from herl_megatron.rollout.vllm.vllm_engine import VLLMEngine
 from herl_megatron.types import Completion, GenerateRequest, IntArray
 from tools.bench._bench import Row, interval_text, machine, paired_ratio, report
 from tools.bench._out import new_file

@@ -32,8 +32,6 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from herl_megatron.cluster.inputs import load_inputs
-from herl_megatron.cluster.parts import TrainParts, open_train_parts
 from herl_megatron.config.schema import (
     Config,
     DataConfig,
@@ -46,6 +44,8 @@ from herl_megatron.config.schema import (
     WeightSyncConfig,
 )
 from herl_megatron.data.toy_model import build_tokenizer
+from herl_megatron.run.inputs import load_inputs
+from herl_megatron.run.parts import TrainParts, open_train_parts
 from herl_megatron.types import GenerateRequest, SamplingSettings
 from tools.bench._bench import Row, interval_text, machine, paired_ratio, report
 from tools.bench._out import new_file

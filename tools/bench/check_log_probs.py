@@ -17,8 +17,6 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from herl_megatron.cluster.inputs import load_inputs
-from herl_megatron.cluster.parts import TrainParts, open_train_parts
 from herl_megatron.config.schema import (
     Config,
     DataConfig,
@@ -31,6 +29,8 @@ from herl_megatron.config.schema import (
     RolloutConfig,
     TrainConfig,
 )
+from herl_megatron.run.inputs import load_inputs
+from herl_megatron.run.parts import TrainParts, open_train_parts
 from herl_megatron.types import Completion, TokenRow
 
 _PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")

@@ -24,9 +24,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from herl_megatron.commands.score.run import ScoreJob
-from herl_megatron.config.run_files import EVALUATED
+from herl_megatron.commands.score.job import ScoreJob
 from herl_megatron.data.smollm2 import sha256_of
+from herl_megatron.files.run_files import EVALUATED
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs/smollm2_135m_stated_cpu.yaml"

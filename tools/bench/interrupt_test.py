@@ -25,10 +25,10 @@ from pathlib import Path
 import psutil
 from safetensors.torch import load_file
 
-from herl_megatron.observability.manifest import damage
+from herl_megatron.files.manifest import damage
+from herl_megatron.models.hf_config import read_architecture
+from herl_megatron.models.hf_reader import HFFolder
 from herl_megatron.observability.metrics import read_metrics
-from herl_megatron.weight_sync.hf_config import read_architecture
-from herl_megatron.weight_sync.hf_reader import HFFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 _MARK = "HERL_INTERRUPT_TEST"

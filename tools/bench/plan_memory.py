@@ -24,8 +24,8 @@ from rich.table import Table
 from herl_megatron.config.load import load_config
 from herl_megatron.config.schema import Config, MegatronConfig, ModelConfig, RolloutConfig
 from herl_megatron.plan.build import Plan, find_shape, make_plan
-from herl_megatron.plan.cluster import Assumptions, Cluster, choose_gpu
 from herl_megatron.plan.command import choose_cluster
+from herl_megatron.plan.machines import Assumptions, Cluster, choose_gpu
 from herl_megatron.plan.show import gib
 from tools.bench._bench import Row, machine, report
 from tools.bench._out import new_file

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from herl_megatron.commands.score.records import is_complete, row_record, scores_of
+from herl_megatron.commands.score.scored_records import is_complete, row_record, scores_of
 from herl_megatron.data.responses import ResponseRow
-from herl_megatron.observability.run_lock import NO_LOCKS
+from herl_megatron.run.lock import NO_LOCKS
 from herl_megatron.types import Score
 
 _LONGEST_LINE = 256 << 20

@@ -12,14 +12,14 @@ from typing import Any
 
 from herl_megatron.config.hub import is_hub_name
 from herl_megatron.config.purpose import TRAINS, Purpose
-from herl_megatron.config.run_files import MANIFEST
 from herl_megatron.config.schema import Config
-from herl_megatron.config.strict_json import read_object
-from herl_megatron.observability.manifest import damage
-from herl_megatron.observability.os_errors import absent
+from herl_megatron.files.manifest import damage
+from herl_megatron.files.os_errors import absent
+from herl_megatron.files.run_files import MANIFEST
+from herl_megatron.files.strict_json import read_object
 
 SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe")
-"""Families that `weight_sync.hf_names` knows (a test keeps the two equal)."""
+"""Families that `models.parameters` knows (a test keeps the two equal)."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from herl_megatron.config import fp8
+from herl_megatron import fp8
 from herl_megatron.config.machine import Machine
 from herl_megatron.config.purpose import TRAINS, Purpose
 from herl_megatron.config.rules.data import split_problems

@@ -17,7 +17,7 @@ from herl_megatron.config.secrets import (
     shown_file,
     shown_name,
 )
-from herl_megatron.observability.os_errors import absent
+from herl_megatron.files.os_errors import absent
 
 _VARIABLE = re.compile("[A-Z][A-Z0-9_]*")
 _NO_VARIABLE = (

@@ -6,7 +6,6 @@ from typing import Literal
 
 from pydantic import Field
 
-from herl_megatron.config.fp8 import RecipeName
 from herl_megatron.config.schema.base import (
     MOST_AT_ONCE,
     MOST_TOKENS,
@@ -16,6 +15,7 @@ from herl_megatron.config.schema.base import (
     Section,
     Speed,
 )
+from herl_megatron.fp8 import RecipeName
 
 
 class MegatronConfig(Section):
@@ -42,7 +42,7 @@ class MegatronConfig(Section):
     precision: Numbers[Precision] = "bf16"
     """Compute precision; bf16 keeps fp32 main weights in the optimizer."""
     fp8: Numbers[RecipeName | None] = None
-    """FP8 recipe (Transformer Engine, needs a capable GPU; see `config.fp8`); none trains in
+    """FP8 recipe (Transformer Engine, needs a capable GPU; see `fp8`); none trains in
     `precision`, which FP8 needs to be bf16."""
     fp8_bf16_layers: Numbers[int] = Field(default=0, ge=0, le=MOST_AT_ONCE)
     """Layers at each end of the model that compute in bf16 under FP8 (not with `delayed`)."""

@@ -68,7 +68,7 @@ class RolloutConfig(Section):
     """Score and revise each group as soon as it is complete; false puts a barrier after each
     phase (the baseline schedule)."""
     mode: Numbers[Literal["sync", "partial", "one_step_off"]] = "sync"
-    """When the rollouts of a step are drawn (`rollout.schedule`): all of them with the step's own
+    """When the rollouts of a step are drawn (`rollout.modes`): all of them with the step's own
     weights; with more prompts than are needed, the unfinished responses going on in the next step
     under its weights; or with the weights of the step before, while the trainer learns."""
     oversample: Numbers[float] = Field(default=0.25, ge=0, le=1)

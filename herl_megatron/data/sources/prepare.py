@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from herl_megatron.config.hub import local_folder
+from herl_megatron.data.canonical_rows import prompt_from_row, row_from_prompt
 from herl_megatron.data.chat import ChatTokenizer
-from herl_megatron.data.prompts import load_prompts
-from herl_megatron.data.rows import prompt_from_row, row_from_prompt
+from herl_megatron.data.prompt_source import load_prompts
 from herl_megatron.data.sources.catalog import SOURCES, Source
 from herl_megatron.data.sources.common import (
     Converted,

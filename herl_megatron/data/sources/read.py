@@ -19,9 +19,9 @@ from typing import Any
 
 from herl_megatron.config.hub import hub_answers
 from herl_megatron.config.proxies import by_way_of
-from herl_megatron.config.strict_json import check_levels, parse_json
 from herl_megatron.data.sources.common import SourceRow
-from herl_megatron.observability.os_errors import absent
+from herl_megatron.files.os_errors import absent
+from herl_megatron.files.strict_json import check_levels, parse_json
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from herl_megatron.config.schema import TrackingConfig
-from herl_megatron.observability.trackers.base import TrackedRun, Tracker
 from herl_megatron.observability.trackers.fan_out import Trackers
 from herl_megatron.observability.trackers.ids import read_ids, write_id
+from herl_megatron.observability.trackers.protocol import TrackedRun, Tracker
 from herl_megatron.types import StepMetrics
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from torch.utils.tensorboard import SummaryWriter
 
-from herl_megatron.observability.trackers.base import SamplesOf, TextSample, TrackedRun
+from herl_megatron.observability.trackers.protocol import SamplesOf, TextSample, TrackedRun
 from herl_megatron.types import StepMetrics
 
 

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from herl_megatron.observability.trackers.base import SamplesOf, TextSample, Tracker
+from herl_megatron.observability.trackers.protocol import SamplesOf, TextSample, Tracker
 
 logger = logging.getLogger(__name__)
 

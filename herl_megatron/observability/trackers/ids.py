@@ -7,7 +7,7 @@ import os
 import threading
 from pathlib import Path
 
-from herl_megatron.config.run_files import TRACKERS
+from herl_megatron.files.run_files import TRACKERS
 
 _writing = threading.Lock()
 """Every tracker opens in a thread of its own, and all keep their ids in one file."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from herl_megatron.config.schema import TrackingConfig
-from herl_megatron.observability.trackers.base import SamplesOf, TextSample, TrackedRun
+from herl_megatron.observability.trackers.protocol import SamplesOf, TextSample, TrackedRun
 
 _LONGEST_PARAMETER = 6000
 """Characters that MLflow takes of one parameter's value."""

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from herl_megatron.config.schema import TrackingConfig
-from herl_megatron.observability.trackers.base import SamplesOf, TextSample, TrackedRun
 from herl_megatron.observability.trackers.fan_out import CLOSE_S
+from herl_megatron.observability.trackers.protocol import SamplesOf, TextSample, TrackedRun
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import torch
 
 from herl_megatron.batching.context_parallel import ContextRank
 from herl_megatron.batching.pack import MicroBatch, pack, unpack
-from herl_megatron.batching.schedule import Shard
+from herl_megatron.batching.shards import Shard
 from herl_megatron.batching.token_values import policy_tokens, token_coefficients
 from herl_megatron.types import CoefficientRow, TokenRow, TrainRow
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from herl_megatron.algos.seeds import join_seed
 from herl_megatron.batching.rows import StepRows, build_rows, build_train_batch
+from herl_megatron.config.reference_compat import effective
 from herl_megatron.config.schema import AlgorithmConfig, HindsightConfig, RolloutConfig
-from herl_megatron.hindsight.compat import effective
+from herl_megatron.seeds import join_seed
 from herl_megatron.types import Prompt, RowOrigin, Scored, ScoredGroup, TrainRow
 from tests.unit.hindsight.groups import PROMPT, make_group
 

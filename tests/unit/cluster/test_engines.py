@@ -12,7 +12,7 @@ from ray.exceptions import RayActorError
 from herl_megatron.cluster import engines
 from herl_megatron.cluster.engines import RemoteEngine
 from herl_megatron.config.schema import RolloutConfig
-from herl_megatron.rollout.engine import Bucket, EngineLost
+from herl_megatron.engine import Bucket, EngineLost
 
 
 class Method:

@@ -12,8 +12,8 @@ import pytest
 from ray.exceptions import RayActorError
 
 from herl_megatron.cluster.health import WorkerError, wait_for_all
-from herl_megatron.cluster.rescue import require_scores
 from herl_megatron.cluster.session import object_store_bytes
+from herl_megatron.run.rescue import require_scores
 from herl_megatron.types import RolloutGroup, Score, Scored, ScoredGroup, Unscored
 from tests.unit.hindsight.groups import PROMPT, PROMPT_IDS
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from herl_megatron.cluster.health import WorkerError
-from herl_megatron.cluster.parts import TrainParts
 from herl_megatron.cluster.restart import RestartingEngine, Restarts
 from herl_megatron.cluster.trainer import TrainerGroup
 from herl_megatron.config.schema import Config, HindsightConfig, RolloutConfig
 from herl_megatron.config.trainer_sections import trainer_sections
-from herl_megatron.rollout.engine import EngineLost
+from herl_megatron.engine import EngineLost
 from herl_megatron.rollout.pipeline import RolloutPipeline
+from herl_megatron.run.parts import TrainParts
 from herl_megatron.types import Completion, GenerateRequest, SamplingSettings
 from herl_megatron.weight_sync.sync import EnginesLost, SyncStats
 from tests.unit.rollout.fakes import CharTokenizer, FakeEngine, FakeScorer, make_prompts

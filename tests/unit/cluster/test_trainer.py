@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from herl_megatron.batching.schedule import Shard
+from herl_megatron.batching.shards import Shard
 from herl_megatron.cluster.health import WorkerError
 from herl_megatron.cluster.trainer import TrainerGroup, UnsoundWeights, step_metrics
 from herl_megatron.config.schema import Config, RolloutConfig
 from herl_megatron.config.trainer_sections import trainer_sections
 from herl_megatron.megatron.soundness import WeightReport
 from herl_megatron.types import TokenRow, TrainBatch, TrainRow
-from tests.unit.weight_sync.test_hf_names import architecture
+from tests.unit.models.test_parameters import architecture
 
 TWO = [
     {"loss": 1.0, "mismatch_max": 4.0, "mismatch_mean": 1.0, "sampled_tokens": 1.0},

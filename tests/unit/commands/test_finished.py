@@ -13,15 +13,15 @@ import pytest
 from herl_megatron.commands import train as command
 from herl_megatron.commands.finished import finished_summary, headlines
 from herl_megatron.config.schema import Config, ModelConfig, RunConfig, TrainConfig
-from herl_megatron.observability.checkpoints import (
+from herl_megatron.observability.summary import Headline
+from herl_megatron.observability.timers import Timers
+from herl_megatron.run.checkpoints import (
     DriverState,
     find_checkpoint,
     publish_checkpoint,
     start_checkpoint,
 )
-from herl_megatron.observability.run_folder import RunFolder
-from herl_megatron.observability.summary import Headline
-from herl_megatron.observability.timers import Timers
+from herl_megatron.run.folder import RunFolder
 
 
 def config(folder: Path, *, resume: bool = True, **train: Any) -> Config:

@@ -11,7 +11,7 @@ from herl_megatron.commands.verify import main as verify
 from herl_megatron.config.load import ConfigError, load_config
 from herl_megatron.config.rules.megatron import shape_problems
 from herl_megatron.config.schema import Config
-from herl_megatron.plan.cluster import choose_gpu
+from herl_megatron.plan.machines import choose_gpu
 
 
 @pytest.mark.parametrize("size", ["--tp=0", "--tp=-1", "--vpp=0", "--threads=0"])

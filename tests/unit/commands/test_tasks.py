@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from herl_megatron.commands.tasks import main
-from herl_megatron.data.prompts import load_prompts
+from herl_megatron.data.prompt_source import load_prompts
 
 
 def test_rows_are_canonical_and_the_same_every_time(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from herl_megatron.commands import verify as verify_conversion
-from herl_megatron.megatron.convert import hf_to_megatron
-from herl_megatron.megatron.convert_layout import TrainerLayout
+from herl_megatron.megatron.convert.conversion import hf_to_megatron
+from herl_megatron.megatron.convert.layout import TrainerLayout
 from tests.distributed import tiny_models
 
 

@@ -11,12 +11,12 @@ from herl_megatron.config.schema import (
     ModelConfig,
     RunConfig,
 )
-from herl_megatron.observability.checkpoints import (
+from herl_megatron.run.checkpoints import (
     DriverState,
     publish_checkpoint,
     start_checkpoint,
 )
-from herl_megatron.observability.run_folder import RunFolder
+from herl_megatron.run.folder import RunFolder
 
 
 def config(folder: Path, name: str = "run", **run: Any) -> Config:

@@ -11,7 +11,6 @@ import pytest
 
 from herl_megatron.config.load import ConfigError
 from herl_megatron.config.paths import plan_start
-from herl_megatron.config.run_files import checkpoint_folders, is_run
 from herl_megatron.config.schema import (
     Config,
     DataConfig,
@@ -19,11 +18,12 @@ from herl_megatron.config.schema import (
     RunConfig,
     ScoringConfig,
 )
-from herl_megatron.observability.checkpoints import (
+from herl_megatron.files.run_files import checkpoint_folders, is_run
+from herl_megatron.run.checkpoints import (
     find_checkpoint,
 )
-from herl_megatron.observability.run_folder import RunFolder
-from herl_megatron.observability.run_lock import RunLock
+from herl_megatron.run.folder import RunFolder
+from herl_megatron.run.lock import RunLock
 from tests.unit.config.run_plays import config, contents, play, save
 
 

@@ -12,9 +12,9 @@ import pytest
 
 from herl_megatron.config.load import ConfigError
 from herl_megatron.config.purpose import Purpose
-from herl_megatron.config.run_files import is_run
-from herl_megatron.observability.run_folder import RunFolder
-from herl_megatron.observability.run_lock import RunLock
+from herl_megatron.files.run_files import is_run
+from herl_megatron.run.folder import RunFolder
+from herl_megatron.run.lock import RunLock
 from tests.limits import FULL
 from tests.unit.config.run_plays import config, contents, play
 

@@ -10,13 +10,13 @@ import pytest
 from herl_megatron.config.load import ConfigError, load_config
 from herl_megatron.config.machine import Machine, look_at_machine
 from herl_megatron.config.purpose import Purpose
+from herl_megatron.config.reference_compat import effective_config
 from herl_megatron.config.rules.data import SUPPORTED_MODEL_TYPES
-from herl_megatron.config.run_files import write_run_file
 from herl_megatron.config.schema import Config
 from herl_megatron.config.validate import validate
-from herl_megatron.hindsight.compat import effective_config
-from herl_megatron.observability.manifest import write_manifest
-from herl_megatron.weight_sync.hf_names import FAMILIES
+from herl_megatron.files.manifest import write_manifest
+from herl_megatron.files.run_files import write_run_file
+from herl_megatron.models.parameters import FAMILIES
 
 CPU = Machine(shared_memory_bytes=1 << 30)
 SHAPE = {

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from herl_megatron.commands.sft import to_token_row
 from herl_megatron.data.chat import ChatTokenizer
-from herl_megatron.data.prompts import SftRow, check_prompt_lengths
+from herl_megatron.data.prompt_source import SftRow, check_prompt_lengths
 from herl_megatron.types import Criterion, Message, Prompt, Rubric
 
 WORDS = ["[UNK]", "<eos>", "<end>", "<user>", "<assistant>", "say", "hi", "ho", "herl", "text"]

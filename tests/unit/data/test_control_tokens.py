@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from herl_megatron.commands.dpo import to_pair_rows
 from herl_megatron.config.schema import DataConfig, HindsightConfig, ModelConfig
 from herl_megatron.data.chat import ChatTokenizer, open_chat_tokenizer
-from herl_megatron.data.pairs import PreferencePair
+from herl_megatron.data.preference_pairs import PreferencePair
 from herl_megatron.hindsight.experience import revision_prompt
 from herl_megatron.types import (
     Criterion,

@@ -11,9 +11,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from herl_megatron.config.schema import Config, JudgeConfig, ModelConfig, ScoringConfig
+from herl_megatron.data.canonical_rows import prompt_from_row
 from herl_megatron.data.chat import ChatTokenizer
 from herl_megatron.data.fingerprints import fingerprints
-from herl_megatron.data.rows import prompt_from_row
 from herl_megatron.data.toy_files import write_toy_task
 from herl_megatron.rubrics.checks.registry import load_check_modules, module_file
 from herl_megatron.rubrics.checks.sources import source_hash

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from herl_megatron.data.prompts import check_no_leakage
+from herl_megatron.data.prompt_source import check_no_leakage
 from herl_megatron.data.short_answers import HOUSE_STYLES, INSTRUCTIONS, TOPICS, Task, draw_rows
 from herl_megatron.rubrics.checks.registry import run_check
 from herl_megatron.rubrics.rubric import describe, score_response, validate_rubric

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from herl_megatron.data.chat import ChatTokenizer
-from herl_megatron.data.prompts import check_no_leakage, load_prompts, load_sft_rows
+from herl_megatron.data.prompt_source import check_no_leakage, load_prompts, load_sft_rows
 from herl_megatron.data.toy import (
     EASY,
     HARD,
@@ -28,7 +28,7 @@ from herl_megatron.data.toy import (
 )
 from herl_megatron.data.toy_files import write_toy_task
 from herl_megatron.data.toy_text import draw_content
-from herl_megatron.hindsight.prompts import DRAFT_HEADING, FIX_HEADING, KEEP_HEADING
+from herl_megatron.hindsight.revision_prompts import DRAFT_HEADING, FIX_HEADING, KEEP_HEADING
 from herl_megatron.rubrics.checks.registry import run_check
 from herl_megatron.rubrics.rubric import validate_rubric
 from herl_megatron.types import Criterion, Verdict

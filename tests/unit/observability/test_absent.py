@@ -9,8 +9,8 @@ import pytest
 
 from herl_megatron.config.rules.data import file_problems, folder_problems
 from herl_megatron.config.schema import Config, DataConfig, ModelConfig
-from herl_megatron.config.strict_json import read_object
-from herl_megatron.observability.os_errors import absent
+from herl_megatron.files.os_errors import absent
+from herl_megatron.files.strict_json import read_object
 
 
 def test_what_is_at_a_path_is_said_and_nothing_is_raised(tmp_path: Path) -> None:

@@ -15,13 +15,13 @@ from herl_megatron.config import history
 from herl_megatron.config.history import HISTORY, History, Removed, Renamed
 from herl_megatron.config.load import ConfigError, load_config
 from herl_megatron.config.schema import Config
-from herl_megatron.observability.checkpoints import (
+from herl_megatron.files.manifest import write_manifest
+from herl_megatron.run.checkpoints import (
     DriverState,
     find_checkpoint,
     publish_checkpoint,
     start_checkpoint,
 )
-from herl_megatron.observability.manifest import write_manifest
 
 OLD = Path(__file__).parents[2] / "golden/version_1"
 

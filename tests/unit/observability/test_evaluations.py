@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 
 from herl_megatron.config.schema import Config, ModelConfig, RunConfig
-from herl_megatron.observability.checkpoints import Checkpoint
 from herl_megatron.observability.evaluations import EVALUATION_CHANGED, comparable
 from herl_megatron.observability.metrics import read_metrics
-from herl_megatron.observability.run_folder import RunFolder
 from herl_megatron.report.runs import read_run
 from herl_megatron.report.tables import before_after
+from herl_megatron.run.checkpoints import Checkpoint
+from herl_megatron.run.folder import RunFolder
 from herl_megatron.types import StepMetrics
-from tests.unit.observability.test_checkpoints import save
+from tests.unit.run.test_checkpoints import save
 
 
 def test_only_what_follows_the_last_change_compares() -> None:

@@ -11,7 +11,7 @@ from herl_megatron import prepared
 from herl_megatron.cli import app
 from herl_megatron.config.schema import Config, ModelConfig, RunConfig
 from herl_megatron.observability.node_memory import in_short
-from herl_megatron.observability.run_folder import RunFolder
+from herl_megatron.run.folder import RunFolder
 
 # As Ray 2.60 writes it, with other numbers.
 REPORT = """trainer rank 1 failed during 'train_step': OutOfMemoryError: 1 worker(s) were killed \

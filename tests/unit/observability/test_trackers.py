@@ -16,13 +16,13 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from herl_megatron.config.schema import Config, ModelConfig, RunConfig, TrackingConfig
-from herl_megatron.observability.run_folder import RunFolder
 from herl_megatron.observability.trackers import fan_out
-from herl_megatron.observability.trackers.base import SamplesOf, TextSample, TrackedRun
 from herl_megatron.observability.trackers.board import TensorBoard
 from herl_megatron.observability.trackers.fan_out import Trackers
 from herl_megatron.observability.trackers.ids import read_ids, write_id
 from herl_megatron.observability.trackers.ml_flow import _metric_name
+from herl_megatron.observability.trackers.protocol import SamplesOf, TextSample, TrackedRun
+from herl_megatron.run.folder import RunFolder
 from herl_megatron.types import StepMetrics
 
 SAMPLE = TextSample("user: hi\n# no title", "a\nb", 0.5, ("c1", "c2"), "better", 1.0)

@@ -13,10 +13,10 @@ from herl_megatron.cli import app
 from herl_megatron.config.load import load_config
 from herl_megatron.megatron.meta import RankBytes
 from herl_megatron.plan.build import make_plan
-from herl_megatron.plan.cluster import GIB, Assumptions, Cluster, choose_gpu
-from herl_megatron.plan.engine import EnginePlan
+from herl_megatron.plan.engine_memory import EnginePlan
 from herl_megatron.plan.environment import environment_warnings
 from herl_megatron.plan.host import cpu_host_bytes, host_bytes
+from herl_megatron.plan.machines import GIB, Assumptions, Cluster, choose_gpu
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 QWEN_7B = CONFIGS / "qwen2.5_7b_if_8gpu.yaml"

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from herl_megatron.cli import app
 from herl_megatron.config.load import load_config
-from herl_megatron.plan.cluster import Assumptions
 from herl_megatron.plan.judge import JudgeWork, plan_judge
+from herl_megatron.plan.machines import Assumptions
 
 QWEN_7B = Path(__file__).parents[3] / "configs/qwen2.5_7b_if_8gpu.yaml"
 # 8 rows a step, prompts of 1000 * 0.25 tokens, responses of 400 * 0.5.

@@ -16,12 +16,12 @@ from herl_megatron.cli import app
 from herl_megatron.config.load import load_config
 from herl_megatron.config.schema import Config, MegatronConfig
 from herl_megatron.megatron import meta
+from herl_megatron.models.hf_config import read_architecture
 from herl_megatron.plan.build import find_problems, find_shape, make_plan
-from herl_megatron.plan.cluster import GIB, Assumptions, Cluster, choose_gpu
 from herl_megatron.plan.layouts import Layouts, stages_bytes
-from herl_megatron.plan.memory import largest_micro_batch, micro_batches_per_step
+from herl_megatron.plan.machines import GIB, Assumptions, Cluster, choose_gpu
+from herl_megatron.plan.rank_memory import largest_micro_batch, micro_batches_per_step
 from herl_megatron.plan.remedies import Change, cheapest_changes
-from herl_megatron.weight_sync.hf_config import read_architecture
 from tests.unit.config.hub_cache import fill_cache, use_cache
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -163,7 +163,7 @@ def test_no_group_and_no_engine_crosses_nodes(
 
 
 def test_engines_sleep_while_the_trainer_learns_and_are_awake_else() -> None:
-    """As `cluster.turns` has it: all but the assumed rest is given back between the turns."""
+    """As `run.turns` has it: all but the assumed rest is given back between the turns."""
     parts = {}
     for sleep in (0, 2):
         config = load_config(QWEN_7B, [*PLAIN, f"rollout.sleep={sleep}"])

@@ -10,12 +10,12 @@ import pytest
 from herl_megatron.config.load import load_config
 from herl_megatron.config.schema import Config
 from herl_megatron.gpus import GPUS
-from herl_megatron.plan.cluster import Assumptions
-from herl_megatron.plan.engine import plan_engine
+from herl_megatron.models.flops import active_parameters, forward_flops_per_token
+from herl_megatron.models.hf_config import read_architecture
+from herl_megatron.models.parameters import Architecture
+from herl_megatron.plan.engine_memory import plan_engine
+from herl_megatron.plan.machines import Assumptions
 from herl_megatron.plan.timing import step_seconds
-from herl_megatron.weight_sync.flops import active_parameters, forward_flops_per_token
-from herl_megatron.weight_sync.hf_config import read_architecture
-from herl_megatron.weight_sync.hf_names import Architecture
 
 ROOT = Path(__file__).parents[3]
 H100 = GPUS["h100-80"]

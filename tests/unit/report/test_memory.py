@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from herl_megatron.report.build import write_report
+from herl_megatron.report.write import write_report
 from tests.unit.report.run_folders import make_run
 from tests.unit.report.test_origins import shown
 

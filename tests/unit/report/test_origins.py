@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from herl_megatron.observability.provenance import record_end, record_start
-from herl_megatron.report.build import write_report
 from herl_megatron.report.derived import with_derived
 from herl_megatron.report.figures import draw_chapter
 from herl_megatron.report.panels import chapters_for
 from herl_megatron.report.rollouts import CriterionNames, read_rollout_stats
 from herl_megatron.report.runs import RunGroup, changed_settings, group_runs, read_run
+from herl_megatron.report.write import write_report
+from herl_megatron.run.provenance import record_end, record_start
 from tests.unit.report.run_folders import make_run
 from tests.unit.report.test_report import Elements, lines
 

@@ -15,10 +15,10 @@ from matplotlib.lines import Line2D
 from typer.testing import CliRunner
 
 from herl_megatron.cli import app
-from herl_megatron.report.build import _time_rows, write_report
 from herl_megatron.report.figures import draw_chapter
 from herl_megatron.report.panels import chapters_for
 from herl_megatron.report.runs import group_runs, read_run
+from herl_megatron.report.write import _time_rows, write_report
 from tests.unit.report.run_folders import group, make_run, response, write_step
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>&amp;\"'"

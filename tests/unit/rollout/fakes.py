@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from herl_megatron.rollout.engine import Bucket, EngineUsage
+from herl_megatron.engine import Bucket, EngineUsage
 from herl_megatron.types import (
     Completion,
     Criterion,

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from herl_megatron.algos.seeds import request_seed
+from herl_megatron.config.reference_compat import effective
 from herl_megatron.config.schema import HindsightConfig, RolloutConfig
-from herl_megatron.hindsight.compat import effective
 from herl_megatron.rollout.pipeline import PipelineError, RolloutPipeline
+from herl_megatron.seeds import request_seed
 from herl_megatron.types import (
     Completion,
     GenerateRequest,

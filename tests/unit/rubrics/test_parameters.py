@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from herl_megatron.data.prompts import load_prompts
-from herl_megatron.data.rows import row_from_prompt
+from herl_megatron.data.canonical_rows import row_from_prompt
+from herl_megatron.data.prompt_source import load_prompts
 from herl_megatron.rubrics.checks import registry
 from herl_megatron.types import Criterion, Message, Prompt, Rubric, Verdict
 from tests.unit.rubrics.check_cases import follows, run

@@ -13,8 +13,8 @@ import pytest
 from typer.main import get_command
 
 from herl_megatron.cli import app
+from herl_megatron.commands.score.job import ScoreJob, _judge_keys
 from herl_megatron.commands.score.output import ScoreFile
-from herl_megatron.commands.score.run import ScoreJob, _judge_keys
 from herl_megatron.config.decides import keys_that_decide
 from herl_megatron.config.schema import ScoringConfig
 from herl_megatron.config.schema.base import Decides
@@ -423,7 +423,7 @@ def test_real_responses_give_the_reference_totals(
 
 def test_needs_no_model_library() -> None:
     code = (
-        "import sys, herl_megatron.cli, herl_megatron.commands.score.run\n"
+        "import sys, herl_megatron.cli, herl_megatron.commands.score.job\n"
         "heavy = ('torch', 'megatron', 'vllm', 'ray', 'transformers', 'openai')\n"
         "print([name for name in heavy if name in sys.modules])"
     )

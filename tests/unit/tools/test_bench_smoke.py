@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from herl_megatron.config.load import load_config
-from herl_megatron.hindsight.compat import effective
+from herl_megatron.config.reference_compat import effective
 from tests.bench_cases import PURE, ROOT, WHOLE, WITH_RUNS, run_bench
 from tools.bench import bench_arms
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from herl_megatron.commands.score.run import ScoreJob, run_score
+from herl_megatron.commands.score.job import ScoreJob, run_score
 from herl_megatron.rubrics.checks.local import Mode
 from tools.bench.ifeval import LENGTHS, accuracies, accuracies_of, answered, made_of
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from herl_megatron.config.schema import WeightSyncConfig
-from herl_megatron.rollout.engine import Bucket, EngineLost
+from herl_megatron.engine import Bucket, EngineLost
 from herl_megatron.weight_sync.bucket_folder import SHARED_MEMORY
 from herl_megatron.weight_sync.sync import EnginesLost, WeightSync, sync_weights
 from herl_megatron.weight_sync.transport import read_bucket, write_bucket

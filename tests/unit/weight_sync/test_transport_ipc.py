@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from herl_megatron.rollout.engine import Bucket, BucketTensor
-from herl_megatron.weight_sync.hf_names import Layout, Parameter
-from herl_megatron.weight_sync.plan import BucketPlan, PlannedTensor
+from herl_megatron.engine import Bucket, BucketTensor
+from herl_megatron.models.parameters import Layout, Parameter
+from herl_megatron.weight_sync.buckets import BucketPlan, PlannedTensor
 from herl_megatron.weight_sync.transport_ipc import PATHS, DeviceBuckets, Handle, MappedBuckets
 from tests.distributed.harness import run_ranks
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from herl_megatron.data.rows import prompt_from_row, row_from_prompt
+from herl_megatron.data.canonical_rows import prompt_from_row, row_from_prompt
 from herl_megatron.data.sources.catalog import SOURCES
 from herl_megatron.data.sources.common import Converted, Options, SourceRow
 from herl_megatron.rubrics.rubric import score_response

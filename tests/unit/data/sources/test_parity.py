@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from herl_megatron.data.prompts import load_prompts
+from herl_megatron.data.prompt_source import load_prompts
 from herl_megatron.data.sources.prepare import Job, prepare
 from herl_megatron.data.sources.read import Input
 from herl_megatron.data.sources.report import Report

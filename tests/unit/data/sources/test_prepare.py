@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from herl_megatron.data.prompts import load_prompts
+from herl_megatron.data.prompt_source import load_prompts
 from herl_megatron.data.responses import load_responses
 from herl_megatron.data.sources.prepare import Job, prepare
 from herl_megatron.data.sources.read import Input

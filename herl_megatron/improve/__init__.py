@@ -1,0 +1,1 @@
+"""Self-improvement at test time: trajectories, how they are drawn, and their log."""

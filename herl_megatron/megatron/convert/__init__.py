@@ -1,0 +1,1 @@
+"""Between Hugging Face folders and Megatron's checkpoints, tensor by tensor."""

@@ -1,0 +1,83 @@
+"""What a run reads from disk: tokenizer and prompts, checked before Ray starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from herl_megatron.config.schema import Config
+from herl_megatron.data.chat import ChatTokenizer, open_chat_tokenizer
+from herl_megatron.data.fingerprints import fingerprints
+from herl_megatron.data.prompt_source import (
+    check_no_leakage,
+    check_prompt_lengths,
+    load_prompts,
+)
+from herl_megatron.hindsight.replay import check_replayable
+from herl_megatron.hindsight.revision_prompts import check_prompts
+from herl_megatron.rollout.modes import prompts_in_flight
+from herl_megatron.rubrics.checks.isolated.wire import CheckLimits
+from herl_megatron.rubrics.checks.registry import load_check_modules
+from herl_megatron.rubrics.scorer import require_judge
+from herl_megatron.run.model_files import check_model, check_vocabulary
+from herl_megatron.types import Prompt
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything read from disk: checked, and cheap compared with what starts next."""
+
+    tokenizer: ChatTokenizer
+    train: tuple[Prompt, ...]
+    eval: tuple[Prompt, ...]
+    fingerprints: Mapping[str, str]
+    """Of all that decides results, by name."""
+
+
+def load_inputs(config: Config, *, training: bool) -> Inputs:
+    """Read and check the model's files, tokenizer and prompts.
+
+    Raises:
+        ValueError: a bad row (file and line), a prompt over the limit, a tokenizer without chat
+            template or end token, a model's file that cannot be used.
+    """
+    limits = CheckLimits(memory_bytes=config.scoring.check_memory_bytes)
+    # Before rows that name a user's own check.
+    load_check_modules(config.scoring.check_modules, limits=limits)
+    check_model(config.model, trains=training)
+    tokenizer = open_chat_tokenizer(
+        config.model, config.data, answer_after=config.scoring.answer_after
+    )
+    check_vocabulary(tokenizer, config.model)
+    train = tuple(load_prompts(config.data.train)) if training else ()
+    held_out = tuple(load_prompts(config.data.eval)) if config.data.eval else ()
+    for prompts in (train, held_out):
+        check_prompt_lengths(prompts, tokenizer, config.data.max_prompt_tokens)
+    if training and config.hindsight.enabled:
+        if config.hindsight.method == "replay":
+            check_replayable(train)
+        else:
+            check_prompts(train, config.hindsight.prompt_style)
+    check_no_leakage(train, held_out)
+    require_judge(config.judge, (*train, *held_out))
+    if training and (needed := prompts_in_flight(config.train, config.rollout)) > len(train):
+        raise ValueError(
+            f"train.prompts_per_step is {config.train.prompts_per_step}, so in rollout.mode"
+            f" {config.rollout.mode!r} {needed} prompts are sampled together,"
+            f" but {config.data.train} has {len(train)} rows; lower it or give more rows"
+        )
+    return Inputs(
+        tokenizer=tokenizer,
+        train=train,
+        eval=held_out,
+        fingerprints=fingerprints(
+            config.model,
+            tokenizer,
+            train=train,
+            held_out=held_out,
+            check_modules=config.scoring.check_modules,
+            judge_prompt=config.judge.prompt,
+            grader_prompt=config.judge.grader_prompt,
+            weights=not training or bool(config.algorithm.kl_coef),
+        ),
+    )

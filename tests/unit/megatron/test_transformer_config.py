@@ -1,0 +1,46 @@
+"""What is set for Transformer Engine's layers, which are not there on the CPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from herl_megatron.config.schema import MegatronConfig
+from herl_megatron.megatron import transformer_config
+from herl_megatron.models.parameters import Architecture, architecture_from_config
+from tests.distributed.tiny_models import config
+
+
+@pytest.fixture
+def fields(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Megatron's configuration refuses Transformer Engine's kernels where it is not installed."""
+    monkeypatch.setattr(transformer_config, "TransformerConfig", lambda **given: given)
+
+    def of(architecture: Architecture, *, transformer_engine: bool, **layout: Any) -> Any:
+        return transformer_config.transformer_config(
+            architecture, MegatronConfig(**layout), transformer_engine=transformer_engine
+        )
+
+    return of
+
+
+def test_windowed_attention_exchanges_sequences_for_heads_under_cp(fields: Any) -> None:
+    mistral = architecture_from_config(config("mistral").to_dict())
+    assert (mistral.window, mistral.num_kv_heads) == (5, 2)
+    assert fields(mistral, transformer_engine=True, context_parallel=2)["cp_comm_type"] == "a2a"
+    assert "cp_comm_type" not in fields(mistral, transformer_engine=True)
+    whole = replace(mistral, window=None)
+    assert "cp_comm_type" not in fields(whole, transformer_engine=True, context_parallel=2)
+    assert "cp_comm_type" not in fields(mistral, transformer_engine=False, context_parallel=2)
+    layout: dict[str, Any] = dict(tensor_parallel=2, context_parallel=2)
+    with pytest.raises(ValueError, match=r"window of 5 .* num_key_value_heads 2, which"):
+        fields(mistral, transformer_engine=True, **layout)
+    fields(mistral, transformer_engine=False, **layout)  # our own attention gathers key and value
+
+
+def test_rotary_kernel_only_where_there_is_one(fields: Any) -> None:
+    qwen = architecture_from_config(config("qwen2").to_dict())
+    assert fields(qwen, transformer_engine=True)["apply_rope_fusion"] is True
+    assert "apply_rope_fusion" not in fields(qwen, transformer_engine=False)
