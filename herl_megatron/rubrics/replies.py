@@ -110,7 +110,8 @@ def _integer(digits: str) -> int | float:
 def _raise_stream(text: str, mask: Mask) -> None:
     """A body of server-sent events; an error within them says what it is. Comments before a
     plain body (": still working") are no events and are refused the same way."""
-    for line in text.splitlines():
+    # Not `splitlines`: an event may hold what that would cut at too.
+    for line in re.split(r"\r\n|\r|\n", text):
         if line.startswith("data:"):
             try:
                 event = json.loads(line.removeprefix("data:"))

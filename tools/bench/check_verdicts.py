@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import random
 import sys
 from collections import Counter
@@ -29,6 +28,7 @@ from unittest.mock import MagicMock
 
 from herl_megatron.rubrics.checks import registry
 from herl_megatron.types import Criterion, Verdict
+from tools.bench._out import json_lines
 
 _UNUSED = ("absl", "absl.logging", "spacy", "spacy.cli")
 _PIECES = (
@@ -179,10 +179,6 @@ def _plain(params: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _read(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line]
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """1 where fewer verdicts are equal than `--least`."""
     parser = argparse.ArgumentParser(
@@ -196,9 +192,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--least", type=float, default=0.997, help="share of equal verdicts")
     args = parser.parse_args(arguments)
-    responses = [row["response"] for file in args.responses for row in _read(file)]
+    responses = [row["response"] for file in args.responses for row in list(json_lines(file))]
     found = compare(
-        args.benchmark, load_reference(args.reference), _read(args.rows), responses,
+        args.benchmark, load_reference(args.reference), list(json_lines(args.rows)), responses,
         cases=args.cases, seed=args.seed,
     )  # fmt: skip
     sys.stdout.write(

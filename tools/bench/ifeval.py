@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from herl_megatron.commands.score.job import ScoreJob
 from herl_megatron.data.smollm2 import sha256_of
 from herl_megatron.files.run_files import EVALUATED
+from tools.bench._out import json_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs/smollm2_135m_stated_cpu.yaml"
@@ -60,11 +61,9 @@ def answered(rows: Path, rollouts: Path) -> Iterator[dict[str, Any]]:
         ValueError: the evaluation lacks one of the rows.
     """
     drawn: dict[str, list[str]] = {}
-    for line in rollouts.read_text(encoding="utf-8").splitlines():
-        group = json.loads(line)
+    for group in json_lines(rollouts):
         drawn[group["prompt_id"]] = [one["text"] for one in group["rollouts"]]
-    for line in rows.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in json_lines(rows):
         if row["id"] not in drawn:
             raise ValueError(f"{rollouts} has no response to {row['id']} of {rows}")
         yield row | {"responses": drawn[row["id"]]}

@@ -25,6 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from herl_megatron.observability.versions import package_versions
+from tools.bench._out import json_lines
 from tools.bench.bench_arms import interpolate
 from tools.bench.ifeval import FOUR, accuracies_of, herl
 
@@ -82,8 +83,7 @@ def read_samples(folder: Path, step: int) -> dict[str, Samples]:
     """MEASURES of the scored samples of the evaluation after `step` steps."""
     found: dict[str, dict[str, list[float]]] = {name: {} for name in MEASURES}
     path = folder / "rollouts" / f"eval_{step:06d}.jsonl"
-    for line in path.read_text(encoding="utf-8").splitlines():
-        group = json.loads(line)
+    for group in json_lines(path):
         scored = [one for one in group["rollouts"] if one["reward"] is not None]
         if scored:
             whole = [float(bool(one["satisfied"]) and not one["unmet"]) for one in scored]
@@ -95,8 +95,7 @@ def read_samples(folder: Path, step: int) -> dict[str, Samples]:
 def read_metrics(folder: Path) -> dict[int, dict[str, float]]:
     """metrics.jsonl by step."""
     by_step: dict[int, dict[str, float]] = {}
-    for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        values = json.loads(line)
+    for values in json_lines(folder / "metrics.jsonl"):
         by_step.setdefault(int(values["step"]), {}).update(values)
     return by_step
 
@@ -130,8 +129,7 @@ def revised_checks(folder: Path) -> dict[str, list[float]]:
     """By check the share of drafts and of their revisions that pass it, over all steps."""
     passed: dict[str, list[tuple[bool, bool]]] = {}
     for path in sorted((folder / "rollouts").glob("step_*.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            group = json.loads(line)
+        for group in json_lines(path):
             for revision in group["revisions"]:
                 draft = group["rollouts"][revision["parent"]]
                 for criterion in group["criteria"]:

@@ -269,7 +269,7 @@ def test_white_space_and_a_byte_order_mark_are_nothing() -> None:
 
 def test_an_error_within_a_stream_is_that_error() -> None:
     with pytest.raises(ErrorReply) as raised:
-        read('data: {"error": {"message": "slow", "code": 429}}\n\ndata: [DONE]\n')
+        read('data: {"error": {"message": "slow\u2028", "code": 429}}\n\ndata: [DONE]\n')
     assert raised.value.status == 429
 
 

@@ -43,6 +43,16 @@ def test_a_change_is_paired_by_prompt() -> None:
         change(before, {"a": [0.1]})
 
 
+def test_a_response_may_hold_whatever_splits_lines_elsewhere(tmp_path: Path) -> None:
+    """A trained policy did end with U+2028, which JSON leaves as it is."""
+    group = {"prompt_id": "p", "rollouts": [{"text": "a\u2028b\x0c\x85\x1cc", "reward": 1.0,
+                                             "satisfied": ["c"], "unmet": []}]}  # fmt: skip
+    path = tmp_path / "rollouts" / "eval_000000.jsonl"
+    path.parent.mkdir()
+    path.write_text(json.dumps(group, ensure_ascii=False) + "\n\n", encoding="utf-8")
+    assert real_model.read_samples(tmp_path, 0)["reward"] == {"p": [1.0]}
+
+
 def write_run(folder: Path) -> Path:
     """Two steps, evaluated before and after on two prompts with two samples each."""
     (folder / "rollouts").mkdir(parents=True)
