@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 
 import pytest
@@ -14,16 +14,33 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "herl_megatron"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-LAYERS = {
-    0: ("types", "config", "device", "gpus", "cpu_layout", "observability"),
-    1: (
-        "algos", "batching", "hindsight", "data", "weight_sync.hf_names", "rubrics.rubric",
-        "rubrics.breakdown", "rubrics.aggregations", "rubrics.judge", "rubrics.checks",
-    ),
-    2: ("rollout", "megatron", "weight_sync", "rubrics"),
-    3: ("cluster",),
-    4: ("commands", "cli", "report", "plan", "api", "prepared", "blocking"),
-}  # fmt: skip
+# From the ground up; a room may import from floors below its own.
+FLOORS = (
+    ("types", "engine", "errors", "fp8", "device", "gpus", "seeds", "blocking", "cpu_layout",
+     "files"),
+    ("config",),
+    ("observability",),
+    ("algos", "rubrics", "hindsight", "data", "batching", "models"),
+    ("weight_sync", "megatron", "rollout"),
+    ("cluster", "improve"),
+    ("run",),
+    ("plan", "report"),
+    ("prepared",),
+    ("commands",),
+    ("api",),
+    ("cli",),
+)  # fmt: skip
+# Rooms of one floor know nothing of each other but for these.
+NEIGHBOURS = {
+    "device": {"fp8"},
+    "engine": {"types"},
+    "gpus": {"files"},
+    "hindsight": {"rubrics"},
+    "data": {"rubrics", "hindsight"},
+    "batching": {"algos", "hindsight", "rubrics"},
+    "models": {"data"},
+    "rollout": {"weight_sync"},
+}
 MOST_LINES = 500
 """Of a file, tools and tests too."""
 BACKENDS = ("megatron", "transformer_engine", "vllm", "ray")
@@ -31,7 +48,7 @@ BACKENDS = ("megatron", "transformer_engine", "vllm", "ray")
 ONLY_IN = {
     "megatron.core": ("megatron/",),
     "transformer_engine": ("megatron/",),
-    "vllm": ("rollout/vllm_",),
+    "vllm": ("rollout/vllm/",),
     "ray": ("cluster/", "rubrics/pool.py", "rubrics/worker.py"),
 }
 
@@ -42,16 +59,16 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def layer(module: str) -> int:
-    """Layer of a module; the longest name in LAYERS that it starts with decides."""
-    found = [
-        (len(name), number)
-        for number, names in LAYERS.items()
-        for name in names
-        if module == name or module.startswith(f"{name}.")
-    ]
-    assert found, f"{module} has no layer: add it to LAYERS, after reading docs/architecture.md"
-    return max(found)[1]
+def room(module: str) -> str:
+    """What of FLOORS a dotted module below the package is in."""
+    return module.partition(".")[0]
+
+
+def floor(name: str) -> int:
+    """Number of the floor that a room is on, from the ground up."""
+    found = [number for number, rooms in enumerate(FLOORS) if name in rooms]
+    assert found, f"{name} is on no floor: add it to FLOORS, after reading docs/architecture.md"
+    return found[0]
 
 
 def imports(tree: ast.AST) -> Iterator[tuple[str, int]]:
@@ -79,18 +96,60 @@ def parsed() -> Iterator[tuple[Path, ast.Module]]:
         yield path, ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
 
 
-def test_imports_go_downward_only() -> None:
-    wrong = []
+def arrows() -> Iterator[tuple[str, str, str]]:
+    """Every import of one module of the package by another, with its place.
+
+    `from herl_megatron.a import b` is one of `a.b` alone where `b` is a module.
+    """
     modules = known_modules()
     for path, tree in parsed():
-        if path == PACKAGE / "__init__.py":
+        own = module_name(path)
+        ours = {pair for pair in imports(tree) if pair[0].startswith("herl_megatron.")}
+        named = {(name.removeprefix("herl_megatron."), line) for name, line in ours}
+        found = {(target, line) for target, line in named if target in modules}
+        for target, line in sorted(found if own else ()):
+            if not any(other.startswith(f"{target}.") and at == line for other, at in found):
+                yield own, target, f"{path.relative_to(PACKAGE)}:{line} imports {target}"
+
+
+def test_imports_go_downward_only() -> None:
+    wrong, used = [], set()
+    for own, target, where in arrows():
+        here, there = room(own), room(target)
+        if here == there or floor(there) < floor(here):
             continue
-        own = layer(module_name(path))
-        for name, line in imports(tree):
-            target = name.removeprefix("herl_megatron.")
-            if name.startswith("herl_megatron.") and target in modules and layer(target) > own:
-                wrong.append(f"{path.name}:{line} (layer {own}) imports {name} ({layer(target)})")
+        if there in NEIGHBOURS.get(here, ()):
+            used.add((here, there))
+        else:
+            wrong.append(where)
     assert wrong == []
+    listed = {(here, there) for here, rooms in NEIGHBOURS.items() for there in rooms}
+    assert used == listed, "listed and no longer needed"
+
+
+def test_no_import_comes_back_to_where_it_started() -> None:
+    """No circle between files, whatever imports them late."""
+    after: dict[str, set[str]] = {}
+    for own, target, _ in arrows():
+        after.setdefault(own, set()).add(target)
+    done: set[str] = set()
+    for start in sorted(after):
+        assert (found := circle(start, after, done, ())) is None, " -> ".join(found)
+
+
+def circle(
+    module: str, after: Mapping[str, Set[str]], done: set[str], way: tuple[str, ...]
+) -> tuple[str, ...] | None:
+    """The modules on a way that leads back, if one goes out from `module`."""
+    if module in way:
+        return (*way[way.index(module) :], module)
+    if module in done:
+        return None
+    for following in sorted(after.get(module, ())):
+        if found := circle(following, after, done, (*way, module)):
+            return found
+    done.add(module)
+    return None
 
 
 def test_package_needs_no_tools_and_no_tests() -> None:
@@ -133,8 +192,18 @@ def test_only_device_decides_about_cuda() -> None:
 
 
 def test_pure_layers_load_no_backend() -> None:
-    """What a fresh process holds after importing all of L0 and L1."""
-    pure = [name for name in sorted(known_modules()) if layer_or_none(name) in (0, 1)]
+    """What a fresh process holds after importing all rooms below the machinery."""
+    machinery = floor("megatron")
+    may_load = tuple(
+        name.removesuffix("/").removesuffix(".py").replace("/", ".")
+        for places in ONLY_IN.values()
+        for name in places
+    )
+    pure = [
+        name
+        for name in sorted(known_modules())
+        if floor(room(name)) < machinery and not name.startswith(may_load)
+    ]
     assert len(pure) > 20
     code = (
         "import importlib, sys\n"
@@ -146,11 +215,6 @@ def test_pure_layers_load_no_backend() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
-
-
-def layer_or_none(module: str) -> int | None:
-    """Layer of a module, None for a package that only groups modules of several layers."""
-    return None if module in ("rubrics", "weight_sync") else layer(module)
 
 
 def test_sizes() -> None:
@@ -206,14 +270,14 @@ WHOLE_CONFIG = {
     "prepared.py": "gives it to who asks for it from Python",
     "plan/": "plans a whole run",
     "report/": "reads what a run was started with",
-    "cluster/parts.py": "composes the parts of a run",
-    "cluster/inputs.py": "reads all that a run reads",
-    "cluster/checkpointer.py": "saves it with the checkpoint",
-    "observability/run_folder.py": "saves it with the run",
-    "observability/checkpoints.py": "compares it with the checkpoint's",
-    "rollout/trajectory_log.py": "compares it with the earlier start's",
-    "rollout/improvement.py": "composes a loop of its own, of six sections",
-    "hindsight/compat.py": "resolves one section by another",
+    "run/parts.py": "composes the parts of a run",
+    "run/inputs.py": "reads all that a run reads",
+    "run/checkpointer.py": "saves it with the checkpoint",
+    "run/folder.py": "saves it with the run",
+    "run/checkpoints.py": "compares it with the checkpoint's",
+    "improve/trajectory_log.py": "compares it with the earlier start's",
+    "improve/sampling.py": "composes a loop of its own, of six sections",
+    "config/reference_compat.py": "resolves one section by another",
 }
 
 
@@ -276,7 +340,7 @@ def test_json_holds_no_nan() -> None:
     Where input is hashed or handed on as it is, that is not ours to refuse.
     """
     handed_on = {"config/load.py", "data/fingerprints.py", "data/responses.py"}
-    handed_on.add("weight_sync/hf_folder.py")  # a model's own config.json
+    handed_on.add("models/hf_folder.py")  # a model's own config.json
     handed_on |= {"rubrics/error_replies.py", "rubrics/replies.py"}  # what a server said
     wrong = []
     for path, tree in parsed():

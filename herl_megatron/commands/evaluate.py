@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from rich import get_console
 
-from herl_megatron.commands.results import EvaluateResult
+from herl_megatron.commands.results import EvalResult, EvaluateResult
 from herl_megatron.commands.tables import evaluation_tables
 from herl_megatron.config.schema import Config
 from herl_megatron.files.run_files import EVALUATED
@@ -22,38 +21,6 @@ from herl_megatron.run.parts import EvalParts, open_eval_parts
 from herl_megatron.types import Prompt, Scored, ScoredGroup
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class EvalResult:
-    """Means over the scored responses of the held-out prompts.
-
-    reward: mean reward in the rubrics' scale.
-    all_satisfied: share of scored responses that meet every verifiable criterion.
-    response_tokens: mean length in tokens, unscored responses included.
-    per_check: share of responses that satisfy a check, by check name; statements under `judge`.
-    per_source: mean reward by the prompts' source, where they name one.
-    """
-
-    reward: float
-    all_satisfied: float
-    responses: int
-    unscored: int
-    response_tokens: float
-    per_check: dict[str, float]
-    per_source: dict[str, float]
-
-    def metrics(self) -> dict[str, float]:
-        """The numbers by metric name."""
-        flat = {
-            "eval/reward": self.reward,
-            "eval/all_satisfied": self.all_satisfied,
-            "eval/unscored": float(self.unscored),
-            "eval/response_tokens": self.response_tokens,
-        }
-        checks = {f"eval/check/{name}": value for name, value in self.per_check.items()}
-        sources = {f"eval/source/{name}": value for name, value in self.per_source.items()}
-        return flat | checks | sources
 
 
 def summarize(groups: Sequence[ScoredGroup]) -> EvalResult:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from herl_megatron.commands.evaluate import EvalResult
     from herl_megatron.improve.trajectory import RoundResult
     from herl_megatron.observability.summary import Evaluated
 
@@ -38,6 +37,38 @@ class TuneResult:
     policy: Path
     first: dict[str, float]
     last: dict[str, float]
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Means over the scored responses of the held-out prompts.
+
+    reward: mean reward in the rubrics' scale.
+    all_satisfied: share of scored responses that meet every verifiable criterion.
+    response_tokens: mean length in tokens, unscored responses included.
+    per_check: share of responses that satisfy a check, by check name; statements under `judge`.
+    per_source: mean reward by the prompts' source, where they name one.
+    """
+
+    reward: float
+    all_satisfied: float
+    responses: int
+    unscored: int
+    response_tokens: float
+    per_check: dict[str, float]
+    per_source: dict[str, float]
+
+    def metrics(self) -> dict[str, float]:
+        """The numbers by metric name."""
+        flat = {
+            "eval/reward": self.reward,
+            "eval/all_satisfied": self.all_satisfied,
+            "eval/unscored": float(self.unscored),
+            "eval/response_tokens": self.response_tokens,
+        }
+        checks = {f"eval/check/{name}": value for name, value in self.per_check.items()}
+        sources = {f"eval/source/{name}": value for name, value in self.per_source.items()}
+        return flat | checks | sources
 
 
 @dataclass(frozen=True)

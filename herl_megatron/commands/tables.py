@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from herl_megatron.commands.evaluate import EvalResult
+    from herl_megatron.commands.results import EvalResult
 
 _DPO_ROWS = {
     "loss": "loss",

@@ -7,10 +7,10 @@ from contextlib import AsyncExitStack
 
 from herl_megatron.batching.reward_spread import SpreadWatch
 from herl_megatron.batching.rows import build_train_batch
-from herl_megatron.commands.evaluate import EvalResult, evaluate
+from herl_megatron.commands.evaluate import evaluate
 from herl_megatron.commands.finished import result_of_finished
 from herl_megatron.commands.recorded import open_recorded
-from herl_megatron.commands.results import TrainResult
+from herl_megatron.commands.results import EvalResult, TrainResult
 from herl_megatron.config.schema import Config
 from herl_megatron.observability.timers import Timers
 from herl_megatron.run.folder import RunFolder

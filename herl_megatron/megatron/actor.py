@@ -45,7 +45,6 @@ from herl_megatron.megatron.load_weights import (
 )
 from herl_megatron.megatron.model import build_model
 from herl_megatron.megatron.optimizer import Optimizer
-from herl_megatron.megatron.precision import compute_dtype
 from herl_megatron.megatron.reference import (
     HostReference,
     HostWeights,
@@ -59,6 +58,7 @@ from herl_megatron.megatron.soundness import (
     merge_reports,
     weight_report,
 )
+from herl_megatron.models.dtypes import compute_dtype
 from herl_megatron.models.groups import Groups
 from herl_megatron.models.hf_config import read_architecture
 from herl_megatron.models.local_parameters import local_parameters

@@ -25,8 +25,8 @@ from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 from herl_megatron.config.schema import MegatronConfig, OptimizerConfig
-from herl_megatron.megatron.precision import compute_dtype
 from herl_megatron.megatron.write_gate import WriteGate
+from herl_megatron.models.dtypes import compute_dtype
 
 
 def learning_rate(config: OptimizerConfig, *, step: int, total_steps: int) -> float:

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from herl_megatron.config.schema import MegatronConfig
 from herl_megatron.fp8 import RECIPES
-
-_DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-def compute_dtype(config: MegatronConfig) -> torch.dtype:
-    """Dtype of parameters and activations; bf16 keeps fp32 main weights in the optimizer."""
-    return _DTYPES[config.precision]
+from herl_megatron.models.dtypes import compute_dtype
 
 
 def precision_fields(config: MegatronConfig) -> dict[str, Any]:

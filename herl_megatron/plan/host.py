@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from herl_megatron.config.schema import Config
 from herl_megatron.device import Transport
 from herl_megatron.megatron.meta import RankBytes
-from herl_megatron.megatron.precision import compute_dtype
+from herl_megatron.models.dtypes import compute_dtype
 from herl_megatron.plan.engine_memory import EnginePlan
 from herl_megatron.plan.machines import GIB, Assumptions, Cluster
 from herl_megatron.plan.rank_memory import RankPlan, engines_sleep

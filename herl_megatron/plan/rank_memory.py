@@ -19,7 +19,7 @@ from herl_megatron.batching.shards import length_multiple, padded_length
 from herl_megatron.config.schema import Config, MegatronConfig
 from herl_megatron.device import Transport, scratch_bytes
 from herl_megatron.megatron.meta import RankBytes
-from herl_megatron.megatron.precision import compute_dtype
+from herl_megatron.models.dtypes import compute_dtype
 from herl_megatron.models.parameters import Architecture
 from herl_megatron.plan.activations import ActivationModel, MicroBatchShape, chunk_layers
 from herl_megatron.plan.engine_memory import EnginePlan

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from herl_megatron.config.schema import MegatronConfig
-from herl_megatron.megatron.precision import compute_dtype
+from herl_megatron.models.dtypes import compute_dtype
 from herl_megatron.models.groups import Groups
 from herl_megatron.models.local_parameters import local_parameters
 from herl_megatron.models.parameters import Architecture, Parameter, unfuse

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from herl_megatron.commands.doctor import Finding, print_findings
-from herl_megatron.commands.evaluate import EvalResult
+from herl_megatron.commands.results import EvalResult
 from herl_megatron.commands.tables import (
     dpo_table,
     evaluation_tables,
