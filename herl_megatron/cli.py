@@ -14,8 +14,10 @@ import asyncio
 import gc
 import json
 from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
+from inspect import Parameter, Signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar, get_type_hints
 
 import typer
 from rich.console import Console
@@ -27,11 +29,15 @@ from herl_megatron.observability.logging import setup_logging
 from herl_megatron.observability.node_memory import in_short
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from herl_megatron.prepared import Command, PreparedConfig
 
 # Imports and rows make many objects that live long: by default collections look at them all again
 # every few thousand, a tenth of the CPU time of a start.
 gc.set_threshold(100_000, 20, 20)
+
+Options = TypeVar("Options", bound="DataclassInstance")
 
 _PAUSED = 3  # no scheduler should start it again before somebody has raised the cap
 _SAVED = 75  # "temporary failure" in sysexits.h: slurm/ray_cluster.sh asks for another turn
@@ -49,6 +55,38 @@ _Settings = Annotated[
         " such as train.steps=10",
     ),
 ]
+
+
+def _options_of(
+    options: type[Options],
+) -> Callable[[Callable[[Options], None]], Callable[..., None]]:
+    """Have a command's options read from the fields of a dataclass, which it is given filled in.
+
+    Typer reads a signature: this makes one, so that a command of many options need not have as many
+    parameters.
+    """
+
+    def decorate(command: Callable[[Options], None]) -> Callable[..., None]:
+        def call(**given: Any) -> None:
+            command(options(**given))
+
+        hints = get_type_hints(options, include_extras=True)
+        parameters = [
+            Parameter(
+                field.name,
+                Parameter.KEYWORD_ONLY,
+                default=Parameter.empty if field.default is MISSING else field.default,
+                annotation=hints[field.name],
+            )
+            for field in fields(options)
+        ]
+        for name in ("__module__", "__name__", "__doc__"):
+            setattr(call, name, getattr(command, name))
+        call.__annotations__ = hints | {"return": None}
+        setattr(call, "__signature__", Signature(parameters))  # noqa: B010
+        return call
+
+    return decorate
 
 
 class _WithKeys(TyperCommand):
@@ -122,38 +160,44 @@ def improve(settings: _Settings) -> None:
     _run(settings, command="improve", function=run)
 
 
-@app.command(cls=_WithKeys)
-def score(
-    rows: Annotated[Path, typer.Argument(metavar="INPUT", help="rows with response(s)")],
-    out: Annotated[Path, typer.Option(help="verdicts, one line per row; totals beside it")],
+@dataclass(frozen=True)
+class _Score:
+    """The options of `herl score`."""
+
+    rows: Annotated[Path, typer.Argument(metavar="INPUT", help="rows with response(s)")]
+    out: Annotated[Path, typer.Option(help="verdicts, one line per row; totals beside it")]
     mode: Annotated[
         Literal["strict", "loose"], typer.Option(help="loose: IFEval's eight variants")
-    ] = "strict",
+    ] = "strict"
     workers: Annotated[
         int | None, typer.Option(min=1, help="processes; default: by rows and cores")
-    ] = None,
+    ] = None
     check_module: Annotated[
         list[str] | None, typer.Option(help="Python module with checks of your own")
-    ] = None,
+    ] = None
     check_timeout: Annotated[
         float, typer.Option(min=0.001, help="seconds that one check may take")
-    ] = 5.0,
+    ] = 5.0
     check_memory: Annotated[
         int, typer.Option(min=1, metavar="BYTES", help="that a check of your own may take")
-    ] = 4 << 30,
+    ] = 4 << 30
     answer_after: Annotated[
         str, typer.Option(metavar="TEXT", help="score what follows it alone, such as </think>")
-    ] = "",
-    judge: Annotated[str, typer.Option(metavar="URL", help="OpenAI-compatible endpoint")] = "",
-    judge_model: Annotated[str, typer.Option(help="the model's name there")] = "",
+    ] = ""
+    judge: Annotated[str, typer.Option(metavar="URL", help="OpenAI-compatible endpoint")] = ""
+    judge_model: Annotated[str, typer.Option(help="the model's name there")] = ""
     grader_prompt: Annotated[
         str, typer.Option(metavar="FILE", help="a benchmark's own prompt (docs/scoring.md)")
-    ] = "",
+    ] = ""
     judge_set: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="any key of the judge section, listed below"),
-    ] = None,
-) -> None:
+    ] = None
+
+
+@app.command(cls=_WithKeys)
+@_options_of(_Score)
+def score(given: _Score) -> None:
     """Score responses that are already there; started again it goes on where it was stopped."""
     from herl_megatron import api
     from herl_megatron.commands.score.job import top_reasons
@@ -163,29 +207,31 @@ def score(
     setup_logging()
     progress = Console(stderr=True)
     overrides = [
-        override("scoring.check_timeout_s", check_timeout),
-        override("scoring.check_memory_bytes", check_memory),
-        override("scoring.check_modules", check_module or []),
-        override("scoring.answer_after", answer_after),
-        override("judge.base_url", judge),
-        override("judge.model", judge_model),
-        override("judge.grader_prompt", grader_prompt),
-        *(f"judge.{setting}" for setting in judge_set or []),
+        override("scoring.check_timeout_s", given.check_timeout),
+        override("scoring.check_memory_bytes", given.check_memory),
+        override("scoring.check_modules", given.check_module or []),
+        override("scoring.answer_after", given.answer_after),
+        override("judge.base_url", given.judge),
+        override("judge.model", given.judge_model),
+        override("judge.grader_prompt", given.grader_prompt),
+        *(f"judge.{setting}" for setting in given.judge_set or []),
     ]
-    if workers is not None:
-        overrides.append(override("scoring.workers", workers))
+    if given.workers is not None:
+        overrides.append(override("scoring.workers", given.workers))
     try:
-        result = api.score(api.prepare((), overrides, command="score"), rows, out, mode=mode)
+        result = api.score(
+            api.prepare((), overrides, command="score"), given.rows, given.out, mode=given.mode
+        )
     except ValueError as error:
         _refuse(error)
     except RuntimeError as error:  # JudgeError: the judge stayed away
-        text = f"{error}; the same command goes on from {out}"
+        text = f"{error}; the same command goes on from {given.out}"
         progress.print(f"[bold red]stopped:[/] {escape(text)}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
     except OSError as error:
-        _stop(error, f"name another --out than {out}; what is there is kept")
+        _stop(error, f"name another --out than {given.out}; what is there is kept")
     except (KeyboardInterrupt, asyncio.CancelledError) as error:
-        progress.print(f"[bold yellow]interrupted:[/] the same command goes on from {out}")
+        progress.print(f"[bold yellow]interrupted:[/] the same command goes on from {given.out}")
         raise typer.Exit(130) from error
     console = Console()
     console.print(score_table(result.totals, width=console.width))
@@ -233,7 +279,7 @@ def plan(
 ) -> None:
     """Say what a run will need per rank and phase, and whether it fits (else exit code 1)."""
     from herl_megatron.config.load import split_arguments
-    from herl_megatron.plan.command import run_plan
+    from herl_megatron.plan.command import WantedMachines, run_plan
 
     try:
         files, overrides = split_arguments(settings)
@@ -241,10 +287,7 @@ def plan(
             files,
             overrides,
             model_config=model_config,
-            gpu=gpu,
-            gpus=gpus,
-            gpus_per_node=gpus_per_node,
-            host_gib=host_gib,
+            machines=WantedMachines(gpu, gpus, gpus_per_node, host_gib),
             rates=rate or [],
             as_json=as_json,
         )

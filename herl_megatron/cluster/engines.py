@@ -5,36 +5,34 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
-import numpy as np
 import ray
 from ray.exceptions import RayError
 
 from herl_megatron.cluster.health import WorkerError, kill, wait_for
 from herl_megatron.cluster.placement import Slot, actor_options
+from herl_megatron.cluster.remote import EngineCalls
 from herl_megatron.cluster.restart import RestartingEngine, Restarts
 from herl_megatron.cluster.workers import HEALTH, EngineWorker
 from herl_megatron.config.schema import RolloutConfig
-from herl_megatron.engine import (
-    Bucket,
-    EngineConfig,
-    EngineLost,
-    EngineUsage,
-    engine_environment,
-)
+from herl_megatron.engine import EngineConfig, EngineLost, RolloutEngine
 from herl_megatron.observability.phases import counted, phases
-from herl_megatron.types import Completion, GenerateRequest
+from herl_megatron.rollout.vllm.environment import engine_environment
 
 _START_TIMEOUT_S = 300.0  # at least, and as long as `rollout.timeout_s` otherwise
 _SHUTDOWN_TIMEOUT_S = 10.0
 _LONGEST_WATCH_PERIOD_S = 10.0
+_SAMPLING = (RolloutEngine.generate.__name__, RolloutEngine.score_tokens.__name__)
+"""Calls that may take as long as a group; all others have the limit of a weight sync."""
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-class RemoteEngine:
-    """An `EngineProcess` that forwards to an actor; every wait is bounded and names the engine.
+class RemoteEngine(EngineCalls):
+    """An `EngineProcess` over an actor; every wait is bounded and names the engine.
 
     While calls are open the actor is asked whether its engine gets on; one that does not for
     `rollout.stall_timeout_s` is killed, which fails those calls.
@@ -78,76 +76,31 @@ class RemoteEngine:
             self.kill()
             raise
 
-    async def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
-        """See `RolloutEngine.generate`."""
-        completions: list[Completion] = await self._call(
-            self.actor.generate.remote(list(requests)), "generate", self._generate_timeout_s
-        )
-        return completions
-
-    async def score_tokens(
-        self, sequences: Sequence[np.ndarray], starts: Sequence[int]
-    ) -> list[np.ndarray]:
-        """See `RolloutEngine.score_tokens`."""
-        log_probs: list[np.ndarray] = await self._call(
-            self.actor.score_tokens.remote(list(sequences), list(starts)),
-            "score tokens",
-            self._generate_timeout_s,
-        )
-        return log_probs
-
-    async def abort(self, request_ids: Sequence[str]) -> None:
-        """See `RolloutEngine.abort`."""
-        await self._sync(self.actor.abort.remote(list(request_ids)), "abort")
-
-    async def start_weight_update(self) -> None:
-        """See `RolloutEngine.start_weight_update`."""
-        await self._sync(self.actor.start_weight_update.remote(), "start weight update")
-
-    async def load_bucket(self, bucket: Bucket) -> None:
-        """See `RolloutEngine.load_bucket`."""
-        await self._sync(self.actor.load_bucket.remote(bucket), "load a weight bucket")
-
-    async def finish_weight_update(self, weight_version: int) -> None:
-        """See `RolloutEngine.finish_weight_update`."""
-        await self._sync(
-            self.actor.finish_weight_update.remote(weight_version), "finish weight update"
-        )
-
-    async def weight_version(self) -> int:
-        """See `RolloutEngine.weight_version`."""
-        version: int = await self._sync(self.actor.weight_version.remote(), "weight version")
-        return version
-
-    async def sleep(self, level: int) -> None:
-        """See `RolloutEngine.sleep`."""
-        await self._sync(self.actor.sleep.remote(level), "sleep")
-
-    async def wake(self) -> None:
-        """See `RolloutEngine.wake`."""
-        await self._sync(self.actor.wake.remote(), "wake")
-
-    async def usage(self) -> EngineUsage:
-        """See `RolloutEngine.usage`."""
-        found: EngineUsage = await self._sync(self.actor.usage.remote(), "usage")
-        return found
+    async def ask(
+        self,
+        method: Callable[Concatenate[RolloutEngine, P], Awaitable[R]],
+        *given: P.args,
+        **named: P.kwargs,
+    ) -> R:
+        """See `EngineCalls.ask`."""
+        assert not named, f"arguments of {method.__name__} go by place"
+        name = method.__name__
+        limit_s = self._generate_timeout_s if name in _SAMPLING else self._sync_timeout_s
+        with self._watched():
+            ref = self.actor.ask.remote(method, *given)
+            answer: R = await self._bounded(ref, name.replace("_", " "), limit_s)
+            return answer
 
     async def shutdown(self) -> None:
         """Stop the engine and end its process."""
         with contextlib.suppress(EngineLost):  # gone or stuck: the kill ends it either way
-            await self._bounded(self.actor.shutdown.remote(), "shut down", _SHUTDOWN_TIMEOUT_S)
+            ref = self.actor.ask.remote(RolloutEngine.shutdown)
+            await self._bounded(ref, "shut down", _SHUTDOWN_TIMEOUT_S)
         self.kill()
 
     def kill(self) -> None:
         """See `EngineProcess.kill`."""
         kill([self.actor])
-
-    async def _sync(self, ref: Any, doing: str) -> Any:
-        return await self._call(ref, doing, self._sync_timeout_s)
-
-    async def _call(self, ref: Any, doing: str, timeout_s: float) -> Any:
-        with self._watched():
-            return await self._bounded(ref, doing, timeout_s)
 
     async def _bounded(self, ref: Any, doing: str, timeout_s: float) -> Any:
         try:

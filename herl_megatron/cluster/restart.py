@@ -12,13 +12,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol, TypeVar
-
-import numpy as np
+from typing import Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 from herl_megatron.cluster.health import WorkerError
+from herl_megatron.cluster.remote import EngineCalls, bound_to
 from herl_megatron.engine import (
-    Bucket,
     EngineLost,
     EngineUsage,
     RolloutEngine,
@@ -27,8 +25,13 @@ from herl_megatron.engine import (
 from herl_megatron.types import Completion, GenerateRequest
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
+P = ParamSpec("P")
+R = TypeVar("R")
 _NO_VERSION = -1  # of weights that drew no token
+_LASTING = tuple(
+    call.__name__ for call in (RolloutEngine.score_tokens, RolloutEngine.sleep, RolloutEngine.wake)
+)
+"""Calls that are made again after a loss as they were; `generate` takes care of its own."""
 
 
 class EngineProcess(RolloutEngine, Protocol):
@@ -72,7 +75,7 @@ class Restarts:
         return {"rollout/engine_restarts": float(new)}
 
 
-class RestartingEngine:
+class RestartingEngine(EngineCalls):
     """A `RolloutEngine` over one process after another.
 
     `generate`, `score_tokens`, `sleep` and `wake` last through a loss. The steps of a weight update
@@ -111,11 +114,25 @@ class RestartingEngine:
             self._open -= ids
             self._aborted -= ids
 
-    async def score_tokens(
-        self, sequences: Sequence[np.ndarray], starts: Sequence[int]
-    ) -> list[np.ndarray]:
-        """See `RolloutEngine.score_tokens`. Raises `WorkerError` past the limit of restarts."""
-        return await self._lasting(lambda process: process.score_tokens(sequences, starts))
+    async def ask(
+        self,
+        method: Callable[Concatenate[RolloutEngine, P], Awaitable[R]],
+        *given: P.args,
+        **named: P.kwargs,
+    ) -> R:
+        """See `EngineCalls.ask`: made again on the next process, but for a weight update's steps.
+
+        Raises:
+            WorkerError: past the limit of restarts.
+        """
+        while True:
+            epoch = self.epoch
+            try:
+                return await bound_to(cast(RolloutEngine, self._process), method)(*given, **named)
+            except EngineLost as lost:
+                if method.__name__ not in _LASTING:
+                    raise
+                await self.recover(epoch, lost)
 
     async def abort(self, request_ids: Sequence[str]) -> None:
         """See `RolloutEngine.abort`."""
@@ -124,30 +141,6 @@ class RestartingEngine:
             await self._process.abort(request_ids)
         except EngineLost as lost:
             logger.info("nothing to abort: %s", lost)  # its requests are gone with it
-
-    async def start_weight_update(self) -> None:
-        """See `RolloutEngine.start_weight_update`."""
-        await self._process.start_weight_update()
-
-    async def load_bucket(self, bucket: Bucket) -> None:
-        """See `RolloutEngine.load_bucket`."""
-        await self._process.load_bucket(bucket)
-
-    async def finish_weight_update(self, weight_version: int) -> None:
-        """See `RolloutEngine.finish_weight_update`."""
-        await self._process.finish_weight_update(weight_version)
-
-    async def weight_version(self) -> int:
-        """See `RolloutEngine.weight_version`."""
-        return await self._process.weight_version()
-
-    async def sleep(self, level: int) -> None:
-        """See `RolloutEngine.sleep`. Raises `WorkerError` past the limit of restarts."""
-        await self._lasting(lambda process: process.sleep(level))
-
-    async def wake(self) -> None:
-        """See `RolloutEngine.wake`. Raises `WorkerError` past the limit of restarts."""
-        await self._lasting(lambda process: process.wake())
 
     async def usage(self) -> EngineUsage:
         """See `RolloutEngine.usage`; nothing of one that is lost, which its next call finds out."""
@@ -191,14 +184,6 @@ class RestartingEngine:
                 drawn.get(r.request_id) or aborted(r.request_id, weight_version=_NO_VERSION)
                 for r in requests
             ]
-
-    async def _lasting(self, call: Callable[[EngineProcess], Awaitable[T]]) -> T:
-        while True:
-            epoch = self.epoch
-            try:
-                return await call(self._process)
-            except EngineLost as lost:
-                await self.recover(epoch, lost)
 
     async def _restart(self, lost: EngineLost) -> None:
         begin = time.monotonic()

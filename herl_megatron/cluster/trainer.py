@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import ray
 
 from herl_megatron.algos.loss_metrics import combine
 from herl_megatron.batching.shards import Row, Shard, gather_rows, make_shards
-from herl_megatron.cluster.health import WorkerError, kill, wait_for, wait_for_all
+from herl_megatron.cluster.health import WorkerError, kill
 from herl_megatron.cluster.placement import (
     DeviceKind,
     Placement,
@@ -29,6 +29,7 @@ from herl_megatron.cluster.placement import (
     ranks_beside_engines,
     trainer_environment,
 )
+from herl_megatron.cluster.remote import Remotes
 from herl_megatron.cluster.workers import RankInfo, TrainerRank
 from herl_megatron.config.schema import RolloutConfig
 from herl_megatron.config.trainer_sections import TrainerSections
@@ -42,7 +43,10 @@ from herl_megatron.models.parameters import Architecture
 from herl_megatron.observability.peaks import merge_peaks
 from herl_megatron.observability.phases import counted, phases
 from herl_megatron.types import CoefficientRow, FloatArray, TokenRow, TrainBatch, TrainRow
+from herl_megatron.weight_sync.buckets import BucketPlan
 
+P = ParamSpec("P")
+R = TypeVar("R")
 _SAVE_POLL_S = 0.1
 _NO_VERSION = -1  # while a checkpoint is read, and for good where that failed
 RowValues = list[FloatArray | None]
@@ -61,16 +65,14 @@ class TrainerGroup:
     ) -> None:
         """`slots` of the actors, where there are several nodes to tell apart."""
         self._sections = sections
-        self._actors = list(actors)
-        self._names = [f"trainer rank {rank}" for rank in range(len(actors))]
+        names = [f"trainer rank {rank}" for rank in range(len(actors))]
         nodes = {slot.node_id for slot in slots or ()}
         self._several_nodes = len(nodes) > 1
         if slots and self._several_nodes:
-            self._names = [
-                f"{name} on {slot.node_ip}" for name, slot in zip(self._names, slots, strict=True)
-            ]
+            names = [f"{name} on {slot.node_ip}" for name, slot in zip(names, slots, strict=True)]
+        self._ranks = Remotes[TrainerRank](actors, names)
         self._infos: list[RankInfo] = []
-        self._plan: tuple[Any, ...] = ()
+        self._plan: tuple[BucketPlan, ...] = ()
         self._writers: Writers = ()
         # A save runs beside the rollouts; what comes next must not count its time as its own.
         self._saving = asyncio.Lock()
@@ -84,21 +86,16 @@ class TrainerGroup:
             would import transformers, a third of the CPU time in which it starts.
         """
         limit_s = self._sections.cluster.start_timeout_s
-        address = await wait_for(
-            self._actors[0].address.remote(),
-            who=self._names[0],
-            doing="start its process",
-            timeout_s=limit_s,
+        first = self._ranks.on(
+            [0], TrainerRank.address, doing="start its process", timeout_s=limit_s
         )
-        refs = [
-            actor.join.remote(
-                self._sections, rank=rank, address=address, several_nodes=self._several_nodes
-            )
-            for rank, actor in enumerate(self._actors)
+        (address,) = await first()
+        joined = [
+            (self._sections, rank, address, self._several_nodes) for rank in self._ranks.numbers
         ]
         doing = f"join the process group at {address[0]}:{address[1]}"
         try:
-            await self._all(refs, doing, timeout_s=limit_s)
+            await self._ranks.each(TrainerRank.join, joined, doing=doing, timeout_s=limit_s)
         except WorkerError as error:
             if not self._several_nodes:
                 raise
@@ -106,17 +103,15 @@ class TrainerGroup:
                 f"{error}; where nodes have several networks, name the one they share in"
                 " GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
             ) from error
-        refs = [
-            actor.setup.remote(
-                self._sections,
-                architecture=architecture,
-                rank=rank,
-                optimizer_steps=optimizer_steps,
-            )
-            for rank, actor in enumerate(self._actors)
+        given = [
+            (self._sections, architecture, rank, optimizer_steps) for rank in self._ranks.numbers
         ]
-        self._infos = await self._all(refs, "build the model", timeout_s=limit_s)
-        self._plan = await self._one(0, self._actors[0].bucket_plan.remote(), "plan buckets")
+        self._infos = await self._ranks.each(
+            TrainerRank.setup, given, doing="build the model", timeout_s=limit_s
+        )
+        (self._plan,) = await self._ranks.on(
+            [0], TrainerRank.bucket_plan, doing="plan buckets", timeout_s=self._timeout_s
+        )()
         model = self._sections.model
         await self.require_sound(f"the weights in {model.megatron_path or model.path}")
 
@@ -131,10 +126,7 @@ class TrainerGroup:
         Raises:
             UnsoundWeights: one is NaN, infinite or of a size that no model has; names the first.
         """
-        refs = [actor.weight_report.remote() for actor in self._actors]
-        reports = await self._all(
-            refs, "look at its weights", timeout_s=self._sections.megatron.timeout_s
-        )
+        reports = await self._all(TrainerRank.weight_report, "look at its weights")()
         if problem := merge_reports(reports).problem:
             raise UnsoundWeights(f"{what}: {problem}")
 
@@ -148,12 +140,8 @@ class TrainerGroup:
         """
         senders = {info.pp_rank: info.rank for info in self._infos if info.gathers}
         self._writers = writers_of([senders[stage] for stage in sorted(senders)])
-        refs = [
-            actor.connect_writers.remote(self._writers, transport=transport)
-            for actor in self._actors
-        ]
-        timeout_s = self._sections.megatron.timeout_s
-        await self._all(refs, "connect the nodes for weights", timeout_s=timeout_s)
+        connect = self._all(TrainerRank.connect_writers, "connect the nodes for weights")
+        await connect(self._writers, transport=transport)
 
     async def train_step(self, batch: TrainBatch, *, step: int) -> dict[str, float]:
         """All optimizer steps of loop step `step`; returns their `step_metrics`.
@@ -182,8 +170,12 @@ class TrainerGroup:
     async def _train_step(self, batch: TrainBatch, *, step: int) -> dict[str, float]:
         rows, policy = batch.rows, self._sections.policy
         assert policy is not None, "a trainer that only fits rows takes no step of the policy"
-        old = await self._log_probs("compute_log_probs", rows, len(batch.optimizer_steps) > 1)
-        ref = await self._log_probs("compute_ref_log_probs", rows, policy.algorithm.kl_coef > 0)
+        old = await self._log_probs(
+            TrainerRank.compute_log_probs, rows, len(batch.optimizer_steps) > 1
+        )
+        ref = await self._log_probs(
+            TrainerRank.compute_ref_log_probs, rows, policy.algorithm.kl_coef > 0
+        )
         for whose, values in (("trainer", old), ("reference model", ref)):
             _require_finite(values, rows, whose=whose, step=step)
         metrics, start = [], 0
@@ -196,34 +188,33 @@ class TrainerGroup:
             window = known[start : start + len(step_rows)]
             start += len(step_rows)
             if any(row.in_loss for row in window):
-                metrics.append(await self._step("train_step", self._shards(window), schedule_step))
+                shards = self._shards(window)
+                metrics.append(await self._step(TrainerRank.train_step, shards, schedule_step))
         return step_metrics(metrics, policy.rollout)
 
     async def sft_step(self, rows: Sequence[TokenRow]) -> dict[str, float]:
         """One optimizer step of supervised fine-tuning on these rows."""
-        return combine([await self._step("sft_step", self._shards(rows))])
+        return combine([await self._step(TrainerRank.sft_step, self._shards(rows))])
 
     async def coefficient_step(self, rows: Sequence[CoefficientRow]) -> dict[str, float]:
         """One optimizer step on minus the sum of `coefficient` times response log-prob."""
-        return combine([await self._step("coefficient_step", self._shards(rows))])
+        return combine([await self._step(TrainerRank.coefficient_step, self._shards(rows))])
 
     async def log_probs(self, rows: Sequence[TokenRow]) -> list[FloatArray]:
         """Response log-probs of these rows under the current weights, `[response]` each, of the
         plain distribution: temperature 1, whatever `rollout.temperature` is."""
-        values = await self._log_probs("compute_log_probs", rows, True, 1.0)
+        values = await self._log_probs(TrainerRank.compute_log_probs, rows, True, 1.0)
         return [value for value in values if value is not None]
 
     async def memory_bytes(self) -> tuple[int, dict[str, tuple[int, int]]]:
         """The largest rank's resident memory, and by phase the most that a rank held on host and
         GPU since the last call."""
-        refs = [actor.memory_bytes.remote() for actor in self._actors]
-        found = await self._all(refs, "memory", timeout_s=self._sections.megatron.timeout_s)
+        found = await self._all(TrainerRank.memory_bytes, "memory")()
         return max(resident for resident, _ in found), merge_peaks([peaks for _, peaks in found])
 
     async def release_memory(self) -> None:
         """Have every rank give back memory that its allocator keeps without use."""
-        refs = [actor.release_memory.remote() for actor in self._actors]
-        await self._all(refs, "release memory", timeout_s=self._sections.megatron.timeout_s)
+        await self._all(TrainerRank.release_memory, "release memory")()
 
     async def save_checkpoint(self, folder: Path) -> dict[str, FileFacts]:
         """Have every rank write its part of the training state into `folder`, which exists.
@@ -236,30 +227,35 @@ class TrainerGroup:
         """
         timeout_s = self._sections.checkpoint.timeout_s
         async with self._saving:
-            refs = [actor.begin_save.remote(str(folder)) for actor in self._actors]
-            await self._all(refs, "copy a checkpoint", timeout_s=timeout_s)
+            begin = self._ranks.on_all(
+                TrainerRank.begin_save, doing="copy a checkpoint", timeout_s=timeout_s
+            )
+            await begin(str(folder))
         end = time.monotonic() + timeout_s
-        waiting = list(range(len(self._actors)))
+        waiting = list(self._ranks.numbers)
         while waiting:
             # Asked of each rank between two of its calls: a training step is not interrupted, and
             # the answer may have to wait for its end.
-            refs = [self._actors[rank].save_is_written.remote() for rank in waiting]
-            names = [self._names[rank] for rank in waiting]
-            patience_s = timeout_s + self._sections.megatron.timeout_s
-            written = await wait_for_all(
-                refs, who=names, doing="write a checkpoint", timeout_s=patience_s
+            ask = self._ranks.on(
+                waiting,
+                TrainerRank.save_is_written,
+                doing="write a checkpoint",
+                timeout_s=timeout_s + self._timeout_s,
             )
+            written = await ask()
             waiting = [r for r, done in zip(waiting, written, strict=True) if not done]
             if waiting and time.monotonic() > end:
                 raise WorkerError(
-                    f"{self._names[waiting[0]]} did not finish 'write a checkpoint' within"
+                    f"{self._ranks.names[waiting[0]]} did not finish 'write a checkpoint' within"
                     f" {timeout_s:g} s; raise checkpoint.timeout_s if the disk is really that slow"
                 )
             if waiting:
                 await asyncio.sleep(_SAVE_POLL_S)
         async with self._saving:
-            refs = [actor.finish_save.remote() for actor in self._actors]
-            by_rank = await self._all(refs, "finish a checkpoint", timeout_s=timeout_s)
+            finish = self._ranks.on_all(
+                TrainerRank.finish_save, doing="finish a checkpoint", timeout_s=timeout_s
+            )
+            by_rank = await finish()
         return {name: facts for files in by_rank for name, facts in files.items()}
 
     async def load_checkpoint(self, folder: Path, *, version: int) -> None:
@@ -268,12 +264,16 @@ class TrainerGroup:
         version: of the weights in it, the number of steps done.
         """
         self._version = _NO_VERSION
-        refs = [actor.load_checkpoint.remote(str(folder.resolve())) for actor in self._actors]
-        await self._all(refs, "load a checkpoint", timeout_s=self._sections.checkpoint.timeout_s)
+        load = self._ranks.on_all(
+            TrainerRank.load_checkpoint,
+            doing="load a checkpoint",
+            timeout_s=self._sections.checkpoint.timeout_s,
+        )
+        await load(str(folder.resolve()))
         await self.require_sound(f"the weights in {folder}")
         self._version = version
 
-    def bucket_plan(self) -> tuple[Any, ...]:
+    def bucket_plan(self) -> tuple[BucketPlan, ...]:
         """The weight stream's buckets."""
         return self._plan
 
@@ -283,13 +283,13 @@ class TrainerGroup:
         stage = self._plan[index].pp_stage
         gathering = [i.rank for i in self._infos if i.sends_weights and i.pp_rank == stage]
         owners = sorted({*gathering, *self._writers[stage]})
-        refs = [self._actors[rank].write_bucket.remote(index, path) for rank in owners]
-        written = await wait_for_all(
-            refs,
-            who=[self._names[rank] for rank in owners],
+        write = self._ranks.on(
+            owners,
+            TrainerRank.write_bucket,
             doing=f"write weight bucket {index}",
             timeout_s=self._sections.weight_sync.timeout_s,
         )
+        written = await write(index, path)
         bucket: Bucket = next(bucket for bucket in written if bucket is not None)
         return bucket
 
@@ -308,13 +308,10 @@ class TrainerGroup:
         folder = folder.resolve()  # the ranks' working directory may be another
         staging = start_export(folder)
         owners = [info.rank for info in self._infos if info.sends_weights]
-        refs = [self._actors[rank].export_shard.remote(str(staging)) for rank in owners]
-        written = await wait_for_all(
-            refs,
-            who=[self._names[rank] for rank in owners],
-            doing="export the policy",
-            timeout_s=self._sections.megatron.timeout_s,
+        export = self._ranks.on(
+            owners, TrainerRank.export_shard, doing="export the policy", timeout_s=self._timeout_s
         )
+        written = await export(str(staging))
         finish_export(
             staging,
             folder,
@@ -324,13 +321,17 @@ class TrainerGroup:
 
     def stop(self) -> None:
         """End every rank's process."""
-        kill(self._actors)
+        kill(self._ranks.actors)
 
     def _shards(self, rows: Sequence[Row]) -> list[Shard[Row]]:
         return make_shards(rows, megatron=self._sections.megatron)
 
     async def _log_probs(
-        self, method: str, rows: Sequence[TokenRow], wanted: bool, *temperature: float
+        self,
+        method: Callable[..., Any],
+        rows: Sequence[TokenRow],
+        wanted: bool,
+        *temperature: float,
     ) -> RowValues:
         none: RowValues = [None] * len(rows)
         if not wanted or not rows:
@@ -340,23 +341,22 @@ class TrainerGroup:
         return list(gather_rows(shards, per_dp))
 
     async def _step(
-        self, method: str, shards: Sequence[Shard[TokenRow]], *more: int
+        self, method: Callable[..., Any], shards: Sequence[Shard[Any]], *more: int
     ) -> dict[str, float]:
         metrics: dict[str, float] = (await self._call(method, shards, *more))[0]
         return metrics
 
     async def _call(
-        self, method: str, shards: Sequence[Shard[TokenRow]], *more: float
+        self, method: Callable[..., Any], shards: Sequence[Shard[Any]], *more: float
     ) -> list[Any]:
         """Run `method` on every rank with its DP rank's shard and `more`; results of the reporters
         by DP rank."""
         stored = [ray.put(shard) for shard in shards]  # once per DP rank, not once per rank
         async with self._saving:
-            refs = [
-                getattr(actor, method).remote(stored[info.dp_rank], *more)
-                for actor, info in zip(self._actors, self._infos, strict=True)
-            ]
-            results = await self._all(refs, method, timeout_s=self._sections.megatron.timeout_s)
+            given = [(stored[info.dp_rank], *more) for info in self._infos]
+            results = await self._ranks.each(
+                method, given, doing=method.__name__, timeout_s=self._timeout_s
+            )
         by_dp = {
             info.dp_rank: result
             for info, result in zip(self._infos, results, strict=True)
@@ -364,12 +364,14 @@ class TrainerGroup:
         }
         return [by_dp[dp_rank] for dp_rank in range(len(shards))]
 
-    async def _all(self, refs: Sequence[Any], doing: str, *, timeout_s: float) -> list[Any]:
-        return await wait_for_all(refs, who=self._names, doing=doing, timeout_s=timeout_s)
+    def _all(
+        self, method: Callable[Concatenate[TrainerRank, P], R], doing: str
+    ) -> Callable[P, Awaitable[list[R]]]:
+        return self._ranks.on_all(method, doing=doing, timeout_s=self._timeout_s)
 
-    async def _one(self, rank: int, ref: Any, doing: str) -> Any:
-        timeout_s = self._sections.megatron.timeout_s
-        return await wait_for(ref, who=self._names[rank], doing=doing, timeout_s=timeout_s)
+    @property
+    def _timeout_s(self) -> float:
+        return self._sections.megatron.timeout_s
 
 
 def _require_finite(values: RowValues, rows: Sequence[TrainRow], *, whose: str, step: int) -> None:

@@ -1,32 +1,32 @@
-"""Thin Ray actors: each holds one real part and forwards calls to it. No algorithm lives here."""
+"""Thin Ray actors: each holds one real part and is called through it. No algorithm lives here."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import psutil
 import ray
 
 from herl_megatron.algos.objective import PolicyObjective
 from herl_megatron.batching.shards import Shard
+from herl_megatron.cluster.remote import bound_to
 from herl_megatron.config.trainer_sections import TrainerSections
 from herl_megatron.device import Transport, device_name, take_peak_memory
-from herl_megatron.engine import Bucket, EngineConfig, EngineUsage
+from herl_megatron.engine import Bucket, EngineConfig, HostedEngine
 from herl_megatron.megatron.soundness import WeightReport
+from herl_megatron.models.hf_folder import WrittenShards
 from herl_megatron.models.parameters import Architecture
 from herl_megatron.observability.peaks import Peaks
 from herl_megatron.types import (
     CoefficientRow,
-    Completion,
     FloatArray,
-    GenerateRequest,
     TokenRow,
     TrainRow,
 )
+from herl_megatron.weight_sync.buckets import BucketPlan
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class TrainerRank:
         return host, port
 
     def join(
-        self, sections: TrainerSections, *, rank: int, address: tuple[str, int], several_nodes: bool
+        self, sections: TrainerSections, rank: int, address: tuple[str, int], several_nodes: bool
     ) -> None:
         """Join the trainer's process group, which meets at rank 0's address."""
         # Imported here: the driver imports this module and must stay free of Megatron.
@@ -100,7 +100,6 @@ class TrainerRank:
     def setup(
         self,
         sections: TrainerSections,
-        *,
         architecture: Architecture,
         rank: int,
         optimizer_steps: int,
@@ -229,7 +228,7 @@ class TrainerRank:
         call, by phase (`observability.peaks`)."""
         return psutil.Process().memory_info().rss, self._peaks.take()
 
-    def bucket_plan(self) -> tuple[Any, ...]:
+    def bucket_plan(self) -> tuple[BucketPlan, ...]:
         """The weight stream's buckets, the same on every rank."""
         return self._source.plan()
 
@@ -238,7 +237,7 @@ class TrainerRank:
         with self._peaks.phase("weight sync"):
             return self._writers.write(index, self._source.gather(index), path)
 
-    def export_shard(self, folder: str) -> Any:
+    def export_shard(self, folder: str) -> WrittenShards | None:
         """Write this stage's weights as safetensors shards; returns what was written."""
         from herl_megatron.weight_sync.export import write_stage
 
@@ -256,55 +255,13 @@ class EngineWorker:
         """Build the engine (seconds: vLLM's import and the KV cache)."""
         from herl_megatron.rollout.vllm.vllm_engine import VLLMEngine
 
-        self._engine = VLLMEngine(config)
+        self._engine: HostedEngine = VLLMEngine(config)
 
-    async def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
-        """See `RolloutEngine.generate`."""
-        return await self._engine.generate(requests)
-
-    async def score_tokens(
-        self, sequences: Sequence[np.ndarray], starts: Sequence[int]
-    ) -> list[np.ndarray]:
-        """See `RolloutEngine.score_tokens`."""
-        return await self._engine.score_tokens(sequences, starts)
-
-    async def abort(self, request_ids: Sequence[str]) -> None:
-        """See `RolloutEngine.abort`."""
-        await self._engine.abort(request_ids)
-
-    async def start_weight_update(self) -> None:
-        """See `RolloutEngine.start_weight_update`."""
-        await self._engine.start_weight_update()
-
-    async def load_bucket(self, bucket: Bucket) -> None:
-        """See `RolloutEngine.load_bucket`."""
-        await self._engine.load_bucket(bucket)
-
-    async def finish_weight_update(self, weight_version: int) -> None:
-        """See `RolloutEngine.finish_weight_update`."""
-        await self._engine.finish_weight_update(weight_version)
-
-    async def weight_version(self) -> int:
-        """See `RolloutEngine.weight_version`."""
-        return await self._engine.weight_version()
-
-    async def sleep(self, level: int) -> None:
-        """See `RolloutEngine.sleep`."""
-        await self._engine.sleep(level)
-
-    async def wake(self) -> None:
-        """See `RolloutEngine.wake`."""
-        await self._engine.wake()
-
-    async def usage(self) -> EngineUsage:
-        """See `RolloutEngine.usage`."""
-        return await self._engine.usage()
+    async def ask(self, method: Callable[..., Any], *given: Any) -> Any:
+        """What `method` of `RolloutEngine` says of the engine (`cluster.remote`)."""
+        return await bound_to(self._engine, method)(*given)
 
     @ray.method(concurrency_group=HEALTH)  # type: ignore[untyped-decorator]  # Ray is not followed
     async def stalled_s(self) -> float:
-        """See `EngineThread.stalled_s`."""
+        """See `HostedEngine.stalled_s`."""
         return self._engine.stalled_s()
-
-    async def shutdown(self) -> None:
-        """See `RolloutEngine.shutdown`."""
-        await self._engine.shutdown()

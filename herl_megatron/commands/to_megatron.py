@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_common_arguments(parser)
     args = parser.parse_args(arguments)
     # Imported here: `--help` would take seconds.
-    from herl_megatron.megatron.convert.conversion import hf_to_megatron
+    from herl_megatron.megatron.convert.conversion import Files, hf_to_megatron
     from herl_megatron.megatron.convert.layout import TrainerLayout
 
     layout = TrainerLayout(tp=args.tp, pp=args.pp, ep=args.ep, vpp=args.vpp, etp=args.etp)
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 layout=layout,
                 weights=args.weights,
                 dtype=dtype_of(args.dtype),
-                threads=args.threads,
+                files=Files(threads=args.threads),
                 check_hashes=not args.skip_hashes,
                 progress=progress,
             )

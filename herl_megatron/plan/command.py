@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -21,25 +21,33 @@ from herl_megatron.plan.remedies import cheapest_changes
 from herl_megatron.plan.show import show_changes, show_plan
 
 
+@dataclass(frozen=True)
+class WantedMachines:
+    """What to plan for.
+
+    gpu: by name; none plans for this machine's GPU, or for the CPU. `cluster.device: cpu` always
+        plans for the CPU.
+    gpus: a file with further GPUs (`gpus.read_gpus`), instead of `cluster.gpu_table`.
+    host_gib: host memory of a node, 0 leaves it unchecked.
+    """
+
+    gpu: str | None = None
+    gpus: Path | None = None
+    gpus_per_node: int = 8
+    host_gib: float = 0.0
+
+
 def run_plan(
     paths: Sequence[Path],
     overrides: Sequence[str],
     *,
     model_config: Path | None = None,
-    gpu: str | None = None,
-    gpus: Path | None = None,
-    gpus_per_node: int = 8,
-    host_gib: float = 0.0,
+    machines: WantedMachines | None = None,
     rates: Sequence[str] = (),
     as_json: bool = False,
     console: Console | None = None,
 ) -> bool:
     """Plan, print, and where it does not fit print the cheapest changes that do; True if it fits.
-
-    gpu: what to plan for; none plans for this machine's GPU, or for the CPU. `cluster.device: cpu`
-        always plans for the CPU.
-    gpus: a file with further GPUs (`gpus.read_gpus`), instead of `cluster.gpu_table`.
-    host_gib: host memory of a node, 0 leaves it unchecked.
 
     Raises:
         ValueError: an unknown key, model, GPU or rate.
@@ -47,12 +55,13 @@ def run_plan(
     config = effective_config(load_config(paths, overrides), purpose="train")
     shape = find_shape(config, near=paths[0], given=model_config)
     assumed = Assumptions().with_values(rates)
-    table = gpus or config.cluster.gpu_table
+    machines = machines or WantedMachines()
+    table = machines.gpus or config.cluster.gpu_table
     cluster = choose_cluster(
         config,
-        gpu,
-        gpus_per_node=gpus_per_node,
-        host_gib=host_gib,
+        machines.gpu,
+        gpus_per_node=machines.gpus_per_node,
+        host_gib=machines.host_gib,
         gpus=read_gpus(Path(table)) if table else GPUS,
     )
     plan = make_plan(config, shape, cluster=cluster, assumed=assumed)

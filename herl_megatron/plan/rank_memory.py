@@ -124,38 +124,37 @@ def plan_ranks(
     # On the CPU an engine is another process, which `host` counts.
     awake = engine.budget_bytes if on_gpu else 0
     learning = min(awake, sleep_residue_bytes) if engines_sleep(config) else awake
+    terms = _Terms(shape, on_gpu, micro_batches, largest, awake, learning, transport)
     return tuple(
         _plan_rank(
             config,
             model,
             rank,
-            shape=shape,
-            on_gpu=on_gpu,
-            micro_batches=micro_batches,
-            bucket_bytes=largest,
-            awake_bytes=awake,
-            learning_bytes=learning,
-            transport=transport,
+            terms,
             ranks=f"{rank.rank}-{rank.rank + per_stage - 1}" if per_stage > 1 else str(rank.rank),
         )
         for rank in ranks
     )
 
 
+@dataclass(frozen=True)
+class _Terms:
+    """What all ranks of a plan share: the largest micro-batch and bucket, and the engine awake and
+    while the trainer learns."""
+
+    shape: MicroBatchShape
+    on_gpu: bool
+    micro_batches: int
+    bucket_bytes: int
+    awake_bytes: int
+    learning_bytes: int
+    transport: Transport
+
+
 def _plan_rank(
-    config: Config,
-    model: ActivationModel,
-    rank: RankBytes,
-    *,
-    shape: MicroBatchShape,
-    on_gpu: bool,
-    micro_batches: int,
-    bucket_bytes: int,
-    awake_bytes: int,
-    learning_bytes: int,
-    transport: Transport,
-    ranks: str,
+    config: Config, model: ActivationModel, rank: RankBytes, terms: _Terms, *, ranks: str
 ) -> RankPlan:
+    shape, bucket_bytes = terms.shape, terms.bucket_bytes
     held = {
         "weights": rank.weight_bytes,
         "gradients": rank.gradient_bytes,
@@ -165,14 +164,16 @@ def _plan_rank(
     if config.algorithm.kl_coef and config.megatron.reference == "resident":
         held["reference"] = rank.parameters * model.element_bytes
     synced = 2 * bucket_bytes
-    if transport == "cuda_ipc":  # two buffers for the whole run, beside what is being gathered
+    if (
+        terms.transport == "cuda_ipc"
+    ):  # two buffers for the whole run, beside what is being gathered
         held["weight buckets"] = 2 * bucket_bytes
         synced = bucket_bytes
     last = rank.pp_rank == config.megatron.pipeline_parallel - 1
-    scratch = scratch_bytes(torch.device("cuda" if on_gpu else "cpu"))
+    scratch = scratch_bytes(torch.device("cuda" if terms.on_gpu else "cpu"))
     layer = chunk_layers(model.architecture, config.megatron, rank.pp_rank)[0][:1]
     one_layer = max(model.layer_bytes(number, shape) for number in layer)
-    activations = model.peak_bytes(rank.pp_rank, shape, micro_batches)
+    activations = model.peak_bytes(rank.pp_rank, shape, terms.micro_batches)
     head = model.head_working_bytes(backward=True, scratch_bytes=scratch) if last else 0
     # Gradients of one layer's activations, while the layer's own are still there.
     working = max(head, one_layer)
@@ -190,12 +191,12 @@ def _plan_rank(
     }
     if config.parity.every:
         added["parity check"] = forward
-    engine = dict.fromkeys(added, awake_bytes) | dict.fromkeys(LEARNING, learning_bytes)
+    engine = dict.fromkeys(added, terms.awake_bytes) | dict.fromkeys(LEARNING, terms.learning_bytes)
     always = sum(held.values())
     # Megatron-Core's DDP copies the weights into its buffer before the first copy goes; the
     # optimizer comes after it, the engine beside it.
-    phases = {"start-up": 2 * rank.weight_bytes + rank.gradient_bytes + awake_bytes}
-    engine["start-up"] = awake_bytes
+    phases = {"start-up": 2 * rank.weight_bytes + rank.gradient_bytes + terms.awake_bytes}
+    engine["start-up"] = terms.awake_bytes
     return RankPlan(
         ranks=ranks,
         pp_rank=rank.pp_rank,

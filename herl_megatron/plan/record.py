@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("gpu")
     parser.add_argument("gpus_per_node", type=int)
     given = parser.parse_args(arguments)
-    from herl_megatron.plan.command import run_plan  # imports Megatron-Core
+    from herl_megatron.plan.command import WantedMachines, run_plan  # imports Megatron-Core
 
     os.nice(_NICE)
     temporary = given.run / f"{PLAN}.tmp"
@@ -77,8 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run_plan(
             [given.run / "config.yaml"],
             (),
-            gpu=given.gpu,
-            gpus_per_node=given.gpus_per_node,
+            machines=WantedMachines(given.gpu, gpus_per_node=given.gpus_per_node),
             as_json=True,
             console=Console(file=file),
         )

@@ -174,6 +174,13 @@ def remedies(
     config: Config, architecture: Architecture, plan: Plan, cluster: Cluster
 ) -> Iterator[Remedy]:
     """Those that change something here and may help against what is too large."""
+    yield from _anywhere(config, plan)
+    if not plan.only_host_misfits:
+        yield from _on_gpus(config, architecture, cluster)
+
+
+def _anywhere(config: Config, plan: Plan) -> Iterator[Remedy]:
+    """What helps memory of hosts or of both."""
     rollout, megatron, sync = config.rollout, config.megatron, config.weight_sync
     if rollout.mode != "one_step_off" and rollout.sleep < 2:
         levels = range(rollout.sleep + 1, 3)
@@ -185,8 +192,11 @@ def remedies(
     halves = [sync.bucket_bytes >> by for by in (1, 2, 3)]
     buckets = [size for size in halves if size >= _LEAST_BUCKET_BYTES]
     yield _remedy("buckets", [{"weight_sync.bucket_bytes": size} for size in buckets])
-    if plan.only_host_misfits:
-        return
+
+
+def _on_gpus(config: Config, architecture: Architecture, cluster: Cluster) -> Iterator[Remedy]:
+    """What helps memory of GPUs, the cheaper first."""
+    rollout, megatron = config.rollout, config.megatron
     shares = sorted(_SHARES, key=lambda share: abs(share - rollout.gpu_memory_utilization))
     yield _remedy("share", [{"rollout.gpu_memory_utilization": share} for share in shares])
     yield _remedy("engine TP", list(_engine_layouts(config, architecture, cluster)))

@@ -88,11 +88,7 @@ def _none_found(plan: Plan, cluster: Cluster) -> str:
 
 def _ranks(plan: Plan, config: Config, cluster: Cluster | None) -> tuple[str, Table]:
     """What ranks hold, then the phases; stages that need the same share a column."""
-    columns = []
-    for _, same in groupby(plan.ranks, key=lambda rank: (rank.held, rank.phases)):
-        alike = list(same)
-        first, last = alike[0].ranks.partition("-")[0], alike[-1].ranks.rpartition("-")[2]
-        columns.append((first if first == last else f"{first}-{last}", alike))
+    columns = _columns(plan.ranks)
     title = "GiB per rank"
     if cluster is not None:
         title += ", each phase with the engine on the same GPU"
@@ -122,6 +118,16 @@ def _ranks(plan: Plan, config: Config, cluster: Cluster | None) -> tuple[str, Ta
         asleep = ", engine asleep" if sleeps and phase in LEARNING else ""
         table.add_row(f"in {phase}{asleep}", *(_phase(rank, phase, plan) for rank in ranks))
     return title, table
+
+
+def _columns(ranks: Sequence[RankPlan]) -> list[tuple[str, list[RankPlan]]]:
+    """Neighbours that need the same, under the numbers of their first and last rank."""
+    columns = []
+    for _, same in groupby(ranks, key=lambda rank: (rank.held, rank.phases)):
+        alike = list(same)
+        first, last = alike[0].ranks.partition("-")[0], alike[-1].ranks.rpartition("-")[2]
+        columns.append((first if first == last else f"{first}-{last}", alike))
+    return columns
 
 
 def _phase(rank: RankPlan, phase: str, plan: Plan) -> str:

@@ -256,12 +256,29 @@ def chapters_for(groups: Sequence[RunGroup]) -> list[Chapter]:
     """
     logged = _names(groups, lambda value: True)
     above_zero = _names(groups, lambda value: value != 0)
+    axes = {name for name in logged if name.startswith(AXIS)}
+    checks, more = _chapters_of_the_rest(logged - axes)
+    shown = []
+    for chapter in (*CHAPTERS[:2], checks, *CHAPTERS[2:], more):
+        there = [
+            panel
+            for panel in chapter.panels
+            if logged & {panel.train, panel.held_out} and panel.over in {"", *axes}
+        ]
+        panels = [p for p in there if p.even_zero or above_zero & {p.train, p.held_out}]
+        flat = [panel.title for panel in there if panel not in panels]
+        note = f"{chapter.note} 0 throughout: {', '.join(flat)}." if flat else chapter.note
+        shown += _in_parts(replace(chapter, note=note, panels=tuple(panels)))
+    return shown
+
+
+def _chapters_of_the_rest(logged: set[str]) -> tuple[Chapter, Chapter]:
+    """One of all checks that were logged, one of what no chapter has."""
     known = {name for c in CHAPTERS for panel in c.panels for name in (panel.train, panel.held_out)}
     checked = {name for name in logged if name.startswith(("check/", "eval/check/"))}
     checks = sorted({name.partition("check/")[2] for name in checked})
-    axes = {name for name in logged if name.startswith(AXIS)}
-    rest = sorted(logged - known - checked - axes - _NOT_DRAWN)
-    extra = (
+    rest = sorted(logged - known - checked - _NOT_DRAWN)
+    return (
         Chapter(
             "checks",
             "Satisfaction by check",
@@ -279,18 +296,6 @@ def chapters_for(groups: Sequence[RunGroup]) -> list[Chapter]:
             tuple(Panel(name, name) for name in rest),
         ),
     )  # fmt: skip
-    shown = []
-    for chapter in (*CHAPTERS[:2], extra[0], *CHAPTERS[2:], extra[1]):
-        there = [
-            panel
-            for panel in chapter.panels
-            if logged & {panel.train, panel.held_out} and panel.over in {"", *axes}
-        ]
-        panels = [p for p in there if p.even_zero or above_zero & {p.train, p.held_out}]
-        flat = [panel.title for panel in there if panel not in panels]
-        note = f"{chapter.note} 0 throughout: {', '.join(flat)}." if flat else chapter.note
-        shown += _in_parts(replace(chapter, note=note, panels=tuple(panels)))
-    return shown
 
 
 def _names(groups: Sequence[RunGroup], wanted: Callable[[float], bool]) -> set[str]:

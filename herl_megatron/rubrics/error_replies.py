@@ -65,13 +65,18 @@ def find_error(body: object) -> ErrorReply | None:
             return describe({"error": choices[0]["error"]})
         held = any(_is_error(body.get(name)) for name in ("error", "errors"))
         return describe(body) if held else None
+    return describe(body) if _says_error(body) else None
+
+
+def _says_error(body: Mapping[str, Any]) -> bool:
+    """Whether a body without answers is an error: it says so, or has words and no good code."""
     held = any(_is_error(body.get(name)) for name in _ERRORS)
     if held or body.get("object") == "error" or body.get("type") == "error":
-        return describe(body)
+        return True
     fields = {_plain(name): value for name, value in body.items()}
     words = any(isinstance(fields.get(name), str) for name in _WORDS)
     fine = any(name in _CODES and _is_fine(value) for name, value in fields.items())
-    return describe(body) if words and not fine else None
+    return words and not fine
 
 
 def describe(body: object) -> ErrorReply:

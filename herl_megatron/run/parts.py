@@ -45,6 +45,7 @@ from herl_megatron.run.stop import StopRequest, stop_request
 from herl_megatron.run.turns import Turns
 from herl_megatron.types import SamplingSettings
 from herl_megatron.weight_sync.parity import ParityGate, open_gate
+from herl_megatron.weight_sync.parity_limits import tolerance_for
 from herl_megatron.weight_sync.sync import EnginesLost, SyncStats, WeightSync
 
 if TYPE_CHECKING:  # it takes half a second to import, and most runs ask no judge
@@ -268,8 +269,12 @@ async def _gate(
         trainer,
         engines,
         parity=config.parity,
-        rollout=config.rollout,
-        megatron=config.megatron,
+        tolerance=tolerance_for(
+            config.parity,
+            config.rollout.dtype,
+            config.megatron.precision,
+            fp8=bool(config.rollout.quantization or config.megatron.fp8),
+        ),
         seed=config.run.seed,
         prompts=inputs.train,
         prompt_ids=inputs.tokenizer.prompt_ids,

@@ -47,7 +47,7 @@ from typing import Protocol
 
 import numpy as np
 
-from herl_megatron.config.schema import MegatronConfig, ParityConfig, RolloutConfig
+from herl_megatron.config.schema import ParityConfig
 from herl_megatron.engine import RolloutEngine
 from herl_megatron.errors import RunError
 from herl_megatron.seeds import derive_seed
@@ -66,7 +66,6 @@ from herl_megatron.weight_sync.parity_limits import (
     Tolerance,
     compare,
     largest,
-    tolerance_for,
 )
 
 logger = logging.getLogger(__name__)
@@ -347,8 +346,7 @@ def open_gate(
     engines: Sequence[RolloutEngine],
     *,
     parity: ParityConfig,
-    rollout: RolloutConfig,
-    megatron: MegatronConfig,
+    tolerance: Tolerance,
     seed: int,
     prompts: Sequence[Prompt],
     prompt_ids: Callable[[tuple[Message, ...]], IntArray],
@@ -363,12 +361,7 @@ def open_gate(
         trainer,
         engines,
         probes=make_probes(chosen, max_model_tokens=max_model_tokens),
-        tolerance=tolerance_for(
-            parity,
-            rollout.dtype,
-            megatron.precision,
-            fp8=bool(rollout.quantization or megatron.fp8),
-        ),
+        tolerance=tolerance,
         every=parity.every,
         seed=seed,
     )

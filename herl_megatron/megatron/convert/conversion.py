@@ -58,6 +58,17 @@ class Conversion:
     """From the configuration, whose reading imports transformers, to the published folder."""
 
 
+@dataclass(frozen=True)
+class Files:
+    """How a checkpoint's files are written.
+
+    file_bytes: a file is closed at this size; none makes about 32 files in all.
+    """
+
+    threads: int = 4
+    file_bytes: int | None = None
+
+
 def hf_to_megatron(
     hf: Path,
     out: Path,
@@ -65,8 +76,7 @@ def hf_to_megatron(
     layout: TrainerLayout,
     weights: Path | None = None,
     dtype: torch.dtype | None = None,
-    threads: int = 4,
-    file_bytes: int | None = None,
+    files: Files = Files(),
     check_hashes: bool = True,
     progress: Progress | None = None,
 ) -> Conversion:
@@ -76,7 +86,6 @@ def hf_to_megatron(
         hf: a Hugging Face folder; with `weights` only its configuration and tokenizer are used.
         weights: a Megatron checkpoint of any layout.
         dtype: none keeps what is stored.
-        file_bytes: a file is closed at this size; none makes about 32 files in all.
         check_hashes: compare the input with its manifest, where it has one.
 
     Raises:
@@ -97,11 +106,13 @@ def hf_to_megatron(
         architecture,
         layout,
         dtype=dtype,
-        file_bytes=file_bytes or max(16 << 20, min(512 << 20, source.num_bytes // 32)),
+        file_bytes=files.file_bytes or max(16 << 20, min(512 << 20, source.num_bytes // 32)),
     )
     needed = writer.num_bytes + writer.num_pieces * _RECORD_BYTES
     with _staging(out, needed) as staging:
-        facts = writer.write(staging, threads=threads, done=_counted(progress, writer.num_bytes))
+        facts = writer.write(
+            staging, threads=files.threads, done=_counted(progress, writer.num_bytes)
+        )
         (staging / HF_PART).mkdir()
         copy_other_files(hf, staging / HF_PART)
         described = {"architecture": asdict(architecture), "layout": asdict(layout)}

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from typing import TypeVar
 
-from herl_megatron.engine import engine_environment
+from herl_megatron.rollout.vllm.environment import engine_environment
 
 # A whole number of GiB that would override EngineConfig.kv_cache_bytes.
 os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
@@ -46,5 +46,5 @@ def check_environment(device: str) -> None:
     if missing:
         raise RuntimeError(
             f"environment variables {', '.join(missing)} are not set; they act only before torch "
-            "is imported: start the process with rollout.engine.engine_environment()"
+            "is imported: start the process with rollout.vllm.environment.engine_environment()"
         )

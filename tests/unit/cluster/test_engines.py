@@ -29,11 +29,10 @@ class Actor:
         self.killed = asyncio.Event()
         self.asked = 0
         self._work_s, self._stalled_s = work_s, stalled_s
-        self.generate = Method(self._generate)
-        self.load_bucket = Method(self._generate)
+        self.ask = Method(self._ask)
         self.stalled_s = Method(self._stalled)
 
-    async def _generate(self, requests: Any) -> list[str]:
+    async def _ask(self, method: Any, *given: Any) -> list[str]:
         killed = asyncio.create_task(self.killed.wait())
         done, _ = await asyncio.wait({killed}, timeout=self._work_s)
         killed.cancel()
@@ -75,7 +74,7 @@ def test_a_hung_engine_is_killed_and_every_open_call_says_why(stalled_s: float |
         process = engine(actor)
         calls = [process.generate([]), process.generate([]), process.load_bucket(Bucket("", 0, ()))]
         errors = await asyncio.gather(*calls, return_exceptions=True)
-        for error, doing in zip(errors, ("generate", "generate", "load a weight"), strict=True):
+        for error, doing in zip(errors, ("generate", "generate", "load bucket"), strict=True):
             assert isinstance(error, EngineLost), error
             assert "rollout engine 3 hangs: no step finished for 0.2 s" in str(error)
             assert doing in str(error)

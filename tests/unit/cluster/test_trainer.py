@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ import pytest
 from herl_megatron.batching.shards import Shard
 from herl_megatron.cluster.health import WorkerError
 from herl_megatron.cluster.trainer import TrainerGroup, UnsoundWeights, step_metrics
+from herl_megatron.cluster.workers import TrainerRank
 from herl_megatron.config.schema import Config, RolloutConfig
 from herl_megatron.config.trainer_sections import trainer_sections
 from herl_megatron.megatron.soundness import WeightReport
-from herl_megatron.types import TokenRow, TrainBatch, TrainRow
+from herl_megatron.types import TrainBatch, TrainRow
 from tests.unit.models.test_parameters import architecture
 
 TWO = [
@@ -46,11 +47,11 @@ class Ranks(TrainerGroup):
         self.asked: list[tuple[Any, ...]] = []
 
     async def _call(
-        self, method: str, shards: Sequence[Shard[TokenRow]], *more: float
+        self, method: Callable[..., Any], shards: Sequence[Shard[Any]], *more: float
     ) -> list[Any]:
-        self.asked.append((method, *more))
+        self.asked.append((method.__name__, *more))
         empty = [np.zeros(1, np.float32)] * len(shards[0].rows)
-        return [{} if method == "train_step" else empty]
+        return [{} if method is TrainerRank.train_step else empty]
 
 
 def ranks(**sections: dict[str, Any]) -> Ranks:
@@ -87,9 +88,11 @@ def test_each_row_carries_its_own_log_probs_into_its_optimizer_step() -> None:
     group = ranks(algorithm={"kl_coef": 0.1})
     seen: list[tuple[Any, ...]] = []
 
-    async def answer(method: str, shards: Sequence[Shard[TokenRow]], *more: float) -> list[Any]:
-        if method != "train_step":
-            base = {"compute_log_probs": -1.0, "compute_ref_log_probs": -5.0}[method]
+    async def answer(
+        method: Callable[..., Any], shards: Sequence[Shard[Any]], *more: float
+    ) -> list[Any]:
+        if method is not TrainerRank.train_step:
+            base = {"compute_log_probs": -1.0, "compute_ref_log_probs": -5.0}[method.__name__]
             return [[np.array([base - i], np.float32) for i in range(len(shards[0].rows))]]
         for row in shards[0].rows:
             assert isinstance(row, TrainRow)
@@ -108,9 +111,11 @@ def test_log_probs_that_are_not_finite_begin_no_step(wrong: str, value: float) -
     group = ranks(algorithm={"kl_coef": 0.1})
     call = group._call
 
-    async def spoilt(method: str, shards: Sequence[Shard[TokenRow]], *more: float) -> list[Any]:
+    async def spoilt(
+        method: Callable[..., Any], shards: Sequence[Shard[Any]], *more: float
+    ) -> list[Any]:
         found = await call(method, shards, *more)
-        if method == wrong:
+        if method.__name__ == wrong:
             found[0][1] = np.array([value], np.float32)
         return found
 

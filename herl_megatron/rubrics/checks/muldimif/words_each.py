@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 
 from herl_megatron.rubrics.checks.muldimif.reading import (
     NUMBER,
@@ -98,22 +99,14 @@ def _cells(response: str, target: str) -> list[str]:
     lines = [line.strip() for line in response.split("\n")]
     rows = [line for line in lines if line.startswith("|")]
     is_rule = [re.fullmatch(r"[\s|*-]+", row) is not None for row in rows]
-    cells = [[cell.strip() for cell in row[1:-1].split("|") if cell.strip()] for row in rows]
-    all_cells = [
-        cell for row, ruled in zip(cells, is_rule, strict=True) if not ruled for cell in row
-    ]
     if True not in is_rule:
-        return all_cells
+        return _cells_of(rows)
     first = is_rule.index(True)
-    headers = [cell for row in cells[:first] for cell in row]
+    headers = _cells_of(rows[:first])
     if not headers:
         return []
-    body = [
-        cell
-        for row, ruled in zip(cells[first:], is_rule[first:], strict=True)
-        if not ruled
-        for cell in row
-    ]
+    below = zip(rows[first:], is_rule[first:], strict=True)
+    body = _cells_of([row for row, ruled in below if not ruled])
     # Rows are cut by the number of headers: an empty cell shifts those after it.
     whole = len(body) - len(body) % len(headers)
     chosen = [
@@ -122,4 +115,9 @@ def _cells(response: str, target: str) -> list[str]:
         if target in (header := headers[index % len(headers)]).lower()
         and header.lower() != value.lower()
     ]
-    return chosen or all_cells
+    return chosen or headers + body
+
+
+def _cells_of(rows: Sequence[str]) -> list[str]:
+    """What stands between the bars of a table's rows, empty cells left out."""
+    return [cell.strip() for row in rows for cell in row[1:-1].split("|") if cell.strip()]

@@ -26,7 +26,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from herl_megatron.files.manifest import damage
-from herl_megatron.megatron.convert.conversion import hf_to_megatron, megatron_to_hf
+from herl_megatron.megatron.convert.conversion import Files, hf_to_megatron, megatron_to_hf
 from herl_megatron.megatron.convert.layout import TrainerLayout
 from tests.distributed import tiny_models
 from tests.limits import HANG_S
@@ -83,7 +83,7 @@ def test_every_bit_comes_back(name: str, tmp_path: Path) -> None:
     """Through one layout, then through another one, in several files per rank and shard."""
     hf = save(name, tmp_path / "hf")
     wanted = tensors(hf)
-    hf_to_megatron(hf, tmp_path / "a", layout=LAYOUTS[name], file_bytes=50_000)
+    hf_to_megatron(hf, tmp_path / "a", layout=LAYOUTS[name], files=Files(file_bytes=50_000))
     hf_to_megatron(hf, tmp_path / "b", layout=TrainerLayout(tp=2), weights=tmp_path / "a")
     for source in ("a", "b"):
         out = tmp_path / f"hf_{source}"
@@ -100,7 +100,7 @@ def test_every_bit_comes_back(name: str, tmp_path: Path) -> None:
 
 def test_records_have_no_checksums_of_their_own(hf: Path, tmp_path: Path) -> None:
     """They take as long as the writing; torch keeps the switch by thread, and threads write."""
-    hf_to_megatron(hf, tmp_path / "out", layout=TrainerLayout(), threads=2)
+    hf_to_megatron(hf, tmp_path / "out", layout=TrainerLayout(), files=Files(threads=2))
     index = pickle.loads((tmp_path / "out" / ".metadata").read_bytes())
     summed = []
     for record in index.storage_data.values():
