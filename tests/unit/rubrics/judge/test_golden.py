@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from herl_megatron.rubrics.judge.answers import Answer, read_answer
-from herl_megatron.rubrics.judge.protocol import read_grader_prompt
+from herl_megatron.rubrics.judge.grader_prompt import read_grader_prompt
 from herl_megatron.rubrics.judge.questions import Question, Style, make_question
 from herl_megatron.rubrics.judge.units import split_units
 from herl_megatron.rubrics.judgement import Judgement
@@ -187,8 +187,8 @@ def test_what_is_kept_of_a_judgement(
     unit = split_units(asked, RESPONSE, asked.rubric.criteria)[0]
     found = Judgement.read(kept, unit)
     assert found is not None and (found.dump(), found.grade) == (kept, grade)
-    off = json.loads(kept) | ({"grade": grade + 1} if grade else {"verdicts": []})
-    assert Judgement.read(json.dumps(off), unit) is None
+    off: dict[str, Any] = {"grade": grade + 1} if grade else {"verdicts": []}
+    assert Judgement.read(json.dumps(json.loads(kept) | off), unit) is None
 
 
 if __name__ == "__main__":
