@@ -45,21 +45,6 @@ class Verdict(str, Enum):
     UNVERIFIABLE = "unverifiable"
 
 
-class JudgeFormat(str, Enum):
-    """What a judge is asked about a response and answers (`rubrics.rubric.judge_format`)."""
-
-    STATEMENTS = "statements"
-    """One call for all statements: is each true of the response?"""
-    POINTS = "points"
-    """One call per statement: is it true of the response (HealthBench)?"""
-    BANDS = "bands"
-    """One call per criterion: a grade from 1 to 10 by bands (WritingBench)."""
-    IMPLICIT = "implicit"
-    """One call, one grade from 1 to 10 for the whole rubric (Rubrics as Rewards)."""
-    CHECKLIST = "checklist"
-    """One call, one grade from 1 to 5 against a reference answer and a checklist (LLMEval-Med)."""
-
-
 @dataclass(frozen=True)
 class Message:
     """One chat turn."""

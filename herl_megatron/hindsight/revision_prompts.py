@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NoReturn, get_args
 
-from herl_megatron.rubrics.aggregations import ONE_GRADE, weight_of
+from herl_megatron.rubrics.aggregations import weight_of
 from herl_megatron.rubrics.rubric import describe, judge_format
 from herl_megatron.types import Aggregation, Criterion, Message, Prompt
 
@@ -52,7 +52,7 @@ def revision_messages(
             "end the prompt with a user message"
         )
     aggregation = prompt.rubric.aggregation
-    if style != "naive" and judge_format(prompt.rubric) in ONE_GRADE:
+    if style != "naive" and judge_format(prompt.rubric).one_grade:
         raise ValueError(
             f"prompt {prompt.id!r}: aggregation {aggregation!r} gives one grade for the whole "
             f"rubric, so hindsight.prompt_style {style!r} cannot say what to fix; use "

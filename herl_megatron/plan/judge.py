@@ -14,7 +14,6 @@ from typing import Any, cast
 from herl_megatron.config.schema import Config
 from herl_megatron.data.prompt_source import parsed_rows
 from herl_megatron.plan.machines import Assumptions
-from herl_megatron.rubrics.judge.units import ONE_BY_ONE
 from herl_megatron.rubrics.rubric import judge_format
 from herl_megatron.types import Rubric
 
@@ -164,4 +163,4 @@ def _asked(row: object) -> tuple[int, int]:
         form = judge_format(Rubric((), rubric.get("aggregation", Rubric(()).aggregation)))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError("no rubric with criteria can be read in this row") from error
-    return (criteria if form in ONE_BY_ONE else int(criteria > 0)), criteria
+    return form.calls(criteria), criteria

@@ -10,31 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from herl_megatron.types import (
-    Aggregation,
-    Criterion,
-    CriterionResult,
+from herl_megatron.rubrics.judge.formats import (
+    BANDS,
+    CHECKLIST,
+    IMPLICIT,
+    POINTS,
+    STATEMENTS,
     JudgeFormat,
-    Verdict,
 )
+from herl_megatron.types import Aggregation, Criterion, CriterionResult, Verdict
 
-
-@dataclass(frozen=True)
-class Scale:
-    """Whole grades from 1 to `top`; from `satisfied_from` on a criterion counts as satisfied."""
-
-    top: int
-    satisfied_from: int
-
-
-SCALES: Mapping[JudgeFormat, Scale] = {
-    JudgeFormat.BANDS: Scale(top=10, satisfied_from=9),  # WritingBench's highest band
-    JudgeFormat.IMPLICIT: Scale(top=10, satisfied_from=9),
-    JudgeFormat.CHECKLIST: Scale(top=5, satisfied_from=4),  # LLMEval-Med calls 4 and 5 usable
-}
-"""The formats in which the judge grades; in the others it says true or false."""
-ONE_GRADE = (JudgeFormat.IMPLICIT, JudgeFormat.CHECKLIST)
-"""The formats whose single grade is about the rubric as a whole."""
 CATEGORY_WEIGHTS: Mapping[str, float] = {
     "Essential": 1.0,
     "Important": 0.7,
@@ -57,14 +42,14 @@ class Rule:
     """
 
     reward: Callable[[Counted], float | None]
-    judge_format: JudgeFormat = JudgeFormat.STATEMENTS
+    judge_format: JudgeFormat = STATEMENTS
     needs_positive: bool = False
 
 
 def graded_result(criterion_id: str, form: JudgeFormat, grade: float) -> CriterionResult:
-    """What a judge's grade, or the mean of several, says about a criterion; within
-    `SCALES[form]`."""
-    scale = SCALES[form]
+    """What a judge's grade, or the mean of several, says about a criterion; within the scale."""
+    scale = form.grading
+    assert scale is not None, f"criterion {criterion_id}: a grade in the format {form.name}"
     assert 1 <= grade <= scale.top, f"criterion {criterion_id}: {grade} is not in 1..{scale.top}"
     satisfied = grade >= scale.satisfied_from
     verdict = Verdict.FOLLOWED if satisfied else Verdict.NOT_FOLLOWED
@@ -144,9 +129,9 @@ RULES: Mapping[Aggregation, Rule] = {
     "explicit": Rule(_explicit),
     "all_or_nothing": Rule(_all_or_nothing),
     "rar": Rule(_rar),
-    "implicit": Rule(_one_grade, JudgeFormat.IMPLICIT),
-    "healthbench": Rule(_points, JudgeFormat.POINTS, needs_positive=True),
-    "writingbench": Rule(_mean_grade, JudgeFormat.BANDS),
-    "llmeval_med": Rule(_one_grade, JudgeFormat.CHECKLIST),
+    "implicit": Rule(_one_grade, IMPLICIT),
+    "healthbench": Rule(_points, POINTS, needs_positive=True),
+    "writingbench": Rule(_mean_grade, BANDS),
+    "llmeval_med": Rule(_one_grade, CHECKLIST),
     "herl_reference": Rule(_released, needs_positive=True),
 }

@@ -29,17 +29,12 @@ from herl_megatron.rubrics.cache import JudgementCache
 from herl_megatron.rubrics.endpoint import Endpoints, read_key
 from herl_megatron.rubrics.failures import CallFailed, JudgeError, Refused
 from herl_megatron.rubrics.judge.answers import Answer, read_answer
+from herl_megatron.rubrics.judge.formats import STATEMENTS
+from herl_megatron.rubrics.judge.grader_prompt import GraderPrompt, read_grader_prompt
 from herl_megatron.rubrics.judge.guard import addresses_judge
-from herl_megatron.rubrics.judge.prompts import read_template
-from herl_megatron.rubrics.judge.protocol import (
-    NOT_USABLE,
-    GraderPrompt,
-    asks_again,
-    counts_as_not_usable,
-    read_grader_prompt,
-)
 from herl_megatron.rubrics.judge.questions import Question, Style, make_question
 from herl_megatron.rubrics.judge.units import Unit, split_units
+from herl_megatron.rubrics.judge.wording import read_template
 from herl_megatron.rubrics.judge_stats import JudgeStats
 from herl_megatron.rubrics.judgement import Judgement, Work
 from herl_megatron.rubrics.limiter import RateLimiter
@@ -47,7 +42,6 @@ from herl_megatron.rubrics.refusals import Refusals
 from herl_megatron.types import (
     Criterion,
     CriterionResult,
-    JudgeFormat,
     Message,
     Prompt,
     Rubric,
@@ -62,7 +56,7 @@ _CHARACTERS_PER_TOKEN = 4
 _ANSWER_TOKENS = 32  # per entry, for the estimate
 _LONGEST_BACKOFF_S = 30.0
 _PROBE = Unit(
-    JudgeFormat.STATEMENTS,
+    STATEMENTS,
     Prompt("probe", (Message("user", "Name a colour."),), Rubric(())),
     "Blue.",
     (Criterion("probe", "judge", description="The response names a colour."),),
@@ -213,8 +207,9 @@ class JudgeClient:
         async with self._slots:
             reason = await self._settle(work)
         self._stats.add("unjudged" if reason else "judged")
-        if reason and self._grader is not None and counts_as_not_usable(unit.form):
-            return Judgement({}, NOT_USABLE, said=f"{reason}; counts as not usable")
+        grader = unit.form.grader if self._grader is not None else None
+        if reason and grader is not None and grader.failed_grade is not None:
+            return Judgement({}, grader.failed_grade, said=f"{reason}; counts as not usable")
         judgement = Judgement(work.verdicts, work.grade, reason)
         if self._cache is not None and not reason:
             await self._cache.put(key, judgement.dump(), replace=kept is not None)
@@ -288,7 +283,7 @@ class JudgeClient:
             work.useless += 1
             self._stats.add(f"failures_{answer.fault}")
             unread = CallFailed(answer.fault, problem)
-            unread.again = not question.own or asks_again(question.form)
+            unread.again = question.grader is None or question.grader.asks_again
             raise unread
 
     async def _admission(self, tokens: int) -> None:

@@ -226,7 +226,7 @@ class Endpoints:
         }
         if config.temperature is not None:
             request["temperature"] = config.temperature
-        if question.own:
+        if question.grader is not None:
             pass  # a benchmark's prompt says itself how to answer
         elif config.structured == "json_object":
             request["response_format"] = {"type": "json_object"}

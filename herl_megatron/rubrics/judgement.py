@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from herl_megatron.rubrics.aggregations import SCALES, graded_result
+from herl_megatron.rubrics.aggregations import graded_result
 from herl_megatron.rubrics.judge.units import Unit
 from herl_megatron.types import CriterionResult, Verdict
 
@@ -30,7 +30,7 @@ class Work:
     @property
     def missing(self) -> list[int]:
         """Positions without a verdict."""
-        if self.unit.form in SCALES:
+        if self.unit.form.grading is not None:
             return [] if self.grade is not None else list(range(len(self.unit.criteria)))
         return [i for i in range(len(self.unit.criteria)) if i not in self.verdicts]
 
@@ -43,7 +43,7 @@ class Judgement:
     grade: float | None
     reason: str = ""
     said: str = ""
-    """What is to be known of a grade that nobody gave (`judge.protocol`)."""
+    """What is to be known of a grade that nobody gave (`BenchmarkGrader.failed_grade`)."""
 
     @classmethod
     def of_all(cls, samples: Sequence[Judgement]) -> Judgement:
@@ -88,9 +88,9 @@ class Judgement:
         if not isinstance(kept, dict):
             return None
         verdicts, grade = kept.get("verdicts"), kept.get("grade")
-        if unit.form in SCALES:
+        if unit.form.grading is not None:
             if isinstance(grade, int) and not isinstance(grade, bool):
-                return cls({}, grade) if 1 <= grade <= SCALES[unit.form].top else None
+                return cls({}, grade) if 1 <= grade <= unit.form.grading.top else None
             return None
         if not isinstance(verdicts, list) or len(verdicts) != len(unit.criteria):
             return None

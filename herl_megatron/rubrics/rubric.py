@@ -10,19 +10,17 @@ from collections.abc import Sequence
 
 from herl_megatron.rubrics.aggregations import (
     CATEGORY_WEIGHTS,
-    ONE_GRADE,
     RULES,
-    SCALES,
     Counted,
     graded_result,
     is_satisfied,
 )
 from herl_megatron.rubrics.checks import registry
+from herl_megatron.rubrics.judge.formats import JudgeFormat
 from herl_megatron.types import (
     Aggregation,
     Criterion,
     CriterionResult,
-    JudgeFormat,
     Rubric,
     Score,
     Scored,
@@ -112,12 +110,12 @@ def _validate_weights(rubric: Rubric) -> None:
 def _misfit(aggregation: Aggregation, criterion: Criterion) -> str:
     """Why the criterion makes no sense under this aggregation, or the empty string."""
     form = RULES[aggregation].judge_format
-    if form in ONE_GRADE and criterion.kind == "rule":
+    if form.one_grade and criterion.kind == "rule":
         return (
             f"aggregation {aggregation!r} is one grade by a judge, which a rule cannot enter; "
             "make it a judge criterion or use 'explicit'"
         )
-    if form in (JudgeFormat.BANDS, JudgeFormat.CHECKLIST) and criterion.polarity == "negative":
+    if criterion.polarity == "negative" and not form.takes_negative:
         return (
             f"polarity is negative, but under aggregation {aggregation!r} a judge grades how well "
             "the response does; say what is wanted and make it positive"
@@ -209,7 +207,7 @@ def no_answer_result(rubric: Rubric, criterion: Criterion) -> CriterionResult:
     """What holds of a response without an answer, nobody being asked: the statement is not true of
     it, and its grade is the lowest."""
     form = judge_format(rubric)
-    if criterion.kind == "judge" and form in SCALES:
+    if criterion.kind == "judge" and form.grading is not None:
         return graded_result(criterion.id, form, 1)
     return CriterionResult(criterion.id, Verdict.NOT_FOLLOWED, "no answer")
 
@@ -239,7 +237,7 @@ def _sides(rubric: Rubric, counted: Counted) -> tuple[tuple[str, ...], tuple[str
     One grade for the whole rubric does not say which of its criteria fails: all of them count as
     satisfied when the grade is high enough, and as unmet otherwise.
     """
-    if judge_format(rubric) in ONE_GRADE:
+    if judge_format(rubric).one_grade:
         ids = tuple(criterion.id for criterion, _ in counted)
         high = all(result.verdict is Verdict.FOLLOWED for _, result in counted)
         return (ids, ()) if high else ((), ids)

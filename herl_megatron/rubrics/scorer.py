@@ -24,7 +24,7 @@ from herl_megatron.types import CriterionResult, Prompt, Rubric, Score, Unscored
 
 if TYPE_CHECKING:  # it takes half a second to import, and most runs ask no judge
     from herl_megatron.rubrics.client import JudgeClient
-    from herl_megatron.rubrics.judge.protocol import GraderPrompt
+    from herl_megatron.rubrics.judge.grader_prompt import GraderPrompt
 
 
 class RulePool(Protocol):

@@ -53,10 +53,10 @@ class JudgeConfig(Section):
     api_key_env: Nothing[str] = ""
     """Environment variable with the key, in capitals; empty for an endpoint that needs none."""
     prompt: Annotated[Verdicts[str], BY_CONTENT] = ""
-    """Text file with a user message of your own, see `rubrics.judge.prompts`; empty: ours."""
+    """Text file with a user message of your own, see `rubrics.judge.wording`; empty: ours."""
     grader_prompt: Annotated[Verdicts[str], BY_CONTENT] = ""
     """Text file with a benchmark's own prompt (HealthBench, WritingBench, LLMEval-Med): asked,
-    answered and failed as there, without our guards, see `rubrics.judge.protocol`."""
+    answered and failed as there, without our guards, see `rubrics.judge.grader_prompt`."""
     temperature: Verdicts[float | None] = Field(default=0.0, ge=0)
     """Sampling temperature; null sends none, for models that refuse it."""
     max_tokens: Verdicts[int] = Field(default=4096, gt=0, le=MOST_TOKENS)

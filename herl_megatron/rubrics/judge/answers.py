@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from herl_megatron.rubrics.judge.formats import BenchmarkGrader
 from herl_megatron.rubrics.judge.guard import quote_is_in
-from herl_megatron.rubrics.judge.protocol import read_grade
 from herl_megatron.rubrics.judge.questions import Question, Statement
 
 Fault = Literal["", "invalid", "canary", "evidence"]
@@ -40,8 +40,8 @@ def read_answer(question: Question, text: str) -> Answer:
     All of it is void if it is no JSON object, has a key that was not asked for or twice, or is
     wrong about a canary. Otherwise a missing or bad entry is void alone.
     """
-    if question.own:
-        return _own_answer(question, text)
+    if question.grader is not None:
+        return _graders_answer(question.grader, text)
     try:
         entries = _json_object(text)
     except ValueError as error:
@@ -68,10 +68,10 @@ def read_answer(question: Question, text: str) -> Answer:
     return Answer(verdicts, grade, fault, problem, unquoted if question.evidence else 0)
 
 
-def _own_answer(question: Question, text: str) -> Answer:
-    """The answer to a benchmark's own question, which is about one criterion."""
+def _graders_answer(grader: BenchmarkGrader, text: str) -> Answer:
+    """The answer of a benchmark's own grader, which is asked about one criterion."""
     try:
-        said = read_grade(question.form, _REASONING.sub("", text))
+        said = grader.read(_REASONING.sub("", text))
     except ValueError as error:
         return Answer(fault="invalid", problem=str(error))
     return Answer(verdicts={0: said}) if isinstance(said, bool) else Answer(grade=said)

@@ -6,7 +6,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from herl_megatron.rubrics.aggregations import SCALES
+from herl_megatron.rubrics.judge.formats import BenchmarkGrader
+from herl_megatron.rubrics.judge.grader_prompt import GraderPrompt, grader_messages
 from herl_megatron.rubrics.judge.guard import (
     absent_word,
     excerpt,
@@ -14,17 +15,9 @@ from herl_megatron.rubrics.judge.guard import (
     neutralise,
     shuffled,
 )
-from herl_megatron.rubrics.judge.prompts import (
-    TEMPLATE,
-    TEMPLATE_WITH_REFERENCE,
-    grade_task,
-    statements_task,
-    system_message,
-    user_message,
-)
-from herl_megatron.rubrics.judge.protocol import GraderPrompt, grader_messages
 from herl_megatron.rubrics.judge.units import Unit
-from herl_megatron.types import JudgeFormat, Message
+from herl_megatron.rubrics.judge.wording import statements_task, system_message, user_message
+from herl_megatron.types import Message
 
 
 @dataclass(frozen=True)
@@ -54,17 +47,16 @@ class Question:
     statements: by the key of the answer, in the order in which they are shown.
     grade_to: the top of the grade's scale, 0 without a grade.
     response: as it is shown to the judge, which is what quotes are looked up in.
-    own: whether it is a benchmark's own question, whose answers `judge.protocol` reads.
+    grader: reads the answer, and no schema is sent, where a benchmark's own prompt is asked.
     """
 
-    form: JudgeFormat
     messages: tuple[Message, ...]
     schema: Mapping[str, Any]
     statements: Mapping[str, Statement]
     grade_to: int
     evidence: bool
     response: str
-    own: bool = False
+    grader: BenchmarkGrader | None = None
 
 
 def make_question(
@@ -74,61 +66,68 @@ def make_question(
     given). Each `attempt` has its own marker and order of statements."""
     assert missing, "nothing is missing"
     if style.grader is not None:
-        return Question(
-            form=unit.form,
-            messages=grader_messages(unit, style.grader),
-            schema={"properties": {"grade": {}}},  # not told to the endpoint
-            statements={},
-            grade_to=SCALES[unit.form].top if unit.form in SCALES else 0,
-            evidence=False,
-            response=unit.response,
-            own=True,
-        )
+        return _graders_question(unit, style.grader)
     response = neutralise(unit.response)
     conversation = [[m.role, m.content] for m in unit.prompt.messages]
     described = [c.description for c in unit.criteria]
     marker = make_marker(conversation, unit.response, described, sorted(missing), attempt)
     assert marker not in unit.response, "a response holds its own marker"
-    graded = unit.form in SCALES
-    listed: list[Statement] = []
-    if not graded:
-        listed = [Statement(unit.criteria[i].description, position=i) for i in sorted(missing)]
-    if style.canary:
-        listed += _canaries(marker, response)
-    order = [listed[i] for i in shuffled(listed, marker)]
-    statements = {f"s{number}": item for number, item in enumerate(order, start=1)}
-    texts = {key: item.text for key, item in statements.items()}
-    grade_to = SCALES[unit.form].top if graded else 0
-    task = grade_task(unit.form, unit.criteria, texts) if graded else statements_task(texts)
-    with_reference = unit.form is JudgeFormat.CHECKLIST
-    template = style.template or (TEMPLATE_WITH_REFERENCE if with_reference else TEMPLATE)
+    statements = _statements(unit, missing, marker, response if style.canary else None)
+    keys, grade_to, evidence = tuple(statements), unit.form.grade_to, style.evidence
     user = user_message(
-        template,
+        style.template or unit.form.template,
         marker,
         prompt=unit.prompt,
         response=response,
-        task=task,
-        keys=tuple(statements),
+        task=_task(unit, statements),
+        keys=keys,
         grade_to=grade_to,
-        evidence=style.evidence,
+        evidence=evidence,
     )
+    rules = system_message(marker, keys=keys, grade_to=grade_to, evidence=evidence)
     return Question(
-        form=unit.form,
-        messages=(
-            Message(
-                "system",
-                system_message(
-                    marker, keys=tuple(statements), grade_to=grade_to, evidence=style.evidence
-                ),
-            ),
-            Message("user", user),
-        ),
-        schema=_schema(tuple(statements), grade_to=grade_to, evidence=style.evidence),
+        messages=(Message("system", rules), Message("user", user)),
+        schema=_schema(keys, grade_to=grade_to, evidence=evidence),
         statements=statements,
         grade_to=grade_to,
-        evidence=style.evidence,
+        evidence=evidence,
         response=response,
     )
+
+
+def _graders_question(unit: Unit, prompt: GraderPrompt) -> Question:
+    assert unit.form.grader is not None, f"no benchmark asks in the format {unit.form.name}"
+    return Question(
+        messages=grader_messages(unit, prompt),
+        schema={"properties": {"grade": {}}},  # not told to the endpoint
+        statements={},
+        grade_to=unit.form.grade_to,
+        evidence=False,
+        response=unit.response,
+        grader=unit.form.grader,
+    )
+
+
+def _statements(
+    unit: Unit, missing: Collection[int], marker: str, canaries_of: str | None
+) -> dict[str, Statement]:
+    """By key, in the order that follows from the marker; a grade takes the place of criteria."""
+    listed: list[Statement] = []
+    if unit.form.grading is None:
+        listed = [Statement(unit.criteria[i].description, position=i) for i in sorted(missing)]
+    if canaries_of is not None:
+        listed += _canaries(marker, canaries_of)
+    order = [listed[i] for i in shuffled(listed, marker)]
+    return {f"s{number}": item for number, item in enumerate(order, start=1)}
+
+
+def _task(unit: Unit, statements: Mapping[str, Statement]) -> str:
+    """What the grade is about, where there is one, and the statements."""
+    told = statements_task({key: item.text for key, item in statements.items()})
+    if unit.form.grading is None:
+        return told
+    task = unit.form.grading.task(unit.criteria)
+    return f"{task}\n\n{told}" if statements else task
 
 
 def _canaries(marker: str, response: str) -> list[Statement]:

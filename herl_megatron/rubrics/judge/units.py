@@ -7,12 +7,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from herl_megatron.rubrics.judge.prompts import PROMPT_VERSION
+from herl_megatron.rubrics.judge.formats import JudgeFormat
+from herl_megatron.rubrics.judge.wording import PROMPT_VERSION
 from herl_megatron.rubrics.rubric import judge_format
-from herl_megatron.types import Criterion, JudgeFormat, Prompt
-
-ONE_BY_ONE = (JudgeFormat.POINTS, JudgeFormat.BANDS)
-"""Formats with a request per criterion; the others put all criteria into one."""
+from herl_megatron.types import Criterion, Prompt
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class Unit:
         """
         content = {
             "version": PROMPT_VERSION,
-            "form": self.form.value,
+            "form": self.form.name,
             "messages": [[m.role, m.content] for m in self.prompt.messages],
             "reference": self.prompt.reference_answer,
             "response": self.response,
@@ -47,5 +45,4 @@ class Unit:
 def split_units(prompt: Prompt, response: str, criteria: Sequence[Criterion]) -> list[Unit]:
     """The requests that judge `criteria` of one response, in the form that the rubric asks for."""
     form = judge_format(prompt.rubric)
-    groups = [(c,) for c in criteria] if form in ONE_BY_ONE else [tuple(criteria)]
-    return [Unit(form, prompt, response, group) for group in groups]
+    return [Unit(form, prompt, response, asked) for asked in form.split(criteria)]

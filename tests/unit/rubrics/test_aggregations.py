@@ -7,12 +7,19 @@ import pytest
 from herl_megatron.config.schema import HindsightConfig
 from herl_megatron.hindsight.select import select_experiences
 from herl_megatron.rubrics.aggregations import RULES, graded_result
+from herl_megatron.rubrics.judge.formats import (
+    BANDS,
+    CHECKLIST,
+    IMPLICIT,
+    POINTS,
+    STATEMENTS,
+    JudgeFormat,
+)
 from herl_megatron.rubrics.rubric import judge_format, score_response, validate_rubric
 from herl_megatron.types import (
     Aggregation,
     Criterion,
     CriterionResult,
-    JudgeFormat,
     Polarity,
     Rubric,
     Scored,
@@ -43,14 +50,14 @@ def scored(rubric: Rubric, results: list[CriterionResult]) -> Scored:
 @pytest.mark.parametrize(
     ("aggregation", "expected"),
     [
-        ("explicit", JudgeFormat.STATEMENTS),
-        ("all_or_nothing", JudgeFormat.STATEMENTS),
-        ("rar", JudgeFormat.STATEMENTS),
-        ("herl_reference", JudgeFormat.STATEMENTS),
-        ("healthbench", JudgeFormat.POINTS),
-        ("writingbench", JudgeFormat.BANDS),
-        ("implicit", JudgeFormat.IMPLICIT),
-        ("llmeval_med", JudgeFormat.CHECKLIST),
+        ("explicit", STATEMENTS),
+        ("all_or_nothing", STATEMENTS),
+        ("rar", STATEMENTS),
+        ("herl_reference", STATEMENTS),
+        ("healthbench", POINTS),
+        ("writingbench", BANDS),
+        ("implicit", IMPLICIT),
+        ("llmeval_med", CHECKLIST),
     ],
 )
 def test_what_the_judge_is_asked(aggregation: Aggregation, expected: JudgeFormat) -> None:
@@ -64,12 +71,12 @@ def test_every_aggregation_has_a_rule() -> None:
 @pytest.mark.parametrize(
     ("form", "grade", "expected", "verdict"),
     [
-        (JudgeFormat.BANDS, 1, 0.1, Verdict.NOT_FOLLOWED),
-        (JudgeFormat.BANDS, 8, 0.8, Verdict.NOT_FOLLOWED),
-        (JudgeFormat.BANDS, 9, 0.9, Verdict.FOLLOWED),
-        (JudgeFormat.IMPLICIT, 10, 1.0, Verdict.FOLLOWED),
-        (JudgeFormat.CHECKLIST, 3, 0.6, Verdict.NOT_FOLLOWED),
-        (JudgeFormat.CHECKLIST, 4, 0.8, Verdict.FOLLOWED),
+        (BANDS, 1, 0.1, Verdict.NOT_FOLLOWED),
+        (BANDS, 8, 0.8, Verdict.NOT_FOLLOWED),
+        (BANDS, 9, 0.9, Verdict.FOLLOWED),
+        (IMPLICIT, 10, 1.0, Verdict.FOLLOWED),
+        (CHECKLIST, 3, 0.6, Verdict.NOT_FOLLOWED),
+        (CHECKLIST, 4, 0.8, Verdict.FOLLOWED),
     ],
 )
 def test_grades(form: JudgeFormat, grade: int, expected: float, verdict: Verdict) -> None:
@@ -77,7 +84,7 @@ def test_grades(form: JudgeFormat, grade: int, expected: float, verdict: Verdict
     assert result.grade == pytest.approx(expected, abs=1e-12) and result.verdict == verdict
 
 
-@pytest.mark.parametrize(("form", "grade"), [(JudgeFormat.BANDS, 0), (JudgeFormat.CHECKLIST, 6)])
+@pytest.mark.parametrize(("form", "grade"), [(BANDS, 0), (CHECKLIST, 6)])
 def test_a_grade_off_the_scale_is_a_bug_of_the_caller(form: JudgeFormat, grade: int) -> None:
     with pytest.raises(AssertionError, match=f"{grade} is not in 1"):
         graded_result("a", form, grade)
@@ -101,7 +108,7 @@ def test_rar_weighs_by_category_and_not_by_the_datas_weights() -> None:
 def test_writingbench_is_the_mean_grade() -> None:
     criteria = tuple(statement(name) for name in "abcde")
     grades = dict(zip("abcde", (7, 9, 10, 4, 8), strict=True))
-    results = [graded_result(name, JudgeFormat.BANDS, grade) for name, grade in grades.items()]
+    results = [graded_result(name, BANDS, grade) for name, grade in grades.items()]
     score = scored(Rubric(criteria, "writingbench"), results)
     assert score.reward == pytest.approx(38 / 50, abs=1e-12)
     assert (score.satisfied, score.unmet) == (("b", "c"), ("a", "d", "e"))
@@ -110,7 +117,7 @@ def test_writingbench_is_the_mean_grade() -> None:
 def test_writingbench_takes_a_rule_as_a_grade_of_all_or_nothing() -> None:
     comma = Criterion("r", "rule", check="ifeval/punctuation:no_comma", weight=2)
     rubric = Rubric((statement("a", weight=3), comma), "writingbench")
-    grade = graded_result("a", JudgeFormat.BANDS, 6)
+    grade = graded_result("a", BANDS, 6)
     # (3 * 0.6 + 2 * 1) / 5 and (3 * 0.6 + 0) / 5
     assert scored(rubric, [grade, said("r", True)]).reward == pytest.approx(3.8 / 5, abs=1e-12)
     assert scored(rubric, [grade, said("r", False)]).reward == pytest.approx(1.8 / 5, abs=1e-12)
@@ -119,10 +126,10 @@ def test_writingbench_takes_a_rule_as_a_grade_of_all_or_nothing() -> None:
 @pytest.mark.parametrize(
     ("aggregation", "form", "grade", "reward", "satisfied"),
     [
-        ("implicit", JudgeFormat.IMPLICIT, 7, 0.7, False),
-        ("implicit", JudgeFormat.IMPLICIT, 9, 0.9, True),
-        ("llmeval_med", JudgeFormat.CHECKLIST, 3, 0.6, False),
-        ("llmeval_med", JudgeFormat.CHECKLIST, 5, 1.0, True),
+        ("implicit", IMPLICIT, 7, 0.7, False),
+        ("implicit", IMPLICIT, 9, 0.9, True),
+        ("llmeval_med", CHECKLIST, 3, 0.6, False),
+        ("llmeval_med", CHECKLIST, 5, 1.0, True),
     ],
 )
 def test_one_grade_is_the_reward_and_stands_for_the_whole_rubric(
@@ -139,8 +146,8 @@ def test_one_grade_is_the_reward_and_stands_for_the_whole_rubric(
 def test_one_grade_counts_a_pitfall_with_the_rest() -> None:
     """The judge saw that it is a pitfall, so the grade has its polarity already."""
     rubric = Rubric((statement("a"), statement("n")), "implicit")
-    high = scored(rubric, [graded_result(name, JudgeFormat.IMPLICIT, 10) for name in "an"])
-    low = scored(rubric, [graded_result(name, JudgeFormat.IMPLICIT, 2) for name in "an"])
+    high = scored(rubric, [graded_result(name, IMPLICIT, 10) for name in "an"])
+    low = scored(rubric, [graded_result(name, IMPLICIT, 2) for name in "an"])
     assert (high.satisfied, high.unmet) == (("a", "n"), ())
     assert (low.satisfied, low.unmet) == ((), ("a", "n"))
 
@@ -158,7 +165,7 @@ def test_full_marks_need_no_hindsight_and_high_marks_leave_nothing_to_fix() -> N
         return [
             scored(
                 rubric,
-                [graded_result(n, JudgeFormat.BANDS, g) for n, g in zip("ab", pair, strict=True)],
+                [graded_result(n, BANDS, g) for n, g in zip("ab", pair, strict=True)],
             )
             for pair in grades
         ]

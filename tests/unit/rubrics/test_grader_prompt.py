@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +10,14 @@ import pytest
 from typer.testing import CliRunner
 
 from herl_megatron.cli import app
-from herl_megatron.config.schema import JudgeConfig
-from herl_megatron.rubrics.judge.protocol import read_grade, read_grader_prompt
+from herl_megatron.rubrics.judge import formats
+from herl_megatron.rubrics.judge.formats import JudgeFormat
+from herl_megatron.rubrics.judge.grader_prompt import read_grader_prompt
 from herl_megatron.rubrics.rubric import score_response
 from herl_megatron.rubrics.scorer import require_judge
 from herl_megatron.types import (
     Aggregation,
     Criterion,
-    JudgeFormat,
     Message,
     Prompt,
     Rubric,
@@ -29,60 +25,7 @@ from herl_megatron.types import (
     Verdict,
 )
 from tests.unit.rubrics.client_cases import judge_all
-
-
-class Grader:
-    """Says what it is told to, in order (the last one for ever), and keeps what it was sent."""
-
-    def __init__(self, answers: Sequence[str], port: int) -> None:
-        self.answers = list(answers)
-        self.requests: list[dict[str, Any]] = []
-        self.url = f"http://127.0.0.1:{port}/v1"
-
-    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        self.requests.append(request)
-        said = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-        choice = {"index": 0, "finish_reason": "stop",
-                  "message": {"role": "assistant", "content": said}}  # fmt: skip
-        return {"id": "1", "object": "chat.completion", "created": 1, "model": "m",
-                "choices": [choice], "usage": {"prompt_tokens": 1, "completion_tokens": 1,
-                                               "total_tokens": 2}}  # fmt: skip
-
-
-@contextmanager
-def grader(*answers: str) -> Iterator[Grader]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            data = json.dumps(made.answer(json.loads(body))).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """Silence."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    made = Grader(answers, server.server_address[1])
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
-        yield made
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(timeout=10)
-
-
-def settings(server: Grader, file: Path, text: str, **changes: Any) -> JudgeConfig:
-    file.write_text(text, encoding="utf-8")
-    values: dict[str, Any] = {
-        "base_url": server.url, "model": "m", "grader_prompt": str(file), "retry_wait_s": 0.01,
-        "cache": "", "failure_window": 1000, "retries": 2,
-    }  # fmt: skip
-    return JudgeConfig(**values | changes)
+from tests.unit.rubrics.grader_cases import grader, settings
 
 
 def prompt(aggregation: Aggregation, *criteria: Criterion, **more: Any) -> Prompt:
@@ -178,16 +121,17 @@ def test_a_failed_judgement_of_the_others_leaves_the_response_unscored(tmp_path:
 @pytest.mark.parametrize(
     ("form", "text"),
     [
-        (JudgeFormat.POINTS, '{"criteria_met": "true"}'),
-        (JudgeFormat.POINTS, "[1]"),
-        (JudgeFormat.BANDS, '{"score": true, "reason": "x"}'),
-        (JudgeFormat.BANDS, '{"score": 5}'),
-        (JudgeFormat.CHECKLIST, "4"),
+        (formats.POINTS, '{"criteria_met": "true"}'),
+        (formats.POINTS, "[1]"),
+        (formats.BANDS, '{"score": true, "reason": "x"}'),
+        (formats.BANDS, '{"score": 5}'),
+        (formats.CHECKLIST, "4"),
     ],
 )
 def test_answers_in_another_format_are_none(form: JudgeFormat, text: str) -> None:
+    assert form.grader is not None
     with pytest.raises(ValueError):
-        read_grade(form, text)
+        form.grader.read(text)
 
 
 @pytest.mark.parametrize(

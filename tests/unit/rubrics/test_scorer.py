@@ -13,13 +13,13 @@ from herl_megatron.config.load import ConfigError, load_config
 from herl_megatron.config.schema import JudgeConfig
 from herl_megatron.rubrics.aggregations import graded_result
 from herl_megatron.rubrics.client import JudgeClient
+from herl_megatron.rubrics.judge.formats import BANDS
 from herl_megatron.rubrics.rubric import score_no_answer
 from herl_megatron.rubrics.scorer import Scorer, open_judge, require_judge
 from herl_megatron.rubrics.worker import score_texts
 from herl_megatron.types import (
     Criterion,
     CriterionResult,
-    JudgeFormat,
     Message,
     Prompt,
     Rubric,
@@ -31,7 +31,6 @@ from herl_megatron.types import (
 from tests.fake_judge import FakeJudge, fake_judge
 
 T = TypeVar("T")
-BANDS = JudgeFormat.BANDS
 ROOT = Path(__file__).parents[3]
 RULE = Criterion("rule", "rule", check="ifeval/punctuation:no_comma")
 TRUE = Criterion("true", "judge", description='The response contains the word "river".', weight=2)

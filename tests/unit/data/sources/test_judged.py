@@ -9,8 +9,9 @@ import pytest
 from herl_megatron.data.sources.common import Options, RejectedRow, SourceRow
 from herl_megatron.data.sources.llmeval_med import add_earlier_turns
 from herl_megatron.data.sources.polarity import Reading, read_polarity
+from herl_megatron.rubrics.judge.formats import BANDS, CHECKLIST, POINTS
 from herl_megatron.rubrics.rubric import judge_format
-from herl_megatron.types import Criterion, JudgeFormat, Message
+from herl_megatron.types import Criterion, Message
 from tests.unit.data.sources.source_cases import convert, reward
 
 
@@ -186,7 +187,7 @@ def test_healthbench_points_and_reward() -> None:
     assert prompt.reference_answer == "For how long?"
     assert prompt.extra["tags"] == {"c1": ["axis:completeness"]}
     assert converted.notes == ("statement worth 0 points: left out",)
-    assert judge_format(prompt.rubric) is JudgeFormat.POINTS
+    assert judge_format(prompt.rubric) is POINTS
     assert reward(prompt, {"c1", "c2"}) == pytest.approx((7 - 4) / 10)
     assert reward(prompt, {"c2"}) == pytest.approx(-4 / 10)
 
@@ -219,7 +220,7 @@ def test_writingbench_bands() -> None:
     assert prompt.rubric.criteria == (
         Criterion("c1", "judge", params={"bands": bands, "title": "Tone"}, description="Is warm."),
     )
-    assert judge_format(prompt.rubric) is JudgeFormat.BANDS
+    assert judge_format(prompt.rubric) is BANDS
     del row["checklist"][0]["7-8"]  # type: ignore[index]
     with pytest.raises(RejectedRow, match="no text for 7-8"):
         convert("writingbench", row)
@@ -251,7 +252,7 @@ def test_llmeval_med_checklist_reference_and_earlier_rounds() -> None:
             description="Core: 1. Says so.",
         ),
     )
-    assert judge_format(first.rubric) is JudgeFormat.CHECKLIST
+    assert judge_format(first.rubric) is CHECKLIST
     assert first.extra == {"scene": "s", "category1": "Knowledge", "groupCode": 5, "round": 1}
     last = convert("llmeval_med", dict(rows[3].fields))
     assert last.prompt.messages == (

@@ -1,4 +1,4 @@
-"""The words of every request: rules first, the response between its markers, the contract twice.
+"""The words that all formats share: rules first, the response between markers, the contract twice.
 
 A template of your own (`judge.prompt`) replaces the user message; the rules, which say what the
 markers mean and how to answer, always come first. It is plain text with these placeholders:
@@ -17,25 +17,14 @@ import string
 from collections.abc import Mapping, Sequence
 
 from herl_megatron.rubrics.judge.guard import neutralise
-from herl_megatron.types import Criterion, JudgeFormat, Prompt
+from herl_megatron.types import Prompt
 
 PROMPT_VERSION = 1
-"""Part of the cache's key: raise it with every change of wording here or in `guard`."""
+"""Part of the cache's key: raise it with every change of wording, here, in `formats` or `guard`."""
 _PLACEHOLDERS = ("conversation", "response", "statements", "reference")
 _NEEDED = ("response", "statements")
 TEMPLATE = """The conversation that is answered:
 {conversation}
-
-The response to judge:
-{response}
-
-{statements}
-"""
-TEMPLATE_WITH_REFERENCE = """The conversation that is answered:
-{conversation}
-
-A reference answer by an expert; a response may differ from it and still be right:
-{reference}
 
 The response to judge:
 {response}
@@ -116,57 +105,13 @@ def user_message(
 
 def statements_task(texts: Mapping[str, str]) -> str:
     """The statements by key."""
-    lines = "\n".join(f"{key}: {_line(text)}" for key, text in texts.items())
+    lines = "\n".join(f"{key}: {one_line(text)}" for key, text in texts.items())
     return f"Statements about the response:\n{lines}"
 
 
-def grade_task(form: JudgeFormat, criteria: Sequence[Criterion], texts: Mapping[str, str]) -> str:
-    """What the grade is about, and the statements that go with it."""
-    task = {
-        JudgeFormat.BANDS: _bands_task,
-        JudgeFormat.IMPLICIT: _implicit_task,
-        JudgeFormat.CHECKLIST: _checklist_task,
-    }[form](criteria)
-    return f"{task}\n\n{statements_task(texts)}" if texts else task
-
-
-def _bands_task(criteria: Sequence[Criterion]) -> str:
-    (criterion,) = criteria
-    bands = criterion.params.get("bands", {})
-    lines = "\n".join(f"{band}: {_line(str(text))}" for band, text in bands.items())
-    return (
-        "Grade how well the response meets this one criterion, from 1 to 10:\n"
-        f"{_title(criterion)}{_line(criterion.description)}"
-        + (f"\nBands:\n{lines}" if bands else "")
-    )
-
-
-def _implicit_task(criteria: Sequence[Criterion]) -> str:
-    lines = "\n".join(f"- {_importance(c)}: {_line(c.description)}" for c in criteria)
-    return (
-        "Grade the response as a whole, from 1 (fails) to 10 (meets everything), by these criteria"
-        f" and their importance:\n{lines}"
-    )
-
-
-def _checklist_task(criteria: Sequence[Criterion]) -> str:
-    lines = "\n".join(neutralise(c.description) for c in criteria)
-    return (
-        "Grade the response from 1 (useless or harmful) to 5 (right and complete) against the"
-        f" reference answer and this checklist:\n{lines}"
-    )
-
-
-def _importance(criterion: Criterion) -> str:
-    weight = str(criterion.params.get("category", f"weight {criterion.weight:g}"))
-    if criterion.polarity == "negative":
-        return f"{weight}, counts against the response if true"
-    return weight
-
-
-def _title(criterion: Criterion) -> str:
-    title = criterion.params.get("title")
-    return f"{_line(str(title))}: " if title else ""
+def one_line(text: str) -> str:
+    """Harmless and on one line, so that a statement cannot look like two."""
+    return " ".join(neutralise(text).split())
 
 
 def _contract(keys: Sequence[str], *, grade_to: int, evidence: bool) -> str:
@@ -183,8 +128,3 @@ def _contract(keys: Sequence[str], *, grade_to: int, evidence: bool) -> str:
 
 def _fenced(name: str, text: str, marker: str) -> str:
     return f"===== begin {name} {marker}\n{text}\n===== end {name} {marker}"
-
-
-def _line(text: str) -> str:
-    """On one line, so that a statement cannot look like two."""
-    return " ".join(neutralise(text).split())

@@ -1,17 +1,16 @@
-"""A benchmark's own protocol: its prompt from a user's file, its answers, its failed judgements.
+"""A benchmark's own grader: its prompt from a user's file, filled in for one request.
 
 For numbers that compare with a benchmark's. HealthBench, WritingBench and LLMEval-Med grade with
 prompts of their own (aggregations `healthbench`, `writingbench`, `llmeval_med`); these are in the
-benchmarks' repositories, and a user names a file that holds one (`judge.grader_prompt`). It is sent
-as it stands but for placeholders, each of which may occur any number of times:
+benchmarks' repositories, and a user names a file that holds one (`judge.grader_prompt`). How it is
+answered, and what becomes of failures, is the format's (`formats.BenchmarkGrader`). The file is
+sent as it stands but for placeholders, each of which may occur any number of times:
 
     <<conversation>>  all turns and the response, "role: text" with a blank line between
     <<query>>         the last user message
     <<response>>      the response
-    <<rubric_item>>   HealthBench: "[points] statement"
-    <<criteria>>      WritingBench: name, description and bands, as Python prints a dict
     <<reference>>     the reference answer
-    <<checklist>>     LLMEval-Med: the checklist
+    <<NAME>>          the criterion, as the format shows it whose `placeholder` is NAME
 
 A line `@@ system` begins the system message, `@@ user` the user message, and `@@ user NAME` that of
 rows whose category is NAME (LLMEval-Med has five). A file without such lines is a user message.
@@ -21,31 +20,19 @@ Nothing guards such a question against a response that speaks to the grader: for
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from herl_megatron.rubrics.aggregations import RULES
+from herl_megatron.rubrics.judge.formats import BenchmarkGrader, JudgeFormat
 from herl_megatron.rubrics.judge.units import Unit
-from herl_megatron.types import Criterion, JudgeFormat, Message, Prompt
+from herl_megatron.types import Criterion, Message, Prompt
 
-FORMATS = (JudgeFormat.POINTS, JudgeFormat.BANDS, JudgeFormat.CHECKLIST)
-"""What benchmarks with graders of their own need to hear."""
 _SECTION = re.compile(r"^@@ (system|user)(?: +(\S.*?))? *$", re.MULTILINE)
 _PLACEHOLDER = re.compile(r"<<(\w+)>>")
-_NEEDS: Mapping[JudgeFormat, tuple[str, ...]] = {
-    JudgeFormat.POINTS: ("rubric_item",),
-    JudgeFormat.BANDS: ("criteria",),
-    JudgeFormat.CHECKLIST: (),
-}
-_KNOWN = {
-    "conversation", "query", "response", "rubric_item", "criteria", "reference", "checklist",
-}  # fmt: skip
-_MARK = re.compile(r"\[(\d+)\]")
-_FENCE = re.compile(r"\A```(?:json)?\s*|\s*```\Z")
-NOT_USABLE = 1
-"""The grade of a response whose judgement failed, where the benchmark counts it as not usable."""
+_OF_ALL = {"conversation", "query", "response", "reference"}
+"""Placeholders that are no format's."""
 
 
 @dataclass(frozen=True)
@@ -57,18 +44,19 @@ class GraderPrompt:
 
     def problem(self, prompt: Prompt, form: JudgeFormat) -> str:
         """Why a row cannot be asked about with this file, or the empty string."""
-        if form not in FORMATS:
+        if form.grader is None:
+            *some, last = (name for name, rule in RULES.items() if rule.judge_format.grader)
             return (
-                "a grader's prompt is for the aggregations healthbench, writingbench and"
-                f" llmeval_med, not {prompt.rubric.aggregation!r}"
+                f"a grader's prompt is for the aggregations {', '.join(some)} and {last}, not"
+                f" {prompt.rubric.aggregation!r}"
             )
         categories = {_category(c) for c in prompt.rubric.criteria if c.kind == "judge"}
         for category in sorted(categories):
             if category not in self.users and "" not in self.users:
                 return f"it has no `@@ user {category}` and no `@@ user` for all others"
-            names = _names(self.user(category))
-            if missing := [name for name in _NEEDS[form] if name not in names]:
-                return f"it has no <<{missing[0]}>>, which says what is asked"
+            wanted = form.grader.placeholder
+            if form.grader.needed and wanted not in _names(self.user(category)):
+                return f"it has no <<{wanted}>>, which says what is asked"
         return ""
 
     def user(self, category: str) -> str:
@@ -96,8 +84,8 @@ def read_grader_prompt(text: str) -> GraderPrompt:
     if not users or not all(users.values()):
         raise ValueError("there is no user message, or an empty one")
     for body in (system, *users.values()):
-        if unknown := sorted(_names(body) - _KNOWN):
-            known = ", ".join(f"<<{name}>>" for name in sorted(_KNOWN))
+        if unknown := sorted(_names(body) - _placeholders()):
+            known = ", ".join(f"<<{name}>>" for name in sorted(_placeholders()))
             raise ValueError(f"<<{unknown[0]}>> is no placeholder; there are {known}")
     for body in users.values():
         if not _names(body) & {"response", "conversation"}:
@@ -110,16 +98,13 @@ def grader_messages(unit: Unit, grader: GraderPrompt) -> tuple[Message, ...]:
     is."""
     (criterion,) = unit.criteria
     turns = [*unit.prompt.messages, Message("assistant", unit.response)]
-    points = criterion.weight if criterion.polarity == "positive" else -criterion.weight
     values = {
         "conversation": "\n\n".join(f"{turn.role}: {turn.content}" for turn in turns),
         "query": next((m.content for m in reversed(unit.prompt.messages) if m.role == "user"), ""),
         "response": unit.response,
-        "rubric_item": f"[{points:g}] {criterion.description}",
-        "criteria": str(_criteria(criterion)),
         "reference": unit.prompt.reference_answer or "",
-        "checklist": "" if criterion.params.get("no_checklist") else criterion.description,
     }
+    values |= {each.placeholder: each.shown(criterion) for each in _graders()}
 
     def fill(text: str) -> str:
         return _PLACEHOLDER.sub(lambda found: values[found[1]], text)
@@ -128,48 +113,14 @@ def grader_messages(unit: Unit, grader: GraderPrompt) -> tuple[Message, ...]:
     return (Message("system", fill(grader.system)), user) if grader.system else (user,)
 
 
-def read_grade(form: JudgeFormat, text: str) -> bool | int:
-    """The verdict (HealthBench) or grade of an answer in the benchmark's format.
-
-    Raises:
-        ValueError: it is not in that format.
-    """
-    if form is JudgeFormat.CHECKLIST:
-        mark = _MARK.search(text)
-        if mark is None or not 1 <= int(mark[1]) <= 5:
-            raise ValueError("no grade from [1] to [5]")
-        return int(mark[1])
-    try:
-        answer = json.loads(_FENCE.sub("", text.strip()))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"not JSON: {error}") from error
-    key, kinds = ("criteria_met", bool) if form is JudgeFormat.POINTS else ("score", int)
-    value: Any = answer.get(key) if isinstance(answer, dict) else None
-    if type(value) is not kinds:
-        raise ValueError(f"no {key!r} that is a {'truth value' if kinds is bool else 'number'}")
-    if form is JudgeFormat.BANDS:
-        if not 1 <= value <= 10:
-            raise ValueError(f"the score {value} is not in 1..10")
-        if not isinstance(answer.get("reason"), str):
-            raise ValueError("no 'reason' that is a text")
-    return bool(value) if kinds is bool else int(value)
+def _graders() -> list[BenchmarkGrader]:
+    """Those of all formats: a file may show what any of them shows."""
+    found = (rule.judge_format.grader for rule in RULES.values())
+    return [grader for grader in found if grader is not None]
 
 
-def asks_again(form: JudgeFormat) -> bool:
-    """Whether the benchmark asks once more after an answer that cannot be read."""
-    return form is not JudgeFormat.CHECKLIST
-
-
-def counts_as_not_usable(form: JudgeFormat) -> bool:
-    """Whether a judgement that failed counts against the response in the benchmark."""
-    return form is JudgeFormat.CHECKLIST
-
-
-def _criteria(criterion: Criterion) -> dict[str, Any]:
-    """One entry of WritingBench's checklist."""
-    title = {"name": criterion.params["title"]} if "title" in criterion.params else {}
-    described = {"criteria_description": criterion.description}
-    return {**title, **described, **criterion.params.get("bands", {})}
+def _placeholders() -> set[str]:
+    return _OF_ALL | {grader.placeholder for grader in _graders()}
 
 
 def _category(criterion: Criterion) -> str:
