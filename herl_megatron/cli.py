@@ -29,15 +29,13 @@ from herl_megatron.observability.logging import setup_logging
 from herl_megatron.observability.node_memory import in_short
 
 if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
     from herl_megatron.prepared import Command, PreparedConfig
 
 # Imports and rows make many objects that live long: by default collections look at them all again
 # every few thousand, a tenth of the CPU time of a start.
 gc.set_threshold(100_000, 20, 20)
 
-Options = TypeVar("Options", bound="DataclassInstance")
+Options = TypeVar("Options")
 
 _PAUSED = 3  # no scheduler should start it again before somebody has raised the cap
 _SAVED = 75  # "temporary failure" in sysexits.h: slurm/ray_cluster.sh asks for another turn
@@ -78,7 +76,7 @@ def _options_of(
                 default=Parameter.empty if field.default is MISSING else field.default,
                 annotation=hints[field.name],
             )
-            for field in fields(options)
+            for field in fields(options)  # type: ignore[arg-type]  # a dataclass
         ]
         for name in ("__module__", "__name__", "__doc__"):
             setattr(call, name, getattr(command, name))

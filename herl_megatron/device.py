@@ -22,9 +22,9 @@ import numpy as np
 import torch
 
 from herl_megatron import fp8 as fp8_rules
+from herl_megatron.types import DeviceKind
 
 RequestedDevice = Literal["auto", "cpu", "cuda"]
-DeviceKind = Literal["cpu", "cuda"]
 Transport = Literal["shared_memory", "cuda_ipc"]
 
 _BF16_CAPABILITY = (8, 0)
@@ -66,7 +66,7 @@ def cuda_device_count() -> int:
 
 
 @dataclass(frozen=True)
-class Gpu:
+class LocalGpu:
     """What a CUDA device is: name, compute capability, memory, and the FP8 recipes it can run."""
 
     name: str
@@ -76,7 +76,7 @@ class Gpu:
     bf16: bool
 
 
-def list_gpus() -> tuple[Gpu, ...]:
+def list_gpus() -> tuple[LocalGpu, ...]:
     """Every CUDA device that torch sees."""
     found = []
     for index in range(torch.cuda.device_count()):
@@ -84,7 +84,9 @@ def list_gpus() -> tuple[Gpu, ...]:
         capability = (facts.major, facts.minor)
         recipes = fp8_rules.available(capability=capability, cuda=_cuda_version())
         found.append(
-            Gpu(facts.name, capability, facts.total_memory, recipes, capability >= _BF16_CAPABILITY)
+            LocalGpu(
+                facts.name, capability, facts.total_memory, recipes, capability >= _BF16_CAPABILITY
+            )
         )
     return tuple(found)
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from herl_megatron.types import Completion, GenerateRequest
+from herl_megatron.types import Completion, DeviceKind, GenerateRequest
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class EngineConfig:
     """On the CPU, of each of its `tensor_parallel` processes."""
     gpu_memory_utilization: float
     tensor_parallel: int
-    device: Literal["cpu", "cuda"]
+    device: DeviceKind
     end_token_ids: tuple[int, ...] = ()
     """Tokens that end a response (`finish_reason` `stop`); none means every response runs to
     `max_tokens`."""

@@ -21,6 +21,7 @@ IntArray = NDArray[np.int32]
 FloatArray = NDArray[np.float32]
 """One float per token, `[tokens]`."""
 
+DeviceKind = Literal["cpu", "cuda"]
 FinishReason = Literal["stop", "length", "abort"]
 Role = Literal["system", "user", "assistant"]
 Aggregation = Literal[

@@ -10,13 +10,13 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from herl_megatron.config.schema import MegatronConfig, RolloutConfig
+from herl_megatron.types import DeviceKind
 
-DeviceKind = Literal["cpu", "cuda"]
 _NETWORK = ("NCCL_", "GLOO_", "TORCH_NCCL_", "FI_", "UCX_")
 
 

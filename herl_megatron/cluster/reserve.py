@@ -18,7 +18,6 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from herl_megatron.cluster.health import WorkerError
 from herl_megatron.cluster.placement import (
     Demand,
-    DeviceKind,
     Node,
     Placement,
     in_order,
@@ -26,6 +25,7 @@ from herl_megatron.cluster.placement import (
 )
 from herl_megatron.config.schema import ClusterConfig
 from herl_megatron.device import choose_kind, has_cuda
+from herl_megatron.types import DeviceKind
 
 _TIMEOUT_S = 60.0
 

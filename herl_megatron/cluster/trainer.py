@@ -19,7 +19,6 @@ from herl_megatron.algos.loss_metrics import combine
 from herl_megatron.batching.shards import Row, Shard, gather_rows, make_shards
 from herl_megatron.cluster.health import WorkerError, kill
 from herl_megatron.cluster.placement import (
-    DeviceKind,
     Placement,
     Slot,
     actor_options,
@@ -42,7 +41,14 @@ from herl_megatron.models.hf_config import read_architecture
 from herl_megatron.models.parameters import Architecture
 from herl_megatron.observability.peaks import merge_peaks
 from herl_megatron.observability.phases import counted, phases
-from herl_megatron.types import CoefficientRow, FloatArray, TokenRow, TrainBatch, TrainRow
+from herl_megatron.types import (
+    CoefficientRow,
+    DeviceKind,
+    FloatArray,
+    TokenRow,
+    TrainBatch,
+    TrainRow,
+)
 from herl_megatron.weight_sync.buckets import BucketPlan
 
 P = ParamSpec("P")

@@ -33,7 +33,7 @@ from herl_megatron.cpu_layout import (
     usable_cores,
 )
 from herl_megatron.device import (
-    Gpu,
+    LocalGpu,
     has_cuda,
     has_transformer_engine,
     list_gpus,
@@ -246,7 +246,7 @@ def limits(
     yield Finding(area, "open files", status, value, "" if status == "ok" else fix)
 
 
-def _devices(gpus: tuple[Gpu, ...], *, gpu_build: bool) -> Iterator[Finding]:
+def _devices(gpus: tuple[LocalGpu, ...], *, gpu_build: bool) -> Iterator[Finding]:
     if not gpus:
         use = "runs on the CPU, without FP8"
         if gpu_build:
@@ -321,7 +321,7 @@ def _apex(*, gpus: bool) -> Finding:
     return Finding(area, name, "note", "not NVIDIA's apex", fix)
 
 
-def _kernels(gpus: tuple[Gpu, ...]) -> Iterator[Finding]:
+def _kernels(gpus: tuple[LocalGpu, ...]) -> Iterator[Finding]:
     yield Finding("kernels", "attention", "ok", will_use()["attention"])
     flash = importlib.util.find_spec("flash_attn") is not None
     detail = "" if gpus else "GPU only"

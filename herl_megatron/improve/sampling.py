@@ -30,7 +30,7 @@ from herl_megatron.seeds import request_seed
 from herl_megatron.types import GenerateRequest, IntArray, Prompt, SamplingSettings, Scored
 
 T = TypeVar("T")
-Key = tuple[str, int]
+TrajectoryKey = tuple[str, int]
 """Prompt id and number of the trajectory."""
 MAX_SAMPLES_FACTOR = 4
 """Best-of-N draws at most this many times the samples of a trajectory to reach its tokens."""
@@ -45,7 +45,7 @@ class _Place:
     index: int
 
     @property
-    def key(self) -> Key:
+    def key(self) -> TrajectoryKey:
         return self.prompt.id, self.index
 
 
@@ -63,7 +63,7 @@ class Improver:
         config: Config,
         *,
         on_trajectory: Callable[[Trajectory], None],
-        on_sample: Callable[[Key, Attempt], None],
+        on_sample: Callable[[TrajectoryKey, Attempt], None],
         scoring_paused_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._engines = tuple(engines)
@@ -82,7 +82,7 @@ class Improver:
         )
 
     async def improve(
-        self, prompts: Sequence[Prompt], known: Mapping[Key, Trajectory]
+        self, prompts: Sequence[Prompt], known: Mapping[TrajectoryKey, Trajectory]
     ) -> list[Trajectory]:
         """`eval.samples_per_prompt` trajectories of every prompt, in order; `known` ones as given.
 
@@ -99,7 +99,7 @@ class Improver:
         self,
         prompts: Sequence[Prompt],
         trajectories: Sequence[Trajectory],
-        known: Mapping[Key, Sequence[Attempt]],
+        known: Mapping[TrajectoryKey, Sequence[Attempt]],
     ) -> list[list[Attempt]]:
         """Best-of-N samples of every trajectory's prompt, its own first sample first.
 

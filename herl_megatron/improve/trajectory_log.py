@@ -24,7 +24,7 @@ from herl_megatron.config.schema import Config
 from herl_megatron.config.schema.base import Decides
 from herl_megatron.data.canonical_rows import row_from_prompt
 from herl_megatron.files.run_files import SAMPLES, TRAJECTORIES, is_run, read_run_file
-from herl_megatron.improve.sampling import Key
+from herl_megatron.improve.sampling import TrajectoryKey
 from herl_megatron.improve.trajectory import Attempt, Trajectory, accepted, best_attempt
 from herl_megatron.observability.versions import version_changes
 from herl_megatron.types import Prompt, Scored
@@ -87,8 +87,8 @@ class TrajectoryLog:
 
     def __init__(self, folder: Path, prompts: tuple[Prompt, ...]) -> None:
         self._prompts = {prompt.id: prompt for prompt in prompts}
-        self.trajectories: dict[Key, Trajectory] = {}
-        self.samples: dict[Key, list[Attempt]] = {}
+        self.trajectories: dict[TrajectoryKey, Trajectory] = {}
+        self.samples: dict[TrajectoryKey, list[Attempt]] = {}
         # Both are read before either is changed.
         trajectories = self._read_trajectories(folder / TRAJECTORIES)
         samples = self._read_samples(folder / SAMPLES)
@@ -149,7 +149,7 @@ class TrajectoryLog:
         self.trajectories[trajectory.prompt_id, trajectory.index] = trajectory
         _append(self._trajectory_file, record)
 
-    def add_sample(self, key: Key, sample: Attempt) -> None:
+    def add_sample(self, key: TrajectoryKey, sample: Attempt) -> None:
         """Keep a best-of-N sample of the trajectory `key`."""
         record = {"prompt_id": key[0], "index": key[1]}
         self.samples.setdefault(key, []).append(sample)

@@ -12,8 +12,7 @@ from rich.console import Console
 from herl_megatron.config.load import load_config
 from herl_megatron.config.reference_compat import effective_config
 from herl_megatron.config.schema import Config
-from herl_megatron.device import Gpu as Device
-from herl_megatron.device import list_gpus
+from herl_megatron.device import LocalGpu, list_gpus
 from herl_megatron.gpus import GPUS, Gpu, find_gpu, read_gpus
 from herl_megatron.plan.build import find_shape, make_plan, to_json
 from herl_megatron.plan.machines import GIB, Assumptions, Cluster, choose_gpu
@@ -101,7 +100,7 @@ def choose_cluster(
     return Cluster(gpu, nodes, per_node, host_bytes=int(host_gib * GIB))
 
 
-def _here(found: Device, gpus: Mapping[str, Gpu]) -> Gpu:
+def _here(found: LocalGpu, gpus: Mapping[str, Gpu]) -> Gpu:
     """A GPU of this machine: its own memory, the rates of the table or, said, an H100's."""
     known = find_gpu(found.name, gpus)
     if known is not None:

@@ -15,7 +15,7 @@ from herl_megatron.report.runs import Run
 
 _WORD = r"\S+\s*|\s+"
 _MIN_SIMILARITY = 0.3
-Change = tuple[Literal["same", "removed", "added"], str]
+WordChange = tuple[Literal["same", "removed", "added"], str]
 
 
 @dataclass
@@ -113,7 +113,7 @@ def sample_records(run: Run, stats: RolloutStats, *, count: int) -> list[tuple[i
     return chosen
 
 
-def changes(draft: str, revision: str) -> list[Change]:
+def changes(draft: str, revision: str) -> list[WordChange]:
     """What became of the draft, word by word, in the order of the revision.
 
     A revision that shares little with its draft comes back as one piece, all `same`: marks on
@@ -123,7 +123,7 @@ def changes(draft: str, revision: str) -> list[Change]:
     matcher = difflib.SequenceMatcher(a=old, b=new, autojunk=False)
     if matcher.ratio() < _MIN_SIMILARITY:
         return [("same", revision)]
-    found: list[Change] = []
+    found: list[WordChange] = []
     for tag, i, j, k, m in matcher.get_opcodes():
         if tag == "equal":
             found.append(("same", "".join(new[k:m])))

@@ -16,7 +16,6 @@ from herl_megatron.cluster.engines import start_engines, stop_engines
 from herl_megatron.cluster.nodes import Nodes, open_nodes
 from herl_megatron.cluster.placement import (
     Demand,
-    DeviceKind,
     Placement,
     demand,
     ranks_beside_engines,
@@ -43,7 +42,7 @@ from herl_megatron.run.inputs import Inputs
 from herl_megatron.run.measure import Measure, log_prob_passes, throughput
 from herl_megatron.run.stop import StopRequest, stop_request
 from herl_megatron.run.turns import Turns
-from herl_megatron.types import SamplingSettings
+from herl_megatron.types import DeviceKind, SamplingSettings
 from herl_megatron.weight_sync.parity import ParityGate, open_gate
 from herl_megatron.weight_sync.parity_limits import tolerance_for
 from herl_megatron.weight_sync.sync import EnginesLost, SyncStats, WeightSync

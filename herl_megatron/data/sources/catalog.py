@@ -21,7 +21,7 @@ def _unchanged(rows: Sequence[SourceRow]) -> list[SourceRow]:
 
 
 @dataclass(frozen=True)
-class Source:
+class DataSource:
     """A data set: its converter, and what it is for.
 
     eval_share: the part of the prompts that is held out when the set has no splits of its own;
@@ -34,17 +34,17 @@ class Source:
     join: Callable[[Sequence[SourceRow]], list[SourceRow]] = _unchanged
 
 
-SOURCES: Mapping[str, Source] = {
-    "hir": Source(convert_hir, "HIR-16K, training: rules and statements", 0.02),
-    "rar_medicine": Source(convert_rar_medicine, "RaR-Medicine, train, val and test", 0.02),
-    "rar_science": Source(convert_rar_science, "RaR-Science, train, val and test", 0.02),
-    "ifeval": Source(convert_ifeval, "IFEval, 541 prompts, rules"),
-    "ifbench": Source(convert_ifbench, "IFBench, rules"),
-    "muldimif": Source(convert_muldimif, "MulDimIF, rules read from text"),
-    "healthbench": Source(convert_healthbench, "HealthBench, statements with points"),
-    "writingbench": Source(convert_writingbench, "WritingBench, grades 1 to 10 by bands"),
-    "llmeval_med": Source(
+SOURCES: Mapping[str, DataSource] = {
+    "hir": DataSource(convert_hir, "HIR-16K, training: rules and statements", 0.02),
+    "rar_medicine": DataSource(convert_rar_medicine, "RaR-Medicine, train, val and test", 0.02),
+    "rar_science": DataSource(convert_rar_science, "RaR-Science, train, val and test", 0.02),
+    "ifeval": DataSource(convert_ifeval, "IFEval, 541 prompts, rules"),
+    "ifbench": DataSource(convert_ifbench, "IFBench, rules"),
+    "muldimif": DataSource(convert_muldimif, "MulDimIF, rules read from text"),
+    "healthbench": DataSource(convert_healthbench, "HealthBench, statements with points"),
+    "writingbench": DataSource(convert_writingbench, "WritingBench, grades 1 to 10 by bands"),
+    "llmeval_med": DataSource(
         convert_llmeval_med, "LLMEval-Med, reference and checklist", join=add_earlier_turns
     ),
-    "plain": Source(convert_plain, "rows of your own", 0.02),
+    "plain": DataSource(convert_plain, "rows of your own", 0.02),
 }

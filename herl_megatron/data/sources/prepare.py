@@ -20,7 +20,7 @@ from herl_megatron.config.hub import local_folder
 from herl_megatron.data.canonical_rows import prompt_from_row, row_from_prompt
 from herl_megatron.data.chat import ChatTokenizer
 from herl_megatron.data.prompt_source import load_prompts
-from herl_megatron.data.sources.catalog import SOURCES, Source
+from herl_megatron.data.sources.catalog import SOURCES, DataSource
 from herl_megatron.data.sources.common import (
     Converted,
     Options,
@@ -123,7 +123,7 @@ def prepare(job: Job) -> Report:
     return report
 
 
-def _check(job: Job) -> Source:
+def _check(job: Job) -> DataSource:
     if job.source not in SOURCES:
         raise ValueError(f"unknown source {job.source!r}; use one of {', '.join(SOURCES)}")
     if job.eval_share is not None and not 0 <= job.eval_share <= 1:
@@ -145,7 +145,7 @@ def _names() -> list[str]:
 
 
 def _convert(
-    raw: Sequence[RawRow], source: Source, options: Options, rejected: list[Rejected]
+    raw: Sequence[RawRow], source: DataSource, options: Options, rejected: list[Rejected]
 ) -> list[tuple[SourceRow, Converted]]:
     """Every row that becomes a prompt which can be read back; the others join `rejected`."""
     found = []

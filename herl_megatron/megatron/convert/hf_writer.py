@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from herl_megatron.files.manifest import FileFacts, HashedFile
-from herl_megatron.megatron.convert.megatron_writer import Source
+from herl_megatron.megatron.convert.megatron_writer import ParameterSource
 from herl_megatron.megatron.scratch import Scratch
 from herl_megatron.megatron.soundness import largest_weight
 from herl_megatron.models.hf_folder import WrittenShards, shard_name
@@ -31,7 +31,7 @@ class HFWriter:
 
     def __init__(
         self,
-        source: Source,
+        source: ParameterSource,
         architecture: Architecture,
         *,
         dtype: torch.dtype | None,

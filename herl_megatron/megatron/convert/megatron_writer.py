@@ -42,7 +42,7 @@ from herl_megatron.megatron.torch_records import without_checksums, write_error
 from herl_megatron.models.parameters import Architecture, Layout, Parameter, parameters, shard
 
 
-class Source(Protocol):
+class ParameterSource(Protocol):
     """Where weights are read from: `HFFolder` or `MegatronFolder`."""
 
     def dtype(self, parameter: Parameter) -> torch.dtype:
@@ -92,7 +92,7 @@ class MegatronWriter:
 
     def __init__(
         self,
-        source: Source,
+        source: ParameterSource,
         architecture: Architecture,
         layout: TrainerLayout,
         *,
@@ -226,7 +226,7 @@ class _Planner(DefaultSavePlanner):
 
     def __init__(
         self,
-        source: Source,
+        source: ParameterSource,
         architecture: Architecture,
         tp: int,
         pieces: dict[MetadataIndex, _Piece],

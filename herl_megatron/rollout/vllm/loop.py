@@ -20,7 +20,7 @@ from vllm.v1.engine.llm_engine import LLMEngine
 from herl_megatron.rollout.vllm.workers import lost_workers
 
 T = TypeVar("T")
-Command = tuple[Callable[[LLMEngine], Any], "Future[Any]"]
+EngineCommand = tuple[Callable[[LLMEngine], Any], "Future[Any]"]
 
 
 class EngineThread:
@@ -44,7 +44,7 @@ class EngineThread:
         self._deliver = deliver
         self._on_end = on_end
         self._on_step = on_step
-        self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[EngineCommand] = queue.SimpleQueue()
         self._lock = threading.Lock()  # orders `call` against the end of the thread
         self._closing = threading.Event()
         self._ended: RuntimeError | None = None

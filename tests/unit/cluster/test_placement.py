@@ -9,7 +9,6 @@ import pytest
 
 from herl_megatron.cluster import placement
 from herl_megatron.cluster.placement import (
-    DeviceKind,
     Node,
     Placement,
     Slot,
@@ -24,6 +23,7 @@ from herl_megatron.cluster.placement import (
 )
 from herl_megatron.config.load import load_config
 from herl_megatron.config.schema import Config
+from herl_megatron.types import DeviceKind
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
