@@ -47,6 +47,10 @@ def train(config: PreparedConfig) -> TrainResult:
     script hears: where an event loop runs, it ends the process.
     """
     require_prepared(config, "train")
+    if config.train.only:
+        from herl_megatron.commands.halves import half
+
+        return _run(config, half)
     from herl_megatron.commands.train import train as job
 
     return _run(config, job)

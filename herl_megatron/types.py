@@ -11,14 +11,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-IntArray = NDArray[np.int32]
+from herl_megatron.array_text import ArrayText
+
+IntArray = Annotated[NDArray[np.int32], ArrayText("<i4")]
 """Token ids, `[tokens]`."""
-FloatArray = NDArray[np.float32]
+FloatArray = Annotated[NDArray[np.float32], ArrayText("<f4")]
 """One float per token, `[tokens]`."""
 
 DeviceKind = Literal["cpu", "cuda"]

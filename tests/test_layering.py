@@ -18,8 +18,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # From the ground up; a room may import from floors below its own.
 FLOORS = (
-    ("types", "engine", "errors", "fp8", "device", "gpus", "seeds", "blocking", "cpu_layout",
-     "files"),
+    ("types", "array_text", "engine", "errors", "fp8", "device", "gpus", "seeds", "blocking",
+     "cpu_layout", "files"),
     ("config",),
     ("observability",),
     ("algos", "rubrics", "hindsight", "data", "batching", "models"),
@@ -35,6 +35,7 @@ FLOORS = (
 # Rooms of one floor know nothing of each other but for these.
 NEIGHBOURS = {
     "device": {"fp8", "types"},
+    "types": {"array_text"},
     "engine": {"types"},
     "gpus": {"files"},
     "hindsight": {"rubrics"},

@@ -57,6 +57,8 @@ _FOLDERS = ("checkpoints", "rollouts", "tensorboard", "policy", ".policy.partial
 _NUMBER = "(?:[0-9]{6}|[1-9][0-9]{6,})"  # as f"{number:06d}" writes it
 ROLLOUTS = re.compile(rf"(?:(?P<kind>step|eval)_(?P<number>{_NUMBER})|unfinished|eval)\.jsonl")
 """Files of `rollouts/`: step_N is written in step N, from 0, eval_N after N steps."""
+GROUPS = re.compile(rf"step_(?P<number>{_NUMBER})\.groups\.gz")
+"""Beside them with `train.keep_groups`: a step's groups with all that training takes of them."""
 _BOARD = re.compile(r"events\.out\.tfevents\..+")
 STEP = re.compile(f"step_({_NUMBER})")
 """A published checkpoint; under any other name, such as a copy set aside, it is none."""
@@ -162,7 +164,8 @@ def own_files(run: Path) -> Iterator[Path]:
     yield from (file for file in top if is_source_diff(file) and _is_file(file))
     yield from (file for file in _files_of(run / "tensorboard") if _BOARD.fullmatch(file.name))
     for file in _files_of(run / "rollouts"):
-        if ROLLOUTS.fullmatch(file.name.removesuffix(".tmp")):
+        name = file.name.removesuffix(".tmp")
+        if ROLLOUTS.fullmatch(name) or GROUPS.fullmatch(name):
             yield file
     yield from own_policy_files(run / "policy")
     yield from _tree(run / ".policy.partial")

@@ -36,6 +36,7 @@ from herl_megatron.config.schema import Config
 from herl_megatron.device import gpu_counts
 from herl_megatron.errors import SavedForResume, policy_lost
 from herl_megatron.files.run_files import (
+    GROUPS,
     JUDGE_SPENT,
     LOCK_FILE,
     PROVENANCE,
@@ -56,6 +57,7 @@ from herl_megatron.observability.metrics import MetricsWriter, read_metrics
 from herl_megatron.observability.node_memory import in_short
 from herl_megatron.observability.phases import phases
 from herl_megatron.observability.rollout_log import group_record, write_rollouts
+from herl_megatron.observability.saved_groups import write_groups
 from herl_megatron.observability.step_lines import StepLines, evaluation_line
 from herl_megatron.observability.summary import Evaluated, build_summary, print_summary
 from herl_megatron.observability.timers import Timers
@@ -309,6 +311,9 @@ class RunFolder:
             else:
                 records = [group_record(group) for group in groups]
             write_rollouts(self.path / "rollouts" / f"{name}.jsonl", records)
+        if self._config.train.keep_groups and name.startswith("step_"):
+            kept = self.path / "rollouts" / f"{name}.groups.gz"
+            write_groups(kept, groups, self._record["fingerprints"])
         self._show_samples(name, groups)
 
     def _show_samples(self, name: str, groups: Sequence[ScoredGroup]) -> None:
@@ -436,11 +441,15 @@ def _take_back(path: Path, checkpoint: Checkpoint) -> None:
     step = checkpoint.driver.step
     later = []
     for file in own_files(path):
-        name = ROLLOUTS.fullmatch(file.name.removesuffix(".tmp"))
-        if file.parent == path / "rollouts" and name is not None:
+        plain = file.name.removesuffix(".tmp")
+        if file.parent != path / "rollouts":
+            continue
+        if (name := ROLLOUTS.fullmatch(plain)) is not None:
             last_kept = {"step": step - 1, "eval": step}.get(name["kind"] or "", -1)
             if int(name["number"] or 0) > last_kept:
                 later.append(file)
+        elif (name := GROUPS.fullmatch(plain)) is not None and int(name["number"]) >= step:
+            later.append(file)
     later += own_policy_files(path / "policy")
     later += [path / name for name in ("summary.json", "learning_curve.png")]
     remove_files(later, path)

@@ -138,6 +138,34 @@ async def open_eval_parts(config: Config, inputs: Inputs) -> AsyncIterator[EvalP
         )
 
 
+@dataclass(frozen=True)
+class RolloutParts(EvalParts):
+    """The running parts that sample and score a training run's prompts, without a trainer."""
+
+    source: GroupSource
+
+
+@asynccontextmanager
+async def open_rollout_parts(config: Config, inputs: Inputs) -> AsyncIterator[RolloutParts]:
+    """As `open_eval_parts`, and the stream of training prompts; engines read `model.path`."""
+    async with open_eval_parts(config, inputs) as parts, AsyncExitStack() as stack:
+        pipeline = _train_pipeline(config, inputs, parts.engines, parts.scorer)
+        source = _open_source(config, inputs, pipeline)
+        stack.push_async_callback(source.close)
+        yield RolloutParts(**vars(parts), source=source)
+
+
+def _open_source(config: Config, inputs: Inputs, pipeline: RolloutPipeline) -> GroupSource:
+    return open_source(
+        pipeline,
+        inputs.train,
+        train=config.train,
+        rollout=config.rollout,
+        seed=config.run.seed,
+        shuffle=config.data.shuffle,
+    )
+
+
 @asynccontextmanager
 async def open_train_parts(config: Config, inputs: Inputs) -> AsyncIterator[TrainParts]:
     """Start Ray, engines, scoring pool and trainer; end all of them after.
@@ -158,14 +186,7 @@ async def open_train_parts(config: Config, inputs: Inputs) -> AsyncIterator[Trai
                 "no mismatch statistics: %s, which truncates the engine's distribution",
                 config.rollout.truncated,
             )
-        source = open_source(
-            pipeline,
-            inputs.train,
-            train=config.train,
-            rollout=config.rollout,
-            seed=config.run.seed,
-            shuffle=config.data.shuffle,
-        )
+        source = _open_source(config, inputs, pipeline)
         stack.push_async_callback(source.close)
         sync = WeightSync(trainer, engines, config.weight_sync, transport=ground.transport)
         stack.callback(sync.close)

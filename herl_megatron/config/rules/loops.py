@@ -15,6 +15,7 @@ def problems(config: Config, *, purpose: Purpose, machine: Machine) -> Iterator[
     if purpose == "train":
         yield from _train_batches(config)
         yield from _loop(config)
+        yield from _half(config)
     if purpose == "sft":
         yield from _rows(config)
     if purpose == "dpo":
@@ -46,6 +47,27 @@ def _loop(config: Config) -> Iterator[str]:
         yield (
             f"train.eval_every is {train.eval_every} but data.eval is empty; give held-out rows or"
             " set eval_every to 0"
+        )
+
+
+def _half(config: Config) -> Iterator[str]:
+    train = config.train
+    if train.groups_from and train.only != "learning":
+        yield (
+            f"train.groups_from is {train.groups_from!r} but train.only is {train.only!r}; only"
+            " train.only=learning reads it"
+        )
+    if train.only and config.run.resume:
+        yield f"train.only is {train.only!r}, which cannot be resumed; set run.resume=false"
+    if train.only == "learning" and not train.groups_from:
+        yield (
+            "train.only is 'learning' and train.groups_from is empty; name a run that was made with"
+            " train.keep_groups=true"
+        )
+    if train.only == "rollouts" and config.model.megatron_path:
+        yield (
+            f"train.only is 'rollouts', whose engines read model.path, but model.megatron_path is"
+            f" {config.model.megatron_path!r}: `herl convert to-hf` makes a folder of it"
         )
 
 

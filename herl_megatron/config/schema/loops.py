@@ -30,6 +30,16 @@ class TrainConfig(Section):
     """Evaluate every so many steps; 0 evaluates before the first and after the last only."""
     log_rollouts: Nothing[bool] = True
     """Write rollouts with verdicts and revisions to `rollouts/step_*.jsonl`."""
+    keep_groups: Nothing[bool] = False
+    """Write each step's groups whole as well, with token ids, log-probs and verdicts, to
+    `rollouts/step_*.groups.gz`: what `only: learning` trains on."""
+    only: Numbers[Literal["", "rollouts", "learning"]] = ""
+    """Half of the loop alone, to look for a fault in it: `rollouts` samples, scores and revises
+    with the weights of `model.path` and starts no trainer; `learning` trains on `groups_from` and
+    starts neither engine nor judge. Neither evaluates, saves checkpoints or can be resumed."""
+    groups_from: Nothing[str] = ""
+    """`only: learning`: the folder of a run with `keep_groups`, or one of its `groups.gz` files to
+    begin with; its steps keep their numbers."""
     export: Nothing[bool] = True
     """Write the final policy as a Hugging Face folder."""
 
