@@ -35,7 +35,9 @@ ARMS: Mapping[str, tuple[str, ...]] = {
     "herl": (),
     "herl_gamma_1e-3": ("hindsight.gamma=0.001",),
     "herl_criteria": ("hindsight.prompt_style=criteria",),
+    "herl_rubric": ("hindsight.prompt_style=rubric",),
     "herl_guided": ("hindsight.prompt_style=guided",),
+    "herl_guided_missed": ("hindsight.prompt_style=guided_missed",),
     "he": ("hindsight.alpha=0",),
     "naive_he": ("hindsight.prompt_style=naive", "hindsight.alpha=0"),
 }
