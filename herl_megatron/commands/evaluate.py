@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Sequence
 
 from rich import get_console
@@ -15,6 +14,7 @@ from herl_megatron.files.run_files import EVALUATED
 from herl_megatron.rollout.liveness import dead_message, is_dead, responses_by_prompt
 from herl_megatron.rollout.pipeline import PipelineError
 from herl_megatron.rubrics.breakdown import reward_by_source, satisfied_by_check
+from herl_megatron.rubrics.none_scored import require_any_score
 from herl_megatron.run.folder import RunFolder
 from herl_megatron.run.inputs import load_inputs
 from herl_megatron.run.parts import EvalParts, open_eval_parts
@@ -31,10 +31,7 @@ def summarize(groups: Sequence[ScoredGroup]) -> EvalResult:
     """
     scores = [score for group in groups for score in group.scores]
     scored = [score for score in scores if isinstance(score, Scored)]
-    if not scored:
-        reasons = Counter(score.reason for score in scores if not isinstance(score, Scored))
-        shown = "; ".join(f"{count} x {text}" for text, count in reasons.most_common(3))
-        raise RuntimeError(f"evaluation: none of {len(scores)} responses could be scored: {shown}")
+    require_any_score(scores, of="evaluation")
     lengths = [len(r.completion.token_ids) for group in groups for r in group.group.rollouts]
     return EvalResult(
         reward=sum(score.reward for score in scored) / len(scored),

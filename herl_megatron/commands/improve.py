@@ -10,7 +10,6 @@ cache knows the rest.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -28,17 +27,16 @@ from herl_megatron.improve.trajectory import (
     Attempt,
     Outcome,
     RoundResult,
-    Trajectory,
     round_results,
 )
 from herl_megatron.improve.trajectory_log import (
     TrajectoryLog,
     check_continues,
 )
+from herl_megatron.rubrics.none_scored import require_any_score
 from herl_megatron.run.folder import RunFolder
 from herl_megatron.run.inputs import Inputs, load_inputs
 from herl_megatron.run.parts import EvalParts, open_eval_parts
-from herl_megatron.types import Scored, Unscored
 
 logger = logging.getLogger(__name__)
 
@@ -93,21 +91,12 @@ async def _run(
         scoring_paused_s=parts.scorer.paused_s,
     )
     trajectories = await improver.improve(inputs.eval, dict(log.trajectories))
-    _require_scores(trajectories)
+    require_any_score(attempt.score for one in trajectories for attempt in one.attempts)
     samples: Sequence[Sequence[Attempt]] | None = None
     if config.improve.best_of_n:
         known = {key: list(drawn) for key, drawn in log.samples.items()}
         samples = await improver.sample_baseline(inputs.eval, trajectories, known)
     return round_results(trajectories, samples, rounds=config.improve.rounds)
-
-
-def _require_scores(trajectories: Sequence[Trajectory]) -> None:
-    scores = [attempt.score for trajectory in trajectories for attempt in trajectory.attempts]
-    if any(isinstance(score, Scored) for score in scores):
-        return
-    reasons = Counter(score.reason for score in scores if isinstance(score, Unscored))
-    shown = "; ".join(f"{count} x {text}" for text, count in reasons.most_common(3))
-    raise RuntimeError(f"none of {len(scores)} responses could be scored: {shown}")
 
 
 def summary(config: Config, inputs: Inputs, results: Sequence[RoundResult]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Sequence
 
 from herl_megatron.cluster.health import WorkerError
@@ -13,9 +12,10 @@ from herl_megatron.files.last_checkpoint import last_checkpoint
 from herl_megatron.files.run_files import checkpoint_folders
 from herl_megatron.rollout.liveness import DeadPolicyError, require_alive
 from herl_megatron.rollout.pipeline import PipelineError
+from herl_megatron.rubrics.none_scored import require_any_score
 from herl_megatron.run.folder import RunFolder
 from herl_megatron.run.parts import TrainParts
-from herl_megatron.types import ScoredGroup, Unscored
+from herl_megatron.types import ScoredGroup
 from herl_megatron.weight_sync.parity import ParityError
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,6 @@ logger = logging.getLogger(__name__)
 _EXPORT_TIMEOUT_S = 60.0  # a scheduler's grace period is rarely longer
 _EXPORT_WITHOUT_GCS_S = 40.0  # Ray aborts every process 60 s after its end
 _SAVE_WITHOUT_RANKS_S = 10.0
-_REASONS_SHOWN = 3
 
 
 async def rescue(error: BaseException, parts: TrainParts, folder: RunFolder) -> None:
@@ -111,9 +110,4 @@ def require_scores(groups: Sequence[ScoredGroup], step: int, *, full_reward: flo
         RuntimeError: no rollout of the step has a score; names the most frequent reasons.
     """
     require_alive(groups, step, full_reward=full_reward)
-    scores = [score for group in groups for score in group.scores]
-    reasons = Counter(score.reason for score in scores if isinstance(score, Unscored))
-    if reasons.total() < len(scores):
-        return
-    shown = "; ".join(f"{count} x {text}" for text, count in reasons.most_common(_REASONS_SHOWN))
-    raise RuntimeError(f"step {step}: none of {len(scores)} responses could be scored: {shown}")
+    require_any_score((score for group in groups for score in group.scores), of=f"step {step}")
