@@ -76,8 +76,10 @@ def load_inputs(config: Config, *, training: bool) -> Inputs:
             train=train,
             held_out=held_out,
             check_modules=config.scoring.check_modules,
-            judge_prompt=config.judge.prompt,
-            grader_prompt=config.judge.grader_prompt,
+            text_files={
+                "judge.prompt": config.judge.prompt,
+                "judge.grader_prompt": config.judge.grader_prompt,
+            },
             weights=not training or bool(config.algorithm.kl_coef),
         ),
     )
