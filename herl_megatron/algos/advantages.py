@@ -12,7 +12,7 @@ from herl_megatron.config.schema import AlgorithmConfig
 SPREAD_TOLERANCE = 1e-6
 """Rewards closer than this are equal; dividing by such a spread would amplify rounding."""
 
-Outcome = Literal["trained", "zero_spread", "too_few"]
+GroupOutcome = Literal["trained", "zero_spread", "too_few"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class GroupAdvantages:
 
     advantages: tuple[float, ...]
     weights: tuple[float, ...]
-    outcome: Outcome
+    outcome: GroupOutcome
 
 
 def group_advantages(
@@ -60,5 +60,5 @@ def group_advantages(
     )
 
 
-def _no_gradient(rows: int, outcome: Outcome) -> GroupAdvantages:
+def _no_gradient(rows: int, outcome: GroupOutcome) -> GroupAdvantages:
     return GroupAdvantages((0.0,) * rows, (0.0,) * rows, outcome)

@@ -41,7 +41,7 @@ class LossInputs:
     rollout_log_probs: of the behaviour policy, as the engine drew the tokens.
     ref_log_probs: of the reference model; None when `kl_coef` is 0.
     advantages: the row's advantage on each of its tokens.
-    hindsight_mask: bool, true on tokens of revisions.
+    off_policy: bool, true on tokens of revisions and replays.
     weights: from `reductions.token_weights`; 0 on dummy rows.
     """
 
@@ -51,7 +51,7 @@ class LossInputs:
     rollout_log_probs: torch.Tensor
     ref_log_probs: torch.Tensor | None
     advantages: torch.Tensor
-    hindsight_mask: torch.Tensor
+    off_policy: torch.Tensor
     weights: torch.Tensor
 
 
@@ -150,8 +150,8 @@ def policy_loss(
     inputs: LossInputs, *, algorithm: AlgorithmConfig, hindsight: HindsightConfig
 ) -> LossOutput:
     """The whole loss of one micro-batch (module docstring) and its metrics."""
-    sampled = _select(inputs, ~inputs.hindsight_mask)
-    revised = _select(inputs, inputs.hindsight_mask)
+    sampled = _select(inputs, ~inputs.off_policy)
+    revised = _select(inputs, inputs.off_policy)
     on_policy, clipped = ppo_clip_loss(
         importance_ratio(sampled.log_probs, sampled.old_log_probs),
         sampled.advantages,
@@ -225,7 +225,7 @@ def _select(inputs: LossInputs, mask: torch.Tensor) -> LossInputs:
         rollout_log_probs=inputs.rollout_log_probs[mask],
         ref_log_probs=None if ref_log_probs is None else ref_log_probs[mask],
         advantages=inputs.advantages[mask],
-        hindsight_mask=inputs.hindsight_mask[mask],
+        off_policy=inputs.off_policy[mask],
         weights=inputs.weights[mask],
     )
 

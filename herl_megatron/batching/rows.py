@@ -156,6 +156,6 @@ def _row(
         rollout_log_probs=completion.log_probs,
         reward=reward,
         advantage=advantage,
-        is_revision=origin.off_policy,
+        off_policy=origin.off_policy,
         weight=weight,
     )

@@ -127,7 +127,7 @@ class TrainerRank:
         )
         self._source = WeightSource(
             self._actor.chunks,
-            self._actor.hf_config,
+            self._actor.architecture,
             sections.megatron,
             bucket_bytes=sections.weight_sync.bucket_bytes,
             groups=self._groups,

@@ -210,7 +210,7 @@ def hf_weights(actor: Any, megatron: MegatronConfig, groups: Any) -> dict[str, t
     from herl_megatron.weight_sync.source import WeightSource
 
     source = WeightSource(
-        actor.chunks, actor.hf_config, megatron, bucket_bytes=1 << 20, groups=groups
+        actor.chunks, actor.architecture, megatron, bucket_bytes=1 << 20, groups=groups
     )
     weights = {}
     for index in range(len(source.plan())):
@@ -241,7 +241,7 @@ def make_rows(
                 rollout_log_probs=np.zeros(response, np.float32),
                 reward=0.0,
                 advantage=float(rng.normal()),
-                is_revision=index % 4 == 1,
+                off_policy=index % 4 == 1,
                 weight=0.0 if masked and index % 7 == 3 else 1.0,
             )
         )
@@ -298,7 +298,7 @@ def plain_loss(model: torch.nn.Module, case: Case) -> torch.Tensor:
         old = torch.from_numpy(case.old_log_probs[number]).double()
         terms = []
         for t in range(len(log_p)):
-            if row.is_revision:
+            if row.off_policy:
                 mu = {
                     "sampler": math.exp(row.rollout_log_probs[t]),
                     "old": math.exp(old[t]),

@@ -104,7 +104,7 @@ def make_inputs() -> LossInputs:
         rollout_log_probs=torch.log(torch.tensor([0.9, 0.9, 0.3, 0.4])),
         ref_log_probs=torch.log(torch.tensor([0.6, 0.4, 0.6, 0.05])),
         advantages=torch.tensor([2.0, -1.0, 1.0, 3.0]),
-        hindsight_mask=torch.tensor([False, False, True, True]),
+        off_policy=torch.tensor([False, False, True, True]),
         weights=torch.full((4,), 0.25),
     )
 
@@ -162,7 +162,7 @@ def test_off_policy_tokens_may_be_clipped_instead_of_shaped() -> None:
         rollout_log_probs=torch.tensor([0.1, 0.2]).log(),
         ref_log_probs=None,
         advantages=torch.full((2,), 2.0),
-        hindsight_mask=torch.tensor([True, True]),
+        off_policy=torch.tensor([True, True]),
         weights=torch.full((2,), 0.5),
     )
     output = policy_loss(
@@ -218,7 +218,7 @@ def test_numbers_of_the_other_kind_of_token_do_not_matter() -> None:
     inputs = make_inputs()
     clean = policy_loss(inputs, algorithm=AlgorithmConfig(), hindsight=HINDSIGHT)
     (want,) = torch.autograd.grad(clean.loss, inputs.log_probs)
-    revised = inputs.hindsight_mask
+    revised = inputs.off_policy
     nan = torch.full((4,), math.nan)
     dirty = replace(
         inputs,
