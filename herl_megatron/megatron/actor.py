@@ -20,8 +20,9 @@ import torch
 import torch.distributed as dist
 from megatron.core.models.gpt.gpt_model import GPTModel
 
+from herl_megatron.algos.loss_inputs import LossInputs, TokenRows
 from herl_megatron.algos.loss_metrics import MAXIMA
-from herl_megatron.algos.losses import LossInputs, LossOutput, policy_loss, sft_loss
+from herl_megatron.algos.losses import LossOutput, policy_loss, sft_loss
 from herl_megatron.algos.losses_dpo import coefficient_loss
 from herl_megatron.algos.objective import PolicyObjective
 from herl_megatron.algos.reductions import LossAggregation, token_weights
@@ -218,8 +219,10 @@ class MegatronActor:
             batch: MicroBatch, log_probs: torch.Tensor, entropy: torch.Tensor
         ) -> LossOutput:
             weights = _weights(batch, shard, algorithm.aggregation)
-            inputs = _loss_inputs(tokens[batch], log_probs, entropy, weights, batch.is_dummy)
-            return policy_loss(inputs, algorithm=algorithm, hindsight=hindsight)
+            inputs = self._loss_inputs(batch, tokens[batch], log_probs, entropy, weights)
+            return policy_loss(
+                inputs, algorithm=algorithm, hindsight=hindsight, own=objective.own_loss
+            )
 
         batches = self._runner.pack(shard)
         tokens = {batch: policy_tokens(shard, batch) for batch in batches}
@@ -256,6 +259,31 @@ class MegatronActor:
         batches = self._runner.pack(shard)
         coefficients = {batch: token_coefficients(shard, batch) for batch in batches}
         return self._step(shard, batches, loss_of, temperature=1.0, schedule_step=None)
+
+    def _loss_inputs(
+        self,
+        batch: MicroBatch,
+        tokens: PolicyTokens,
+        log_probs: torch.Tensor,
+        entropy: torch.Tensor,
+        weights: torch.Tensor,
+    ) -> LossInputs:
+        current = log_probs.detach()
+        return LossInputs(
+            log_probs=log_probs,
+            entropy=entropy,
+            old_log_probs=current if tokens.old_log_probs is None else tokens.old_log_probs,
+            rollout_log_probs=tokens.rollout_log_probs,
+            ref_log_probs=current if batch.is_dummy else tokens.ref_log_probs,
+            advantages=tokens.advantages,
+            off_policy=tokens.off_policy,
+            weights=weights,
+            rows=TokenRows(
+                batch.token_row,
+                batch.row_tokens,
+                self._groups.cp.group if self._groups.cp.size > 1 else None,
+            ),
+        )
 
     def _step(
         self,
@@ -406,24 +434,3 @@ def _weights(
         loss_rows=shard.loss_rows,
     )
     return batch.spread(torch.zeros_like(per_row) if batch.is_dummy else per_row)
-
-
-def _loss_inputs(
-    tokens: PolicyTokens,
-    log_probs: torch.Tensor,
-    entropy: torch.Tensor,
-    weights: torch.Tensor,
-    is_dummy: bool,
-) -> LossInputs:
-    current = log_probs.detach()
-    ref_log_probs = current if is_dummy else tokens.ref_log_probs
-    return LossInputs(
-        log_probs=log_probs,
-        entropy=entropy,
-        old_log_probs=current if tokens.old_log_probs is None else tokens.old_log_probs,
-        rollout_log_probs=tokens.rollout_log_probs,
-        ref_log_probs=ref_log_probs,
-        advantages=tokens.advantages,
-        off_policy=tokens.off_policy,
-        weights=weights,
-    )

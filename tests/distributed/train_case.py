@@ -6,7 +6,7 @@ Shared by the tests of the actor and by `tools/bench/check_layouts.py`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from herl_megatron.algos.objective import PolicyObjective
+from herl_megatron.algos.own_loss import open_loss
 from herl_megatron.config.schema import (
     AlgorithmConfig,
     HindsightConfig,
@@ -146,7 +147,9 @@ def build_actor(case: Case, megatron: MegatronConfig, groups: Any) -> Any:
         optimizer=case.optimizer,
         objective=None
         if case.sft
-        else PolicyObjective(case.algorithm, case.hindsight, case.temperature),
+        else PolicyObjective(
+            case.algorithm, case.hindsight, case.temperature, open_loss(case.algorithm)
+        ),
         total_optimizer_steps=10,
         seed=0,
         groups=groups,
@@ -329,7 +332,9 @@ def plain_loss(model: torch.nn.Module, case: Case) -> torch.Tensor:
 
 
 def plain_steps(
-    model: torch.nn.Module, case: Case
+    model: torch.nn.Module,
+    case: Case,
+    loss_of: Callable[[torch.nn.Module, Case], torch.Tensor] = plain_loss,
 ) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
     """Losses, gradient norms before clipping, and the weights afterwards (`model` is changed)."""
     config = case.optimizer
@@ -347,7 +352,7 @@ def plain_steps(
     losses, norms = [], []
     for _ in range(case.steps):
         adam.zero_grad()
-        loss = plain_loss(model, case)
+        loss = loss_of(model, case)
         loss.backward()
         limit = config.clip_grad or math.inf
         norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), limit)))
