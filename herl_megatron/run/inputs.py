@@ -47,7 +47,7 @@ def load_inputs(config: Config, *, training: bool) -> Inputs:
     limits = CheckLimits(memory_bytes=config.scoring.check_memory_bytes)
     # Before rows that name a user's own check.
     load_check_modules(config.scoring.check_modules, limits=limits)
-    hooks = _hooks(config) if training else []
+    hooks = algorithm_hooks(config) if training else []
     check_model(config.model, trains=training)
     tokenizer = open_chat_tokenizer(
         config.model, config.data, answer_after=config.scoring.answer_after
@@ -90,8 +90,12 @@ def load_inputs(config: Config, *, training: bool) -> Inputs:
     )
 
 
-def _hooks(config: Config) -> list[Hook]:
-    """The user's own functions that training calls, each tried before anything starts."""
+def algorithm_hooks(config: Config) -> list[Hook]:
+    """The user's loss and advantage, where there are any, each tried before anything starts.
+
+    Raises:
+        ValueError: one cannot be loaded or called, or does not return what it must.
+    """
     algorithm, hooks = config.algorithm, []
     if (loss := open_loss(algorithm)) is not None:
         check_loss(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -64,8 +64,8 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     sys.modules.pop(OWN, None)
 
 
-def config_with(folder: Path, **sections: dict[str, object]) -> Config:
-    values = {
+def config_with(folder: Path, **sections: Mapping[str, object]) -> Config:
+    values: dict[str, Mapping[str, object]] = {
         "model": {"path": str(folder / "model")},
         "data": {"train": str(folder / "train.jsonl")},
         "train": {"prompts_per_step": 2, "prompts_per_optimizer_step": 2},
