@@ -337,7 +337,7 @@ class TrainRow(TokenRow):
     rollout_log_probs: `[response]`, as the engine reported them (the behaviour policy's).
     reward: what the row trains on, bonus included; None for a row without one.
     advantage: group-relative, the same for every token of the row.
-    is_revision: whether the row's tokens carry the hindsight mask: a revision's, or a replay's.
+    off_policy: whether the response was not sampled from its prompt x: a revision's, or a replay's.
     weight: 0 for rows that are masked from the loss (no valid reward, no spread), else 1.
     old_log_probs, ref_log_probs: `[response]` under the step's first weights and under the
         reference; None before they are computed, and where the loss does not ask for them.
@@ -346,7 +346,7 @@ class TrainRow(TokenRow):
     rollout_log_probs: FloatArray
     reward: float | None
     advantage: float
-    is_revision: bool = False
+    off_policy: bool = False
     weight: float = 1.0
     old_log_probs: FloatArray | None = None
     ref_log_probs: FloatArray | None = None

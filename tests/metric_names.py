@@ -16,8 +16,9 @@ from typing import Literal
 
 import torch
 
+from herl_megatron.algos.loss_inputs import LossInputs, TokenRows
 from herl_megatron.algos.loss_metrics import MAXIMA, MEANS
-from herl_megatron.algos.losses import LossInputs, policy_loss, sft_loss
+from herl_megatron.algos.losses import policy_loss, sft_loss
 from herl_megatron.algos.losses_dpo import PairLogProbs, coefficient_loss, pair_loss
 from herl_megatron.config.schema import AlgorithmConfig, HindsightConfig
 from herl_megatron.improve.trajectory import Outcome
@@ -97,8 +98,11 @@ def _trainer() -> set[str]:
 def _policy() -> set[str]:
     tokens = torch.zeros(1)
     inputs = LossInputs(
-        tokens, tokens, tokens, tokens, tokens, tokens, torch.zeros(1, dtype=torch.bool), tokens
-    )
+        tokens, tokens, tokens, tokens, tokens, tokens,
+        off_policy=torch.zeros(1, dtype=torch.bool),
+        weights=tokens,
+        rows=TokenRows(torch.zeros(1, dtype=torch.int64), torch.ones(1)),
+    )  # fmt: skip
     algorithm = AlgorithmConfig(kl_coef=0.1, entropy_coef=0.1)
     output = policy_loss(inputs, algorithm=algorithm, hindsight=HindsightConfig())
     known = set(MEANS) | set(MEANS.values()) | set(MAXIMA)

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Literal
 
+from herl_megatron.algos.own_advantage import GroupRewards, OwnAdvantage
 from herl_megatron.config.schema import AlgorithmConfig
 
 SPREAD_TOLERANCE = 1e-6
 """Rewards closer than this are equal; dividing by such a spread would amplify rounding."""
 
-Outcome = Literal["trained", "zero_spread", "too_few"]
+GroupOutcome = Literal["trained", "zero_spread", "too_few"]
 
 
 @dataclass(frozen=True)
@@ -24,17 +25,21 @@ class GroupAdvantages:
 
     advantages: tuple[float, ...]
     weights: tuple[float, ...]
-    outcome: Outcome
+    outcome: GroupOutcome
 
 
 def group_advantages(
-    rewards: Sequence[float | None], on_policy: Sequence[bool], config: AlgorithmConfig
+    rewards: Sequence[float | None],
+    on_policy: Sequence[bool],
+    config: AlgorithmConfig,
+    own: OwnAdvantage | None = None,
 ) -> GroupAdvantages:
     """A_j = (r_j - mean) / (std + eps) over the group's rows that have a reward.
 
     `rewards[j]` is None for a row without a valid reward: masked from the loss and from the mean.
     `on_policy[j]` is False for revisions; `baseline: on_policy` leaves them out of mean and std.
     std is the sample standard deviation (n - 1); without `normalize_std` nothing is divided.
+    `own` gives the advantages of a group with a gradient in place of this formula.
 
     No gradient, every weight 0: `too_few`, fewer than `min_valid` rows give the baseline;
     `zero_spread`, all rewards are equal, or std is 0 where it divides (a revision compared with an
@@ -48,17 +53,22 @@ def group_advantages(
     ]
     if len(baseline) < config.min_valid:
         return _no_gradient(len(rewards), "too_few")
-    compared = baseline if config.normalize_std else valid
+    compared = baseline if config.normalize_std and own is None else valid
     if max(compared) - min(compared) < SPREAD_TOLERANCE:
         return _no_gradient(len(rewards), "zero_spread")
-    mean = fmean(baseline)
-    scale = stdev(baseline) + config.advantage_eps if config.normalize_std else 1.0
+    if own is not None:
+        group = GroupRewards(tuple(rewards), tuple(not sampled for sampled in on_policy))
+        advantages = own(group)
+    else:
+        mean = fmean(baseline)
+        scale = stdev(baseline) + config.advantage_eps if config.normalize_std else 1.0
+        advantages = tuple(0.0 if r is None else (r - mean) / scale for r in rewards)
     return GroupAdvantages(
-        advantages=tuple(0.0 if r is None else (r - mean) / scale for r in rewards),
+        advantages=advantages,
         weights=tuple(0.0 if r is None else 1.0 for r in rewards),
         outcome="trained",
     )
 
 
-def _no_gradient(rows: int, outcome: Outcome) -> GroupAdvantages:
+def _no_gradient(rows: int, outcome: GroupOutcome) -> GroupAdvantages:
     return GroupAdvantages((0.0,) * rows, (0.0,) * rows, outcome)

@@ -28,13 +28,26 @@ _WIDENED_ROWS = 16384  # of the output matrix's gradient, converted to float32 a
 
 
 @dataclass(frozen=True)
+class LogitBuffer:
+    """How much of the logits exists at a time.
+
+    tokens: logits exist for this many tokens at a time; all but the last so many are computed again
+        in the backward pass.
+    fp32: keep logits in float32 where states and matrix are narrower. Their gradient is rounded to
+        the matrix's dtype before it is multiplied with it, as without.
+    """
+
+    tokens: int = 512
+    fp32: bool = False
+
+
+@dataclass(frozen=True)
 class _Settings:
     vocab_size: int
     group: dist.ProcessGroup | None
     inverse_temperature: float
     with_entropy: bool
-    chunk_tokens: int
-    fp32_logits: bool
+    buffer: LogitBuffer
 
 
 def token_log_probs(
@@ -46,8 +59,7 @@ def token_log_probs(
     tp_group: dist.ProcessGroup | None = None,
     temperature: float = 1.0,
     with_entropy: bool = True,
-    chunk_tokens: int = 512,
-    fp32_logits: bool = False,
+    buffer: LogitBuffer = LogitBuffer(),  # noqa: B008 (frozen)
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Log-prob of each target token and entropy of each distribution, with gradients of both.
 
@@ -61,10 +73,7 @@ def token_log_probs(
         tp_group: ranks that share the vocabulary, in row order; None when one rank has it all.
         temperature: divides the logits.
         with_entropy: False skips the entropy and returns None for it.
-        chunk_tokens: logits exist for this many tokens at a time; all but the last so many are
-            computed again in the backward pass.
-        fp32_logits: keep logits in float32 where states and matrix are narrower. Their gradient is
-            rounded to the matrix's dtype before it is multiplied with it, as without.
+        buffer: for the logits.
 
     Returns:
         log-probs and entropy, both `[...]` float32 (float64 for float64 states), the same on every
@@ -80,9 +89,7 @@ def token_log_probs(
         )
     if temperature <= 0:
         raise ValueError(f"temperature is {temperature}; it must be above 0")
-    settings = _Settings(
-        vocab_size, tp_group, 1.0 / temperature, with_entropy, chunk_tokens, fp32_logits
-    )
+    settings = _Settings(vocab_size, tp_group, 1.0 / temperature, with_entropy, buffer)
     apply: Callable[..., tuple[torch.Tensor, torch.Tensor]] = _LogProbs.apply
     log_probs, entropy = apply(hidden.flatten(0, -2), weight, targets.flatten(), settings)
     if not with_entropy:
@@ -110,8 +117,8 @@ class _LogProbs(torch.autograd.Function):
         own_normalizer = hidden.new_full((tokens,), float("-inf"), dtype=dtype)
         sums = hidden.new_zeros((3, tokens), dtype=dtype)
         buffer = hidden.new_empty(
-            (min(tokens, settings.chunk_tokens) if real else 0, real),
-            dtype=dtype if settings.fp32_logits else hidden.dtype,
+            (min(tokens, settings.buffer.tokens) if real else 0, real),
+            dtype=dtype if settings.buffer.fp32 else hidden.dtype,
         )
         for chunk in _slices(tokens, len(buffer)):
             logits = _multiply(hidden[chunk], weight[:real], buffer)

@@ -21,6 +21,8 @@ from typing import Literal
 
 import torch
 
+from herl_megatron.algos.loss_inputs import LossInputs
+from herl_megatron.algos.own_loss import TokenLoss
 from herl_megatron.algos.reductions import weighted_sum
 from herl_megatron.config.schema import AlgorithmConfig, HindsightConfig
 
@@ -29,30 +31,6 @@ Behavior = Literal["sampler", "old", "one"]
 MAX_LOG_RATIO = 20.0
 """Exponents of importance ratios and of the KL estimate are clamped to [-20, 20] so that exp cannot
 overflow. Ratios out there are far beyond both clips, where the PPO terms have no gradient."""
-
-
-@dataclass(frozen=True, eq=False)
-class LossInputs:
-    """Response tokens of one micro-batch; every tensor is `[tokens]`, float32 unless said.
-
-    log_probs: of the current policy, with gradient.
-    entropy: of the current policy, with gradient.
-    old_log_probs: the trainer's at the step's first weights, in the training context.
-    rollout_log_probs: of the behaviour policy, as the engine drew the tokens.
-    ref_log_probs: of the reference model; None when `kl_coef` is 0.
-    advantages: the row's advantage on each of its tokens.
-    hindsight_mask: bool, true on tokens of revisions.
-    weights: from `reductions.token_weights`; 0 on dummy rows.
-    """
-
-    log_probs: torch.Tensor
-    entropy: torch.Tensor
-    old_log_probs: torch.Tensor
-    rollout_log_probs: torch.Tensor
-    ref_log_probs: torch.Tensor | None
-    advantages: torch.Tensor
-    hindsight_mask: torch.Tensor
-    weights: torch.Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,24 +125,31 @@ def behavior_log_probs(inputs: LossInputs, behavior: Behavior) -> torch.Tensor:
 
 
 def policy_loss(
-    inputs: LossInputs, *, algorithm: AlgorithmConfig, hindsight: HindsightConfig
+    inputs: LossInputs,
+    *,
+    algorithm: AlgorithmConfig,
+    hindsight: HindsightConfig,
+    own: TokenLoss | None = None,
 ) -> LossOutput:
-    """The whole loss of one micro-batch (module docstring) and its metrics."""
-    sampled = _select(inputs, ~inputs.hindsight_mask)
-    revised = _select(inputs, inputs.hindsight_mask)
-    on_policy, clipped = ppo_clip_loss(
-        importance_ratio(sampled.log_probs, sampled.old_log_probs),
-        sampled.advantages,
-        clip_low=algorithm.clip_low,
-        clip_high=algorithm.clip_high,
-        dual_clip=algorithm.dual_clip,
-    )
+    """The whole loss of one micro-batch (module docstring) and its metrics.
+
+    own: takes the place of PPO's clip on on-policy tokens; with `hindsight.off_policy_loss: own` it
+        is called once on all tokens, and its part on off-policy ones is the term `hindsight`.
+    """
+    sampled = inputs.select(~inputs.off_policy)
+    revised = inputs.select(inputs.off_policy)
+    behavior = behavior_log_probs(revised, hindsight.behavior)
+    clipped = None
+    if own is not None and hindsight.off_policy_loss == "own":
+        values = own(inputs)
+        on_policy, off_policy = values[~inputs.off_policy], values[inputs.off_policy]
+    else:
+        on_policy, clipped = _on_policy_loss(sampled, algorithm, own)
+        off_policy = _off_policy_loss(revised, behavior, algorithm=algorithm, hindsight=hindsight)
     if algorithm.mismatch_weight:
         on_policy = on_policy * mismatch_weight(
             sampled.old_log_probs, sampled.rollout_log_probs, cap=algorithm.mismatch_cap
         )
-    behavior = behavior_log_probs(revised, hindsight.behavior)
-    off_policy = _off_policy_loss(revised, behavior, algorithm=algorithm, hindsight=hindsight)
     terms = {
         "loss_policy": weighted_sum(on_policy, sampled.weights),
         "loss_hindsight": weighted_sum(off_policy, revised.weights),
@@ -188,6 +173,15 @@ def policy_loss(
     return LossOutput(loss, parts, sums, maxima)
 
 
+def _on_policy_loss(
+    sampled: LossInputs, algorithm: AlgorithmConfig, own: TokenLoss | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`algorithm.loss` of rollouts' tokens, and which of them are clipped where that is known."""
+    if own is not None:
+        return own(sampled), None
+    return _clip_loss(sampled, sampled.old_log_probs, algorithm)
+
+
 def _off_policy_loss(
     revised: LossInputs,
     behavior: torch.Tensor,
@@ -204,39 +198,30 @@ def _off_policy_loss(
         return hindsight_loss(
             revised.log_probs, behavior, revised.advantages, gamma=hindsight.gamma
         )
-    clipped, _ = ppo_clip_loss(
-        importance_ratio(revised.log_probs, behavior),
-        revised.advantages,
+    return _clip_loss(revised, behavior, algorithm)[0]
+
+
+def _clip_loss(
+    inputs: LossInputs, start_log_probs: torch.Tensor, algorithm: AlgorithmConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`ppo_clip_loss` with ratios to the policy of `start_log_probs`, `[tokens]`."""
+    return ppo_clip_loss(
+        importance_ratio(inputs.log_probs, start_log_probs),
+        inputs.advantages,
         clip_low=algorithm.clip_low,
         clip_high=algorithm.clip_high,
         dual_clip=algorithm.dual_clip,
     )
-    return clipped
-
-
-def _select(inputs: LossInputs, mask: torch.Tensor) -> LossInputs:
-    """The tokens where `mask` is true. Selected before anything is computed, so that a value which
-    has no meaning for the other kind of token can reach neither the loss nor its gradient."""
-    ref_log_probs = inputs.ref_log_probs
-    return LossInputs(
-        log_probs=inputs.log_probs[mask],
-        entropy=inputs.entropy[mask],
-        old_log_probs=inputs.old_log_probs[mask],
-        rollout_log_probs=inputs.rollout_log_probs[mask],
-        ref_log_probs=None if ref_log_probs is None else ref_log_probs[mask],
-        advantages=inputs.advantages[mask],
-        hindsight_mask=inputs.hindsight_mask[mask],
-        weights=inputs.weights[mask],
-    )
 
 
 @torch.no_grad()
-def _on_policy_sums(sampled: LossInputs, clipped: torch.Tensor) -> dict[str, torch.Tensor]:
+def _on_policy_sums(sampled: LossInputs, clipped: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """clipped: which tokens' ratios are clipped; None where the loss is not ours to tell."""
     real = (sampled.weights > 0).float()
     ratio = importance_ratio(sampled.log_probs, sampled.old_log_probs)
     log_ratio = sampled.log_probs - sampled.old_log_probs
-    return {
-        "clip_fraction": weighted_sum(clipped, real),
+    known = {} if clipped is None else {"clip_fraction": weighted_sum(clipped, real)}
+    return known | {
         # k3 with samples of the old policy: KL(old || new) = E_old[r - 1 - log r]
         "kl_old_new": weighted_sum(ratio - 1 - log_ratio, real),
         "ratio_mean": weighted_sum(ratio, real),

@@ -18,11 +18,11 @@ from typing import Literal
 
 import torch
 
-Aggregation = Literal["token_mean", "sequence_mean", "sequence_sum"]
+LossAggregation = Literal["token_mean", "sequence_mean", "sequence_sum"]
 
 
 def token_weights(
-    aggregation: Aggregation,
+    aggregation: LossAggregation,
     *,
     row_tokens: torch.Tensor,
     loss_tokens: int,

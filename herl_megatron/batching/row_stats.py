@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from herl_megatron.algos.advantages import Outcome
+from herl_megatron.algos.advantages import GroupOutcome
 from herl_megatron.types import RowOrigin, Scored, ScoredGroup
 
 
@@ -42,14 +42,14 @@ class GroupStats:
     """Rows that replay a failed rollout."""
     replays_impossible: int
     """Failed rollouts whose instruction cannot be reduced."""
-    outcome: Outcome
+    outcome: GroupOutcome
 
 
 def group_stats(
     group: ScoredGroup,
     bonuses: Sequence[float],
     origins: Sequence[RowOrigin],
-    outcome: Outcome,
+    outcome: GroupOutcome,
 ) -> GroupStats:
     """Count one group after its join."""
     scored = [score for score in group.scores if isinstance(score, Scored)]
@@ -83,11 +83,28 @@ def group_stats(
 
 def step_metrics(groups: Sequence[GroupStats]) -> dict[str, float]:
     """Add up a step's groups. A mean over nothing is left out rather than given a number."""
+    metrics = _of_rollouts(groups) | _of_hindsight(groups)
+    metrics["train/groups_zero_spread"] = sum(group.outcome == "zero_spread" for group in groups)
+    metrics["train/groups_too_few"] = sum(group.outcome == "too_few" for group in groups)
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _of_rollouts(groups: Sequence[GroupStats]) -> dict[str, float]:
     scored = sum(group.rollouts - group.unscored for group in groups)
     rollouts = sum(group.rollouts for group in groups)
+    metrics: dict[str, float] = {"scoring/unscored": sum(group.unscored for group in groups)}
+    if scored:
+        metrics["reward/mean"] = sum(group.reward_sum for group in groups) / scored
+        metrics["reward/all_satisfied"] = sum(group.all_satisfied for group in groups) / scored
+    if rollouts:
+        metrics["rollout/response_tokens"] = sum(g.response_tokens for g in groups) / rollouts
+        metrics["rollout/truncated"] = sum(group.truncated for group in groups) / rollouts
+    return metrics
+
+
+def _of_hindsight(groups: Sequence[GroupStats]) -> dict[str, float]:
     revised = sum(group.revisions - group.revisions_unscored for group in groups)
-    metrics = {
-        "scoring/unscored": sum(group.unscored for group in groups),
+    metrics: dict[str, float] = {
         "scoring/revisions_unscored": sum(group.revisions_unscored for group in groups),
         "hindsight/experiences": sum(group.experiences for group in groups),
         "hindsight/experiences_too_long": sum(group.experiences_too_long for group in groups),
@@ -97,15 +114,7 @@ def step_metrics(groups: Sequence[GroupStats]) -> dict[str, float]:
         "hindsight/bonus_sum": sum(group.bonus_sum for group in groups),
         "hindsight/replays": sum(group.replays for group in groups),
         "hindsight/replays_impossible": sum(group.replays_impossible for group in groups),
-        "train/groups_zero_spread": sum(group.outcome == "zero_spread" for group in groups),
-        "train/groups_too_few": sum(group.outcome == "too_few" for group in groups),
     }
-    if scored:
-        metrics["reward/mean"] = sum(group.reward_sum for group in groups) / scored
-        metrics["reward/all_satisfied"] = sum(group.all_satisfied for group in groups) / scored
-    if rollouts:
-        metrics["rollout/response_tokens"] = sum(g.response_tokens for g in groups) / rollouts
-        metrics["rollout/truncated"] = sum(group.truncated for group in groups) / rollouts
     if revised:
         metrics["hindsight/gain"] = sum(group.gain_sum for group in groups) / revised
-    return {name: float(value) for name, value in metrics.items()}
+    return metrics

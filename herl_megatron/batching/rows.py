@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from herl_megatron.algos.advantages import group_advantages
+from herl_megatron.algos.own_advantage import open_advantage
 from herl_megatron.batching.row_stats import GroupStats, group_stats, step_metrics
 from herl_megatron.config.reference_compat import is_resolved
 from herl_megatron.config.schema import AlgorithmConfig, HindsightConfig
@@ -61,7 +62,7 @@ def build_rows(
     )
     rewards = [_reward(group, origin, bonuses) for origin in origins]
     on_policy = [not origin.off_policy for origin in origins]
-    result = group_advantages(rewards, on_policy, algorithm)
+    result = group_advantages(rewards, on_policy, algorithm, open_advantage(algorithm))
     rows = tuple(
         _row(group, origin, hindsight, reward=reward, advantage=advantage, weight=weight)
         for origin, reward, advantage, weight in zip(
@@ -156,6 +157,6 @@ def _row(
         rollout_log_probs=completion.log_probs,
         reward=reward,
         advantage=advantage,
-        is_revision=origin.off_policy,
+        off_policy=origin.off_policy,
         weight=weight,
     )

@@ -22,13 +22,13 @@ class PolicyTokens:
     """Of each response token that belongs to this rank, `[tokens]`; of a dummy, zeros.
 
     advantages, rollout_log_probs: float32.
-    hindsight_mask: bool.
+    off_policy: bool.
     old_log_probs, ref_log_probs: float32, or None where the rows have none, as a dummy has none.
     """
 
     advantages: torch.Tensor
     rollout_log_probs: torch.Tensor
-    hindsight_mask: torch.Tensor
+    off_policy: torch.Tensor
     old_log_probs: torch.Tensor | None
     ref_log_probs: torch.Tensor | None
 
@@ -37,11 +37,11 @@ def policy_tokens(shard: Shard[TrainRow], batch: MicroBatch) -> PolicyTokens:
     """Of one of the shard's micro-batches, on its device."""
     rows = [shard.rows[number] for number in batch.rows]
     per_token = [row.rollout_log_probs for row in rows] or [np.zeros(1, np.float32)]
-    revised = np.array([row.is_revision for row in rows] or [False])
+    revised = np.array([row.off_policy for row in rows] or [False])
     return PolicyTokens(
         advantages=_spread(batch, [row.advantage for row in rows]),
         rollout_log_probs=_flat(batch, per_token),
-        hindsight_mask=batch.spread(torch.from_numpy(revised).to(batch.targets.device)),
+        off_policy=batch.spread(torch.from_numpy(revised).to(batch.targets.device)),
         old_log_probs=_known(batch, [row.old_log_probs for row in rows], "old_log_probs"),
         ref_log_probs=_known(batch, [row.ref_log_probs for row in rows], "ref_log_probs"),
     )

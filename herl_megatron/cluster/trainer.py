@@ -150,7 +150,7 @@ class TrainerGroup:
         await connect(self._writers, transport=transport)
 
     async def train_step(self, batch: TrainBatch, *, step: int) -> dict[str, float]:
-        """All optimizer steps of loop step `step`; returns their `step_metrics`.
+        """All optimizer steps of loop step `step`; returns their `learned_metrics`.
 
         The learning rate follows the planned optimizer steps, `optimizer_steps_per_step` to a loop
         step, so that it does not lag where some have nothing to learn from and are not taken.
@@ -196,7 +196,7 @@ class TrainerGroup:
             if any(row.in_loss for row in window):
                 shards = self._shards(window)
                 metrics.append(await self._step(TrainerRank.train_step, shards, schedule_step))
-        return step_metrics(metrics, policy.rollout)
+        return learned_metrics(metrics, policy.rollout)
 
     async def sft_step(self, rows: Sequence[TokenRow]) -> dict[str, float]:
         """One optimizer step of supervised fine-tuning on these rows."""
@@ -398,7 +398,7 @@ def _require_finite(values: RowValues, rows: Sequence[TrainRow], *, whose: str, 
         )
 
 
-def step_metrics(
+def learned_metrics(
     metrics: Sequence[Mapping[str, float]], rollout: RolloutConfig
 ) -> dict[str, float]:
     """`algos.loss_metrics.combine` of the optimizer steps; no steps, no numbers.

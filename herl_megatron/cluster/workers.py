@@ -11,6 +11,7 @@ import psutil
 import ray
 
 from herl_megatron.algos.objective import PolicyObjective
+from herl_megatron.algos.own_loss import open_loss
 from herl_megatron.batching.shards import Shard
 from herl_megatron.cluster.remote import bound_to
 from herl_megatron.config.trainer_sections import TrainerSections
@@ -114,7 +115,8 @@ class TrainerRank:
         objective = None
         if (policy := sections.policy) is not None:
             temperature = policy.rollout.temperature
-            objective = PolicyObjective(policy.algorithm, policy.hindsight, temperature)
+            own = open_loss(policy.algorithm, folder=policy.folder)
+            objective = PolicyObjective(policy.algorithm, policy.hindsight, temperature, own)
         self._actor = MegatronActor(
             model=sections.model,
             megatron=sections.megatron,
@@ -127,7 +129,7 @@ class TrainerRank:
         )
         self._source = WeightSource(
             self._actor.chunks,
-            self._actor.hf_config,
+            self._actor.architecture,
             sections.megatron,
             bucket_bytes=sections.weight_sync.bucket_bytes,
             groups=self._groups,

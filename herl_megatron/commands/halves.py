@@ -18,7 +18,7 @@ from herl_megatron.data.fingerprints import fingerprints
 from herl_megatron.observability.saved_groups import read_groups, saved_steps
 from herl_megatron.observability.timers import Timers
 from herl_megatron.run.folder import RunFolder
-from herl_megatron.run.inputs import load_inputs
+from herl_megatron.run.inputs import algorithm_hooks, load_inputs
 from herl_megatron.run.model_files import check_model, check_vocabulary
 from herl_megatron.run.parts import open_rollout_parts
 from herl_megatron.run.rescue import require_scores
@@ -58,12 +58,13 @@ async def _rollouts(config: Config) -> TrainResult:
 
 
 async def _learning(config: Config) -> TrainResult:
+    hooks = algorithm_hooks(config)
     files = saved_steps(Path(config.train.groups_from), config.train.steps)
     check_model(config.model, trains=True)
     tokenizer = open_chat_tokenizer(config.model, config.data)
     check_vocabulary(tokenizer, config.model)
     ours = fingerprints(config.model, tokenizer, train=(), held_out=(), check_modules=(),
-                        judge_prompt="")  # fmt: skip
+                        text_files={}, hooks=hooks)  # fmt: skip
     _require_same(ours, read_groups(files[0][1])[1], files[0][1])
     per_step = config.train.optimizer_steps_per_step
     timers = Timers()

@@ -26,12 +26,12 @@ from herl_megatron.config.load import (
     load_config,
     load_saved,
     nearest,
-    type_name,
 )
 from herl_megatron.config.purpose import Purpose, uses
 from herl_megatron.config.schema import Config, ModelConfig
 from herl_megatron.config.schema.base import Decides
 from herl_megatron.config.secrets import shown_path
+from herl_megatron.config.type_names import type_name
 from herl_megatron.config.upgrade import changes_since, said
 
 _HEAD = """# Configuration
@@ -43,7 +43,8 @@ A run that goes on (`run.resume=true`) must have the values that it began with i
 decides numbers or verdicts; a longer run (`train.steps`) under a constant learning rate is the one
 exception. Where *evaluation* changed, held-out numbers from before are left out of the summary.
 Where a key says *by content*, what the file holds is compared and not its path; so are tokenizer,
-chat template and `config.json` of `model.path`, and the source of `scoring.check_modules`.
+chat template and `config.json` of `model.path`, and the source of code of your own
+(`scoring.check_modules`, `algorithm.loss`, `algorithm.advantage`).
 
 | decides | meaning |
 |---|---|

@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -37,6 +37,7 @@ from herl_megatron.config.secrets import (
     shown_path,
     without_secrets,
 )
+from herl_megatron.config.type_names import type_name
 from herl_megatron.config.upgrade import (
     FIRST,
     VERSION,
@@ -212,7 +213,12 @@ def _unreadable(error: BaseException, key: str = "") -> str:
     return f"{shown_path(path.split('.'))}: {said}"
 
 
-_FREE = ("judge.extra_body.", "data.chat_template_args.")
+_FREE = (
+    "judge.extra_body.",
+    "data.chat_template_args.",
+    "algorithm.loss_options.",
+    "algorithm.advantage_options.",
+)
 """Keys below these are what the user says."""
 
 
@@ -483,17 +489,3 @@ def _expected(key: str) -> str:
     if last not in model.model_fields:
         return ""
     return f" (expected {type_name(model.model_fields[last].annotation)})"
-
-
-def type_name(annotation: Any) -> str:
-    """`int`, `'a' | 'b'`, `int | None` or `a section of keys`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return "a section of keys"
-    if annotation is type(None):
-        return "null"
-    if isinstance(annotation, type):
-        return annotation.__name__
-    return " | ".join(
-        type_name(arg) if isinstance(arg, type) or get_args(arg) else repr(arg)
-        for arg in get_args(annotation)
-    )

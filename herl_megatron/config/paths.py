@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from herl_megatron.config.hooks import is_hook
 from herl_megatron.config.load import ConfigError
 from herl_megatron.config.purpose import RESUMES, Purpose
 from herl_megatron.config.schema import Config
@@ -261,8 +262,14 @@ def _inputs(config: Config) -> Iterator[tuple[str, Path]]:
         "judge.grader_prompt": config.judge.grader_prompt,
     }
     yield from ((key, Path(value).resolve()) for key, value in named.items() if value)
-    for module in config.scoring.check_modules:  # where `load_check_modules` finds a user's own
+    modules = [("scoring.check_modules", module) for module in config.scoring.check_modules]
+    for key, name in (
+        ("algorithm.loss", config.algorithm.loss),
+        ("algorithm.advantage", config.algorithm.advantage),
+    ):
+        modules += [(key, name.partition(":")[0])] if is_hook(name) else []
+    for key, module in modules:  # where a user's own are found
         place = Path.cwd() / module.replace(".", "/")
         for file in (place.with_name(f"{place.name}.py"), place):
             if file.exists():
-                yield "scoring.check_modules", file.resolve()
+                yield key, file.resolve()

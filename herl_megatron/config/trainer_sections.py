@@ -6,6 +6,7 @@ one, a reference model too, is not there for them, whatever the configuration ho
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from herl_megatron.config.purpose import Purpose
@@ -26,12 +27,16 @@ from herl_megatron.config.schema import (
 
 @dataclass(frozen=True)
 class PolicySections:
-    """What only `herl train` has: how the policy samples, and what it learns by."""
+    """What only `herl train` has: how the policy samples, and what it learns by.
+
+    folder: where herl was started; a user's own modules may lie there (`config.hooks`).
+    """
 
     algorithm: AlgorithmConfig
     hindsight: HindsightConfig
     rollout: RolloutConfig
     train: TrainConfig
+    folder: str
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,9 @@ def trainer_sections(config: Config, *, purpose: Purpose) -> TrainerSections:
     """The sections for `herl PURPOSE`."""
     policy = None
     if purpose == "train":
-        policy = PolicySections(config.algorithm, config.hindsight, config.rollout, config.train)
+        policy = PolicySections(
+            config.algorithm, config.hindsight, config.rollout, config.train, folder=os.getcwd()
+        )
     return TrainerSections(
         seed=config.run.seed,
         model=config.model,

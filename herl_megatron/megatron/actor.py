@@ -20,11 +20,12 @@ import torch
 import torch.distributed as dist
 from megatron.core.models.gpt.gpt_model import GPTModel
 
+from herl_megatron.algos.loss_inputs import LossInputs, TokenRows
 from herl_megatron.algos.loss_metrics import MAXIMA
-from herl_megatron.algos.losses import LossInputs, LossOutput, policy_loss, sft_loss
+from herl_megatron.algos.losses import LossOutput, policy_loss, sft_loss
 from herl_megatron.algos.losses_dpo import coefficient_loss
 from herl_megatron.algos.objective import PolicyObjective
-from herl_megatron.algos.reductions import Aggregation, token_weights
+from herl_megatron.algos.reductions import LossAggregation, token_weights
 from herl_megatron.batching.pack import MicroBatch
 from herl_megatron.batching.shards import Shard
 from herl_megatron.batching.token_values import PolicyTokens, policy_tokens, token_coefficients
@@ -84,7 +85,7 @@ class MegatronActor:
 
     Attributes:
         chunks: the GPTModel chunks of this rank, not wrapped.
-        hf_config: the model's `Architecture`, which names its Hugging Face tensors.
+        architecture: the model's `Architecture`, which names its Hugging Face tensors.
         optimizer: owner of gradients and weights.
     """
 
@@ -114,25 +115,25 @@ class MegatronActor:
         kl_coef = objective.algorithm.kl_coef if objective is not None else 0.0
         self._groups = groups
         self._interleaved_stages = groups.pp.size if groups.vpp > 1 else 1
-        self.hf_config = architecture or read_architecture(model.path)
+        self.architecture = architecture or read_architecture(model.path)
 
         def fill(chunks: Sequence[GPTModel], write: Write) -> None:
             if model.random_init:
-                init_random_weights(chunks, self.hf_config, groups, seed=seed, write=write)
+                init_random_weights(chunks, self.architecture, groups, seed=seed, write=write)
             elif model.megatron_path:
                 load_megatron_weights(
-                    chunks, model.megatron_path, self.hf_config, groups, write=write
+                    chunks, model.megatron_path, self.architecture, groups, write=write
                 )
             else:
-                load_hf_weights(chunks, model.path, self.hf_config, groups, write=write)
+                load_hf_weights(chunks, model.path, self.architecture, groups, write=write)
 
         def load() -> list[GPTModel]:
-            chunks = build_model(self.hf_config, megatron, groups)
+            chunks = build_model(self.architecture, megatron, groups)
             fill(chunks, torch.Tensor.copy_)
             return chunks
 
         self.chunks = load()
-        self._named = local_parameters(self.chunks, self.hf_config, groups)
+        self._named = local_parameters(self.chunks, self.architecture, groups)
         on_host = kl_coef > 0 and megatron.reference == "host"
         start = HostWeights(self.chunks) if on_host else None
         self.optimizer = Optimizer(
@@ -141,7 +142,7 @@ class MegatronActor:
         if compute_dtype(megatron) is not torch.float32:
             # Read again rather than kept: never more than one parameter twice in memory.
             fill(self.chunks, self.optimizer.set_main_weight)
-        vocab_size = self.hf_config.vocab_size
+        vocab_size = self.architecture.vocab_size
         self._runner = PipelineRunner(
             self.optimizer.chunks,
             models=self.chunks,
@@ -151,7 +152,7 @@ class MegatronActor:
             groups=groups,
         )
         self._expert_load: ExpertLoad | None = None
-        if experts := self.hf_config.experts:
+        if experts := self.architecture.experts:
             self._expert_load = ExpertLoad(self.chunks, experts, device=groups.torch_device)
         self._reference: Reference | None = None
         if start is not None:
@@ -218,8 +219,10 @@ class MegatronActor:
             batch: MicroBatch, log_probs: torch.Tensor, entropy: torch.Tensor
         ) -> LossOutput:
             weights = _weights(batch, shard, algorithm.aggregation)
-            inputs = _loss_inputs(tokens[batch], log_probs, entropy, weights, batch.is_dummy)
-            return policy_loss(inputs, algorithm=algorithm, hindsight=hindsight)
+            inputs = self._loss_inputs(batch, tokens[batch], log_probs, entropy, weights)
+            return policy_loss(
+                inputs, algorithm=algorithm, hindsight=hindsight, own=objective.own_loss
+            )
 
         batches = self._runner.pack(shard)
         tokens = {batch: policy_tokens(shard, batch) for batch in batches}
@@ -256,6 +259,31 @@ class MegatronActor:
         batches = self._runner.pack(shard)
         coefficients = {batch: token_coefficients(shard, batch) for batch in batches}
         return self._step(shard, batches, loss_of, temperature=1.0, schedule_step=None)
+
+    def _loss_inputs(
+        self,
+        batch: MicroBatch,
+        tokens: PolicyTokens,
+        log_probs: torch.Tensor,
+        entropy: torch.Tensor,
+        weights: torch.Tensor,
+    ) -> LossInputs:
+        current = log_probs.detach()
+        return LossInputs(
+            log_probs=log_probs,
+            entropy=entropy,
+            old_log_probs=current if tokens.old_log_probs is None else tokens.old_log_probs,
+            rollout_log_probs=tokens.rollout_log_probs,
+            ref_log_probs=current if batch.is_dummy else tokens.ref_log_probs,
+            advantages=tokens.advantages,
+            off_policy=tokens.off_policy,
+            weights=weights,
+            rows=TokenRows(
+                batch.token_row,
+                batch.row_tokens,
+                self._groups.cp.group if self._groups.cp.size > 1 else None,
+            ),
+        )
 
     def _step(
         self,
@@ -395,7 +423,9 @@ class MegatronActor:
         }
 
 
-def _weights(batch: MicroBatch, shard: Shard[TokenRow], aggregation: Aggregation) -> torch.Tensor:
+def _weights(
+    batch: MicroBatch, shard: Shard[TokenRow], aggregation: LossAggregation
+) -> torch.Tensor:
     """Loss weight of each response token, `[tokens]`; 0 on a dummy row."""
     per_row = token_weights(
         aggregation,
@@ -404,24 +434,3 @@ def _weights(batch: MicroBatch, shard: Shard[TokenRow], aggregation: Aggregation
         loss_rows=shard.loss_rows,
     )
     return batch.spread(torch.zeros_like(per_row) if batch.is_dummy else per_row)
-
-
-def _loss_inputs(
-    tokens: PolicyTokens,
-    log_probs: torch.Tensor,
-    entropy: torch.Tensor,
-    weights: torch.Tensor,
-    is_dummy: bool,
-) -> LossInputs:
-    current = log_probs.detach()
-    ref_log_probs = current if is_dummy else tokens.ref_log_probs
-    return LossInputs(
-        log_probs=log_probs,
-        entropy=entropy,
-        old_log_probs=current if tokens.old_log_probs is None else tokens.old_log_probs,
-        rollout_log_probs=tokens.rollout_log_probs,
-        ref_log_probs=ref_log_probs,
-        advantages=tokens.advantages,
-        hindsight_mask=tokens.hindsight_mask,
-        weights=weights,
-    )

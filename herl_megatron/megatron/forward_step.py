@@ -27,7 +27,7 @@ from megatron.core.tensor_parallel import (
     gather_from_sequence_parallel_region,
 )
 
-from herl_megatron.algos.log_probs import token_log_probs
+from herl_megatron.algos.log_probs import LogitBuffer, token_log_probs
 from herl_megatron.batching.context_parallel import ContextRank
 from herl_megatron.batching.pack import MicroBatch, pack, unpack
 from herl_megatron.batching.shards import Shard, length_multiple
@@ -222,8 +222,7 @@ class PipelineRunner:
             vocab_size=self._vocab_size,
             tp_group=self._groups.tp.group if self._groups.tp.size > 1 else None,
             temperature=temperature,
-            chunk_tokens=self._megatron.log_prob_chunk_tokens,
-            fp32_logits=self._fp32_logits,
+            buffer=LogitBuffer(self._megatron.log_prob_chunk_tokens, self._fp32_logits),
         )
         assert entropy is not None
         return log_probs, entropy

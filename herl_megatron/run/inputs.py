@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from herl_megatron.algos.own_advantage import check_advantage, open_advantage
+from herl_megatron.algos.own_loss import check_loss, open_loss
+from herl_megatron.config.hooks import Hook
 from herl_megatron.config.schema import Config
 from herl_megatron.data.chat import ChatTokenizer, open_chat_tokenizer
 from herl_megatron.data.fingerprints import fingerprints
@@ -44,6 +47,7 @@ def load_inputs(config: Config, *, training: bool) -> Inputs:
     limits = CheckLimits(memory_bytes=config.scoring.check_memory_bytes)
     # Before rows that name a user's own check.
     load_check_modules(config.scoring.check_modules, limits=limits)
+    hooks = algorithm_hooks(config) if training else []
     check_model(config.model, trains=training)
     tokenizer = open_chat_tokenizer(
         config.model, config.data, answer_after=config.scoring.answer_after
@@ -76,8 +80,31 @@ def load_inputs(config: Config, *, training: bool) -> Inputs:
             train=train,
             held_out=held_out,
             check_modules=config.scoring.check_modules,
-            judge_prompt=config.judge.prompt,
-            grader_prompt=config.judge.grader_prompt,
+            text_files={
+                "judge.prompt": config.judge.prompt,
+                "judge.grader_prompt": config.judge.grader_prompt,
+            },
+            hooks=hooks,
             weights=not training or bool(config.algorithm.kl_coef),
         ),
     )
+
+
+def algorithm_hooks(config: Config) -> list[Hook]:
+    """The user's loss and advantage, where there are any, each tried before anything starts.
+
+    Raises:
+        ValueError: one cannot be loaded or called, or does not return what it must.
+    """
+    algorithm, hooks = config.algorithm, []
+    if (loss := open_loss(algorithm)) is not None:
+        check_loss(
+            loss,
+            with_reference=algorithm.kl_coef > 0,
+            off_policy=config.hindsight.off_policy_loss == "own",
+        )
+        hooks.append(loss.hook)
+    if (advantage := open_advantage(algorithm)) is not None:
+        check_advantage(advantage)
+        hooks.append(advantage.hook)
+    return hooks

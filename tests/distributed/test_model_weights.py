@@ -167,7 +167,7 @@ def log_probs_over_tp(
 
     The output matrix is the identity: hidden states are the logits.
     """
-    from herl_megatron.algos.log_probs import token_log_probs
+    from herl_megatron.algos.log_probs import LogitBuffer, token_log_probs
 
     _, groups = start(init_method, rank, world_size, tensor_parallel=world_size)
     logits, targets, weights = log_probs_case(vocab_size, padded)
@@ -179,7 +179,7 @@ def log_probs_over_tp(
         vocab_size=vocab_size,
         tp_group=groups.tp.group,
         temperature=temperature,
-        chunk_tokens=5,
+        buffer=LogitBuffer(5),
     )
     assert entropy is not None
     (log_probs * weights[0] + entropy * weights[1]).sum().backward()

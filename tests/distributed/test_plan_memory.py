@@ -76,7 +76,7 @@ def same_rows(count: int) -> tuple[TrainRow, ...]:
             rollout_log_probs=np.zeros(HALF, np.float32),
             reward=0.0,
             advantage=float(rng.normal()),
-            is_revision=False,
+            off_policy=False,
             weight=1.0,
         )
         for index in range(count)

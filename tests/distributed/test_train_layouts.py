@@ -206,7 +206,7 @@ def test_mismatch_weight(cases: dict[str, Case]) -> None:
         [
             old.astype(np.float64) - row.rollout_log_probs
             for row, old in zip(case.rows, case.old_log_probs, strict=True)
-            if row.weight > 0 and not row.is_revision
+            if row.weight > 0 and not row.off_policy
         ]
     )
     ratio = np.exp(log_ratio)

@@ -130,7 +130,7 @@ def test_bad_advantage(case: Case, layout: str) -> None:
 def test_bad_log_prob(case: Case) -> None:
     """A revision whose recorded log-probs are NaN."""
     rows = list(case.rows)
-    assert rows[5].is_revision
+    assert rows[5].off_policy
     broken = rows[5].rollout_log_probs.copy()
     broken[0] = np.nan
     rows[5] = replace(rows[5], rollout_log_probs=broken)

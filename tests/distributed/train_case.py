@@ -6,7 +6,7 @@ Shared by the tests of the actor and by `tools/bench/check_layouts.py`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from herl_megatron.algos.objective import PolicyObjective
+from herl_megatron.algos.own_loss import open_loss
 from herl_megatron.config.schema import (
     AlgorithmConfig,
     HindsightConfig,
@@ -146,7 +147,9 @@ def build_actor(case: Case, megatron: MegatronConfig, groups: Any) -> Any:
         optimizer=case.optimizer,
         objective=None
         if case.sft
-        else PolicyObjective(case.algorithm, case.hindsight, case.temperature),
+        else PolicyObjective(
+            case.algorithm, case.hindsight, case.temperature, open_loss(case.algorithm)
+        ),
         total_optimizer_steps=10,
         seed=0,
         groups=groups,
@@ -210,7 +213,7 @@ def hf_weights(actor: Any, megatron: MegatronConfig, groups: Any) -> dict[str, t
     from herl_megatron.weight_sync.source import WeightSource
 
     source = WeightSource(
-        actor.chunks, actor.hf_config, megatron, bucket_bytes=1 << 20, groups=groups
+        actor.chunks, actor.architecture, megatron, bucket_bytes=1 << 20, groups=groups
     )
     weights = {}
     for index in range(len(source.plan())):
@@ -241,7 +244,7 @@ def make_rows(
                 rollout_log_probs=np.zeros(response, np.float32),
                 reward=0.0,
                 advantage=float(rng.normal()),
-                is_revision=index % 4 == 1,
+                off_policy=index % 4 == 1,
                 weight=0.0 if masked and index % 7 == 3 else 1.0,
             )
         )
@@ -298,7 +301,7 @@ def plain_loss(model: torch.nn.Module, case: Case) -> torch.Tensor:
         old = torch.from_numpy(case.old_log_probs[number]).double()
         terms = []
         for t in range(len(log_p)):
-            if row.is_revision:
+            if row.off_policy:
                 mu = {
                     "sampler": math.exp(row.rollout_log_probs[t]),
                     "old": math.exp(old[t]),
@@ -329,7 +332,9 @@ def plain_loss(model: torch.nn.Module, case: Case) -> torch.Tensor:
 
 
 def plain_steps(
-    model: torch.nn.Module, case: Case
+    model: torch.nn.Module,
+    case: Case,
+    loss_of: Callable[[torch.nn.Module, Case], torch.Tensor] = plain_loss,
 ) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
     """Losses, gradient norms before clipping, and the weights afterwards (`model` is changed)."""
     config = case.optimizer
@@ -347,7 +352,7 @@ def plain_steps(
     losses, norms = [], []
     for _ in range(case.steps):
         adam.zero_grad()
-        loss = plain_loss(model, case)
+        loss = loss_of(model, case)
         loss.backward()
         limit = config.clip_grad or math.inf
         norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), limit)))

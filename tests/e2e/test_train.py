@@ -110,15 +110,35 @@ def experts(toy: Path, tmp_path: Path) -> Path:
     return tmp_path / "moe"
 
 
-def test_experts_over_ranks(herl: Start, experts: Path, small: list[str]) -> None:
+OWN = """
+import torch
+
+
+def of_rows(inputs, *, clip: float):
+    ratio = inputs.row_mean(inputs.log_probs - inputs.old_log_probs).exp()
+    a = inputs.advantages
+    return -torch.minimum(ratio * a, ratio.clamp(1 - clip, 1 + clip) * a)
+
+
+def above_the_lowest(group, *, scale: float):
+    low = min(reward for reward in group.rewards if reward is not None)
+    return [0.0 if reward is None else scale * (reward - low) for reward in group.rewards]
+"""
+
+
+def test_experts_over_ranks(herl: Start, experts: Path, small: list[str], tmp_path: Path) -> None:
     """Two HeRL steps of a mixture of experts, trainer on EP 2 and engine on TP 2: both compute the
-    same after every sync, which a missing, stale or exchanged expert would break."""
+    same after every sync, which a missing, stale or exchanged expert would break. Loss and
+    advantage are a user's, from a module where herl is started."""
+    (tmp_path / "own_algorithms.py").write_text(OWN)
     run = herl(
         "train", "quickstart_cpu.yaml", *small, f"model.path={experts}",
         "megatron.tensor_parallel=1", "megatron.data_parallel=2", "megatron.expert_parallel=2",
         "rollout.tensor_parallel=2", "rollout.dtype=fp32", "parity.every=1", "data.eval=''",
         "train.eval_every=0", "train.prompts_per_step=8", "optimizer.lr=1e-2",
-        "optimizer.warmup_steps=0",
+        "optimizer.warmup_steps=0", "algorithm.loss=own_algorithms:of_rows",
+        "algorithm.loss_options.clip=0.2", "algorithm.advantage=own_algorithms:above_the_lowest",
+        "algorithm.advantage_options.scale=3",
     )  # fmt: skip
     code, output = run.wait()
     assert code == 0, output
@@ -130,6 +150,16 @@ def test_experts_over_ranks(herl: Start, experts: Path, small: list[str]) -> Non
     assert all(row["train/mismatch_max"] == pytest.approx(1, abs=1e-4) for row in steps)
     assert all(row["train/grad_norm"] > 0 for row in steps)
     assert all(1 < row["train/expert_load_max"] <= 2 for row in steps)
+    assert all("train/ratio_mean" in row and "train/clip_fraction" not in row for row in steps)
+    trained_groups = 0
+    for group in lines(run.folder / "rollouts" / "step_000001.jsonl"):
+        drawn = [*group["rollouts"], *group["revisions"]]
+        rows = [one["row"] for one in drawn if one["row"] and one["row"]["weight"]]
+        low = min((row["reward"] for row in rows), default=0.0)
+        for row in rows:
+            assert row["advantage"] == pytest.approx(3 * (row["reward"] - low))
+        trained_groups += bool(rows)
+    assert trained_groups > 0
 
     trained = AutoModelForCausalLM.from_pretrained(run.folder / "policy").state_dict()
     for name, start in AutoModelForCausalLM.from_pretrained(experts).state_dict().items():

@@ -92,13 +92,13 @@ def test_ratio_denominator() -> None:
     group = _worked()
     row = _rows(group, OURS).rows[3]
     sampled = group.revisions[0].rollout.completion.log_probs
-    assert row.is_revision and row.rollout_log_probs.tobytes() == sampled.tobytes()
+    assert row.off_policy and row.rollout_log_probs.tobytes() == sampled.tobytes()
 
 
 def test_training_context_of_a_revision() -> None:
     """R: the experience prompt stays in the loss | the plain prompt x."""
-    ours = [row for row in _rows(_worked(), OURS).rows if row.is_revision]
-    released = [row for row in _rows(_worked(), RELEASED).rows if row.is_revision]
+    ours = [row for row in _rows(_worked(), OURS).rows if row.off_policy]
+    released = [row for row in _rows(_worked(), RELEASED).rows if row.off_policy]
     assert [row.context_token_ids.tolist() for row in ours] == [[1, 2, 3]]
     assert [row.context_token_ids.tolist() for row in released] == [[1, 2, 3, 91]]
 
@@ -183,7 +183,7 @@ def test_no_qualified_revision() -> None:
     assert _advantages(group, OURS) == _near(-0.261007, 0.783022, 0.783022, -1.305037)
     released = _rows(group, RELEASED)  # seed 0 draws slot 3
     assert [row.response_token_ids[0] for row in released.rows] == [100, 110, 120, 110]
-    assert not any(row.is_revision for row in released.rows)
+    assert not any(row.off_policy for row in released.rows)
     # 0.25, 0.5, 0.5, 0.5: mean 0.4375, sample std 0.125
     assert _advantages(group, RELEASED) == _near(-1.498801, 0.499600, 0.499600, 0.499600)
 
@@ -215,7 +215,7 @@ def test_tokens_from_the_engine_end_to_end() -> None:
     step = build_train_batch(
         groups, OURS, ALGORITHM, prompts_per_optimizer_step=6, run_seed=11, step=0
     )
-    assert any(row.is_revision for row in step.batch.rows)
+    assert any(row.off_policy for row in step.batch.rows)
     for row in step.batch.rows:
         ids = row.response_token_ids
         assert ids[:2].tolist() == [space, letter] and ids[-2:].tolist() == [space, end]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from herl_megatron.config.hooks import is_hook, name_problem
 from herl_megatron.config.machine import Machine
 from herl_megatron.config.purpose import TRAINS, Purpose
 from herl_megatron.config.schema import Config
@@ -17,9 +18,37 @@ def problems(config: Config, *, purpose: Purpose, machine: Machine) -> Iterator[
             f" {config.optimizer.lr}; lower it"
         )
     if purpose == "train":
+        yield from _own_functions(config)
         yield from _groups(config)
         yield from _truncated(config)
         yield from _staleness(config)
+
+
+def _own_functions(config: Config) -> Iterator[str]:
+    """Names alone: the functions are imported with the run's other inputs."""
+    algorithm = config.algorithm
+    for key, name, ours, options in (
+        ("algorithm.loss", algorithm.loss, "clip", algorithm.loss_options),
+        ("algorithm.advantage", algorithm.advantage, "group_relative", algorithm.advantage_options),
+    ):
+        if is_hook(name):
+            if problem := name_problem(name):
+                yield f"{key} is {name!r}, which {problem}"
+        elif name != ours:
+            yield (
+                f"{key} is {name!r}, which herl does not have; use {ours!r}, or name a function of"
+                " your own as module:function"
+            )
+        elif options:
+            yield (
+                f"{key}_options is {options}, but {key} {ours!r} takes none; remove it, or name a"
+                " function of your own"
+            )
+    if config.hindsight.off_policy_loss == "own" and not is_hook(algorithm.loss):
+        yield (
+            f"hindsight.off_policy_loss is 'own' but algorithm.loss is {algorithm.loss!r}, which is"
+            " no function of your own; name one as module:function, or use 'shaped' or 'clip'"
+        )
 
 
 def _groups(config: Config) -> Iterator[str]:

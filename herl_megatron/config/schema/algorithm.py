@@ -6,12 +6,18 @@ from typing import Literal
 
 from pydantic import Field
 
+from herl_megatron.config.hooks import OptionValue
 from herl_megatron.config.schema.base import MOST_AT_ONCE, MOST_STEPS, Numbers, Section
 
 
 class AlgorithmConfig(Section):
     """Advantages and the loss."""
 
+    advantage: Numbers[str] = "group_relative"
+    """`group_relative`: a reward less its group's mean, over the standard deviation. Or a function
+    of your own, as `module:function` (docs/extending_algorithms.md)."""
+    advantage_options: Numbers[dict[str, OptionValue]] = {}
+    """What an advantage of your own is given by keyword."""
     baseline: Numbers[Literal["with_revisions", "on_policy"]] = "with_revisions"
     """Rows that give the group's mean and standard deviation."""
     normalize_std: Numbers[bool] = True
@@ -20,6 +26,11 @@ class AlgorithmConfig(Section):
     """Added to the standard deviation."""
     min_valid: Numbers[int] = Field(default=2, gt=1, le=MOST_AT_ONCE)
     """A group with fewer scored rows than this gives no gradient and is counted."""
+    loss: Numbers[str] = "clip"
+    """Of rollouts' tokens. `clip`: PPO's clipped ratio, with dual clip. Or a function of your own,
+    as `module:function` (docs/extending_algorithms.md)."""
+    loss_options: Numbers[dict[str, OptionValue]] = {}
+    """What a loss of your own is given by keyword."""
     clip_low: Numbers[float] = Field(default=0.2, gt=0, lt=1)
     """PPO clip below: ratios under 1 - clip_low are clipped."""
     clip_high: Numbers[float] = Field(default=0.2, gt=0)

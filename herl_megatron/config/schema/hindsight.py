@@ -62,8 +62,9 @@ class HindsightConfig(Section):
     step's first weights in the training context, or 1."""
     gamma: Numbers[float] = Field(default=0.1, gt=0)
     """Shaping constant of f(rho) = rho / (rho + gamma)."""
-    off_policy_loss: Numbers[Literal["shaped", "clip"]] = "shaped"
-    """Loss of revisions and replays: -A f(rho) as HeRL has it, or PPO's clip of rho as HiR has."""
+    off_policy_loss: Numbers[Literal["shaped", "clip", "own"]] = "shaped"
+    """Loss of revisions and replays: -A f(rho) as HeRL has it, PPO's clip of rho as HiR has, or
+    `own`: what `algorithm.loss` names, a function of your own, is given their tokens too."""
     method: Numbers[Literal["revise", "replay"]] = "revise"
     """`replay` samples no revisions: a failed response joins its group once more, as a success of
     the instruction reduced to the criteria that it meets (HiR, arXiv 2512.23457; `replay.py`)."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from herl_megatron.algos.log_probs import token_log_probs
+from herl_megatron.algos.log_probs import LogitBuffer, token_log_probs
 
 TOKENS, VOCAB, PADDED = 37, 515, 640
 
@@ -53,7 +53,7 @@ def test_values_and_gradients_equal_float64(temperature: float, chunk_tokens: in
         targets,
         vocab_size=VOCAB,
         temperature=temperature,
-        chunk_tokens=chunk_tokens,
+        buffer=LogitBuffer(chunk_tokens),
     )
     weights = _weights(targets)
     assert entropy is not None
@@ -125,7 +125,7 @@ def test_fp32_logits_of_bf16_states_are_rounded_nowhere(chunk_tokens: int) -> No
     for fp32_logits in (False, True):
         log_probs, _ = token_log_probs(
             hidden, weight, targets, vocab_size=VOCAB, with_entropy=False,
-            chunk_tokens=chunk_tokens, fp32_logits=fp32_logits,
+            buffer=LogitBuffer(chunk_tokens, fp32_logits),
         )  # fmt: skip
         errors[fp32_logits] = (log_probs - want).abs().mean()
     assert errors[True] < 1e-5 < 1e-3 < errors[False]
@@ -144,7 +144,7 @@ def test_gradients_of_both_factors_equal_float64(dtype: torch.dtype, chunk_token
     weight = torch.randn(PADDED, 24, generator=generator).to(dtype).requires_grad_()
     _, targets = _case(dtype)
     log_probs, entropy = token_log_probs(
-        hidden, weight, targets, vocab_size=VOCAB, temperature=0.7, chunk_tokens=chunk_tokens
+        hidden, weight, targets, vocab_size=VOCAB, temperature=0.7, buffer=LogitBuffer(chunk_tokens)
     )
     weights = _weights(targets)
     assert entropy is not None
@@ -168,7 +168,7 @@ def test_weight_gradient_is_summed_in_float32() -> None:
     hidden = torch.ones(tokens, 1, dtype=torch.bfloat16)
     weight = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
     targets = torch.zeros(tokens, dtype=torch.long)
-    log_probs, _ = token_log_probs(hidden, weight, targets, vocab_size=2, chunk_tokens=1)
+    log_probs, _ = token_log_probs(hidden, weight, targets, vocab_size=2, buffer=LogitBuffer(1))
     log_probs.sum().backward()
     assert weight.grad is not None
     assert weight.grad.flatten().tolist() == [400.0, -400.0]  # (1 - 1/2) a token

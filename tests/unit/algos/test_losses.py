@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from herl_megatron.algos.loss_inputs import TokenRows
 from herl_megatron.algos.losses import (
-    LossInputs,
     behavior_log_probs,
     hindsight_loss,
     importance_ratio,
@@ -20,6 +20,7 @@ from herl_megatron.algos.losses import (
     sft_loss,
 )
 from herl_megatron.config.schema import AlgorithmConfig, HindsightConfig
+from tests.unit.algos.loss_cases import make_inputs
 
 HINDSIGHT = HindsightConfig(gamma=0.5)
 
@@ -95,20 +96,6 @@ def test_behavior() -> None:
     assert behavior_log_probs(inputs, "one").tolist() == [0, 0, 0, 0]
 
 
-def make_inputs() -> LossInputs:
-    """Two on-policy tokens of ratios 1.5 and 1, two of revisions with ratios 2 and 1/4."""
-    return LossInputs(
-        log_probs=torch.log(torch.tensor([0.3, 0.4, 0.6, 0.1])).requires_grad_(),
-        entropy=torch.tensor([1.0, 2.0, 3.0, 4.0], requires_grad=True),
-        old_log_probs=torch.log(torch.tensor([0.2, 0.4, 0.5, 0.2])),
-        rollout_log_probs=torch.log(torch.tensor([0.9, 0.9, 0.3, 0.4])),
-        ref_log_probs=torch.log(torch.tensor([0.6, 0.4, 0.6, 0.05])),
-        advantages=torch.tensor([2.0, -1.0, 1.0, 3.0]),
-        hindsight_mask=torch.tensor([False, False, True, True]),
-        weights=torch.full((4,), 0.25),
-    )
-
-
 @pytest.mark.parametrize(
     ("behavior", "rhos"), [("sampler", (2.0, 0.25)), ("old", (1.2, 0.5)), ("one", (0.6, 0.1))]
 )
@@ -162,8 +149,9 @@ def test_off_policy_tokens_may_be_clipped_instead_of_shaped() -> None:
         rollout_log_probs=torch.tensor([0.1, 0.2]).log(),
         ref_log_probs=None,
         advantages=torch.full((2,), 2.0),
-        hindsight_mask=torch.tensor([True, True]),
+        off_policy=torch.tensor([True, True]),
         weights=torch.full((2,), 0.5),
+        rows=TokenRows(torch.tensor([0, 0]), torch.tensor([2])),
     )
     output = policy_loss(
         inputs, algorithm=AlgorithmConfig(), hindsight=HindsightConfig(off_policy_loss="clip")
@@ -218,7 +206,7 @@ def test_numbers_of_the_other_kind_of_token_do_not_matter() -> None:
     inputs = make_inputs()
     clean = policy_loss(inputs, algorithm=AlgorithmConfig(), hindsight=HINDSIGHT)
     (want,) = torch.autograd.grad(clean.loss, inputs.log_probs)
-    revised = inputs.hindsight_mask
+    revised = inputs.off_policy
     nan = torch.full((4,), math.nan)
     dirty = replace(
         inputs,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from herl_megatron.algos.reductions import Aggregation, token_weights, weighted_sum
+from herl_megatron.algos.reductions import LossAggregation, token_weights, weighted_sum
 
 # Two rows: tokens 1, 2, 3 and token 10.
 VALUES = torch.tensor([1.0, 2.0, 3.0, 10.0])
@@ -18,14 +18,14 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize("aggregation", list(EXPECTED))
-def test_by_hand(aggregation: Aggregation) -> None:
+def test_by_hand(aggregation: LossAggregation) -> None:
     per_row = token_weights(aggregation, row_tokens=ROW_TOKENS, loss_tokens=4, loss_rows=2)
     weights = per_row.repeat_interleave(ROW_TOKENS)
     assert weighted_sum(VALUES, weights).item() == pytest.approx(EXPECTED[aggregation])
 
 
 @pytest.mark.parametrize("aggregation", list(EXPECTED))
-def test_micro_batches_add_up(aggregation: Aggregation) -> None:
+def test_micro_batches_add_up(aggregation: LossAggregation) -> None:
     total = 0.0
     for row_tokens, values in (([3], VALUES[:3]), ([1], VALUES[3:])):
         counts = torch.tensor(row_tokens)

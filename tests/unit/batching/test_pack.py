@@ -33,7 +33,7 @@ ROWS = (
         rollout_log_probs=np.array([-0.3, -0.4, -0.5], np.float32),
         reward=0.0,
         advantage=-2.0,
-        is_revision=True,
+        off_policy=True,
         old_log_probs=np.array([-3, -4, -5], np.float32),
     ),
 )
@@ -105,7 +105,7 @@ def test_values_per_token(packing: bool) -> None:
     tokens = policy_tokens(SHARD, batch)
     assert tokens.advantages.tolist() == [0.5, 0.5, -2, -2, -2]
     assert tokens.advantages.dtype == tokens.rollout_log_probs.dtype == torch.float32
-    assert tokens.hindsight_mask.tolist() == [False, False, True, True, True]
+    assert tokens.off_policy.tolist() == [False, False, True, True, True]
     assert tokens.rollout_log_probs.tolist() == pytest.approx([-0.1, -0.2, -0.3, -0.4, -0.5])
     assert tokens.old_log_probs is not None
     assert tokens.old_log_probs.tolist() == [-1, -2, -3, -4, -5]
@@ -157,7 +157,7 @@ def test_dummy(packing: bool) -> None:
     tokens = policy_tokens(SHARD, batch)
     assert tokens.old_log_probs is None and tokens.ref_log_probs is None
     assert (tokens.advantages.tolist(), tokens.rollout_log_probs.tolist()) == ([0.0], [0.0])
-    assert tokens.hindsight_mask.tolist() == [False]
+    assert tokens.off_policy.tolist() == [False]
     assert unpack(batch, torch.zeros(1)) == []
 
 

@@ -35,7 +35,7 @@ def test_worked_group() -> None:
         [-1.030289, -0.150042, -0.190053, 1.370384], abs=5e-7
     )
     assert [_tokens(row) for row in built.rows] == [[100, 101], [110, 111], [120, 121], [500, 501]]
-    assert [row.is_revision for row in built.rows] == [False, False, False, True]
+    assert [row.off_policy for row in built.rows] == [False, False, False, True]
     assert [row.weight for row in built.rows] == [1.0] * 4
     assert built.origins[3] == RowOrigin(1, revision_index=0, replaces=3)
     assert {row.prompt_id for row in built.rows} == {"p0"}
@@ -82,7 +82,7 @@ def test_a_copy_of_the_best_is_an_on_policy_row() -> None:
     config = HindsightConfig(no_qualified="copy_best")
     built = build_rows(group, config, ALGORITHM, 0)  # Random(0).choice of four is 3
     assert built.origins[3] == RowOrigin(1, replaces=3)
-    assert _tokens(built.rows[3]) == [110, 111] and not built.rows[3].is_revision
+    assert _tokens(built.rows[3]) == [110, 111] and not built.rows[3].off_policy
     # 0.25, 0.5, 0.5, 0.5: mean 0.4375, sample std 0.125
     assert [row.advantage for row in built.rows] == pytest.approx(
         [-1.498801, 0.499600, 0.499600, 0.499600], abs=5e-7

@@ -12,7 +12,7 @@ import pytest
 
 from herl_megatron.batching.shards import Shard
 from herl_megatron.cluster.health import WorkerError
-from herl_megatron.cluster.trainer import TrainerGroup, UnsoundWeights, step_metrics
+from herl_megatron.cluster.trainer import TrainerGroup, UnsoundWeights, learned_metrics
 from herl_megatron.cluster.workers import TrainerRank
 from herl_megatron.config.schema import Config, RolloutConfig
 from herl_megatron.config.trainer_sections import trainer_sections
@@ -27,16 +27,16 @@ TWO = [
 
 
 def test_means_and_maxima() -> None:
-    got = step_metrics(TWO, RolloutConfig())
+    got = learned_metrics(TWO, RolloutConfig())
     want = {"loss": 1.5, "mismatch_max": 4.0, "mismatch_mean": 1.375, "sampled_tokens": 2.0}
     assert got == want
-    assert step_metrics([], RolloutConfig()) == {}
+    assert learned_metrics([], RolloutConfig()) == {}
 
 
 @pytest.mark.parametrize("setting", [{"top_p": 0.9}, {"top_k": 50}], ids=str)
 def test_no_mismatch_where_log_probs_do_not_compare(setting: dict[str, float]) -> None:
     rollout = RolloutConfig.model_validate(setting)
-    assert step_metrics(TWO, rollout) == {"loss": 1.5, "sampled_tokens": 2.0}
+    assert learned_metrics(TWO, rollout) == {"loss": 1.5, "sampled_tokens": 2.0}
 
 
 class Ranks(TrainerGroup):
@@ -80,7 +80,7 @@ def test_plain_log_probs_outside_of_training() -> None:
     assert group.asked[0] == ("compute_log_probs",)
     asyncio.run(group.log_probs(batch(1).rows))
     assert group.asked[-1] == ("compute_log_probs", 1.0)
-    assert "mismatch_mean" in step_metrics(TWO, RolloutConfig(temperature=0.7))
+    assert "mismatch_mean" in learned_metrics(TWO, RolloutConfig(temperature=0.7))
 
 
 def test_each_row_carries_its_own_log_probs_into_its_optimizer_step() -> None:

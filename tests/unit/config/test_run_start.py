@@ -12,6 +12,7 @@ import pytest
 from herl_megatron.config.load import ConfigError
 from herl_megatron.config.paths import plan_start
 from herl_megatron.config.schema import (
+    AlgorithmConfig,
     Config,
     DataConfig,
     ModelConfig,
@@ -120,6 +121,10 @@ def test_inputs_are_not_taken_from_under_a_run(
     assert start("overwrite", scoring=checks) == "replace"
     with pytest.raises(ConfigError, match=r"scoring\.check_modules: .* would delete or move"):
         start("resume", scoring=checks)
+    for key in ("loss", "advantage"):
+        own = AlgorithmConfig.model_validate({key: "my_checks:f"})
+        with pytest.raises(ConfigError, match=rf"algorithm\.{key}: .* would delete or move"):
+            start("resume", algorithm=own)
 
 
 def test_a_run_killed_before_its_first_number_goes_on_in_its_folder(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,6 +41,14 @@ def test_what_trains_a_policy_hears_of_it() -> None:
         assert told("train", **sections) != told("train")
     for sections in OF_RL[4:]:  # others' sections
         assert told("train", **sections) == told("train")
+
+
+def test_ranks_are_told_where_a_users_modules_may_lie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    policy = told("train").policy
+    assert policy is not None and policy.folder == str(tmp_path)
 
 
 @pytest.mark.parametrize("purpose", ["train", "sft", "dpo"])

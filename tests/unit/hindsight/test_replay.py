@@ -200,7 +200,7 @@ def test_replays_join_the_group_as_successes() -> None:
     assert draft.context_token_ids.tolist() == [1, 2, 3]
     assert replay.response_token_ids.tolist() == draft.response_token_ids.tolist()
     assert replay.rollout_log_probs.tolist() == draft.rollout_log_probs.tolist()
-    assert (replay.is_revision, draft.is_revision) == (True, False)
+    assert (replay.off_policy, draft.off_policy) == (True, False)
     assert built.stats.replays == 1
     # Without them in the baseline there is no spread, so there is nothing to compare with.
     alone = AlgorithmConfig(baseline="on_policy")

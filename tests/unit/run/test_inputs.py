@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -25,3 +27,97 @@ def test_evaluation_refuses_a_stored_head_that_the_config_ties(tmp_path: Path) -
     save_file({**weights, "lm_head.weight": weights["model.embed_tokens.weight"] + 1}, file)
     with pytest.raises(ValueError, match=r"lm_head\.weight is stored and differs"):
         load_inputs(config, training=False)
+
+
+OWN = "own_functions_of_the_inputs_test"
+FUNCTIONS = """
+def loss(inputs, *, scale: float):
+    return -scale * inputs.advantages * inputs.log_probs
+
+
+def of_the_reference(inputs):
+    return inputs.log_probs - inputs.ref_log_probs
+
+
+def for_rollouts(inputs):
+    assert not inputs.off_policy.any()
+    return inputs.log_probs
+
+
+def advantage(group):
+    return [0.0 if reward is None else reward for reward in group.rewards]
+
+
+def too_few(group):
+    return []
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A toy task, and a user's module beside it, where the test runs."""
+    write_toy_task(tmp_path, seed=0, train_prompts=8, heldout_prompts=2, sft_rows=2)
+    (tmp_path / f"{OWN}.py").write_text(FUNCTIONS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield tmp_path
+    sys.modules.pop(OWN, None)
+
+
+def config_with(folder: Path, **sections: Mapping[str, object]) -> Config:
+    values: dict[str, Mapping[str, object]] = {
+        "model": {"path": str(folder / "model")},
+        "data": {"train": str(folder / "train.jsonl")},
+        "train": {"prompts_per_step": 2, "prompts_per_optimizer_step": 2},
+    }
+    return Config.model_validate(values | sections)
+
+
+def test_functions_of_ones_own_are_part_of_what_a_run_reads(own: Path) -> None:
+    algorithm = {
+        "loss": f"{OWN}:loss", "loss_options": {"scale": 2}, "advantage": f"{OWN}:advantage"
+    }  # fmt: skip
+    plain = load_inputs(config_with(own), training=True).fingerprints
+    mine = load_inputs(config_with(own, algorithm=algorithm), training=True).fingerprints
+    names = {
+        f"source of algorithm.loss {OWN}:loss", f"source of algorithm.advantage {OWN}:advantage"
+    }  # fmt: skip
+    assert mine.keys() - plain.keys() == names
+    (own / f"{OWN}.py").write_text(FUNCTIONS + "\n# edited\n")
+    edited = load_inputs(config_with(own, algorithm=algorithm), training=True).fingerprints
+    assert {name for name in mine if edited[name] != mine[name]} == names
+    data = DataConfig(eval=str(own / "heldout.jsonl"))
+    held_out = config_with(own, algorithm=algorithm).model_copy(update={"data": data})
+    assert not names & load_inputs(held_out, training=False).fingerprints.keys()
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "hindsight", "said"),
+    [
+        ({"loss": f"{OWN}:loss"}, {}, "algorithm.loss_options has no 'scale'"),
+        ({"loss": f"{OWN}:of_the_reference"}, {}, "failed on 4 made-up tokens"),
+        ({"loss": f"{OWN}:for_rollouts"}, {"off_policy_loss": "own"}, "on 6 made-up tokens"),
+        ({"loss": "nowhere_at_all:f"}, {}, "algorithm.loss: cannot import 'nowhere_at_all'"),
+        ({"advantage": f"{OWN}:too_few"}, {}, "algorithm.advantage: .* one number for each row"),
+    ],
+)
+def test_functions_that_would_end_a_run_are_refused_first(
+    own: Path, algorithm: dict[str, object], hindsight: dict[str, object], said: str
+) -> None:
+    config = config_with(own, algorithm=algorithm, hindsight=hindsight, model={"path": "/nowhere"})
+    with pytest.raises(ValueError, match=said):
+        load_inputs(config, training=True)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "hindsight"),
+    [
+        ({"loss": f"{OWN}:of_the_reference", "kl_coef": 0.1}, {}),
+        ({"loss": f"{OWN}:for_rollouts"}, {"off_policy_loss": "shaped"}),
+    ],
+)
+def test_a_loss_is_tried_on_what_the_run_will_give_it(
+    own: Path, algorithm: dict[str, object], hindsight: dict[str, object]
+) -> None:
+    config = config_with(own, algorithm=algorithm, hindsight=hindsight)
+    assert len(load_inputs(config, training=True).train) == 8
