@@ -23,7 +23,13 @@ from herl_megatron.improve.trajectory import (
     is_done,
 )
 from herl_megatron.rollout.carry import GeneratePhase
-from herl_megatron.rollout.pipeline_run import Job, PipelineRun, Scorer, Tokenizer, all_or_none
+from herl_megatron.rollout.pipeline_run import (
+    GroupJob,
+    GroupScorer,
+    PipelineRun,
+    Tokenizer,
+    all_or_none,
+)
 from herl_megatron.rollout.pipeline_stats import WorkClock
 from herl_megatron.rubrics.rubric import answer_part
 from herl_megatron.seeds import request_seed
@@ -58,7 +64,7 @@ class Improver:
     def __init__(
         self,
         engines: Sequence[RolloutEngine],
-        scorer: Scorer,
+        scorer: GroupScorer,
         tokenizer: Tokenizer,
         config: Config,
         *,
@@ -173,7 +179,7 @@ class Improver:
         self, place: _Place, number: int, ids: IntArray, parent: int | None
     ) -> Attempt:
         phase: GeneratePhase = "first samples" if parent is None else "revisions"
-        job = Job(
+        job = GroupJob(
             step=number,
             position=place.position,
             prompt=place.prompt,

@@ -27,7 +27,7 @@ _SCORES: TypeAdapter[tuple[Scored | Unscored, ...]] = TypeAdapter(tuple[Scored |
 
 
 @dataclass(eq=False)
-class Progress:
+class GroupProgress:
     """What is done of one group: the answers of its calls by phase, filled as they come.
 
     A completion with reason `abort` is a response that was cut. A pipeline that is given the group
@@ -81,7 +81,7 @@ def join(part: Completion, rest: Completion) -> Completion:
     )
 
 
-def dump_progress(progress: Progress) -> dict[str, Any]:
+def dump_progress(progress: GroupProgress) -> dict[str, Any]:
     """Plain JSON values, from which `load_progress` makes the same progress bit for bit."""
     return {
         "completions": {
@@ -95,9 +95,9 @@ def dump_progress(progress: Progress) -> dict[str, Any]:
     }
 
 
-def load_progress(values: Mapping[str, Any]) -> Progress:
+def load_progress(values: Mapping[str, Any]) -> GroupProgress:
     """Undo `dump_progress`."""
-    return Progress(
+    return GroupProgress(
         completions={
             phase: tuple(_load_completion(answer) for answer in answers)
             for phase, answers in values["completions"].items()

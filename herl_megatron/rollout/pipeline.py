@@ -20,14 +20,14 @@ from herl_megatron.engine import RolloutEngine
 from herl_megatron.hindsight.experience import build_experiences
 from herl_megatron.hindsight.replay import build_replays
 from herl_megatron.hindsight.revision_prompts import revision_messages
-from herl_megatron.rollout.carry import Progress
+from herl_megatron.rollout.carry import GroupProgress
 from herl_megatron.rollout.pipeline_run import (
     Drafted,
+    GroupJob,
+    GroupScorer,
     Interrupted,
-    Job,
     PipelineError,
     PipelineRun,
-    Scorer,
     Tokenizer,
     all_or_none,
 )
@@ -51,7 +51,7 @@ T = TypeVar("T")
 FIRST_SAMPLE_PRIORITY = 0
 REVISION_PRIORITY = 1
 
-__all__ = ["PipelineError", "RolloutPipeline", "Scorer", "Tokenizer"]
+__all__ = ["PipelineError", "RolloutPipeline"]
 
 
 class RolloutPipeline:
@@ -71,7 +71,7 @@ class RolloutPipeline:
     def __init__(
         self,
         engines: Sequence[RolloutEngine],
-        scorer: Scorer,
+        scorer: GroupScorer,
         tokenizer: Tokenizer,
         rollout: RolloutConfig,
         hindsight: HindsightConfig | None,
@@ -122,7 +122,7 @@ class RolloutPipeline:
         return await self.run_jobs(self.jobs(prompts, step), on_group=on_group)
 
     async def run_jobs(
-        self, jobs: Sequence[Job], *, on_group: Callable[[ScoredGroup], None] | None = None
+        self, jobs: Sequence[GroupJob], *, on_group: Callable[[ScoredGroup], None] | None = None
     ) -> list[ScoredGroup]:
         """The groups of `jobs`, in their order; errors and `on_group` as in `run`."""
         run = self._open_run(on_group)
@@ -130,7 +130,7 @@ class RolloutPipeline:
         return await self._finish(run, schedule(run, jobs))
 
     async def run_until(
-        self, jobs: Sequence[Job], enough: Callable[[Collection[Job]], bool]
+        self, jobs: Sequence[GroupJob], enough: Callable[[Collection[GroupJob]], bool]
     ) -> list[ScoredGroup | None]:
         """Run `jobs` as a stream until those that are complete are `enough`, then cut the others.
 
@@ -160,7 +160,7 @@ class RolloutPipeline:
         self.stats = run.clock.stats(sum(group is not None for group in finished))
         return finished
 
-    def jobs(self, prompts: Sequence[Prompt], step: int) -> list[Job]:
+    def jobs(self, prompts: Sequence[Prompt], step: int) -> list[GroupJob]:
         """One job per prompt drawn for `step`.
 
         A prompt drawn twice in one step goes on counting its samples: other seeds, other ids.
@@ -182,8 +182,8 @@ class RolloutPipeline:
         step: int,
         position: int,
         first_index: int,
-        progress: Progress | None = None,
-    ) -> Job:
+        progress: GroupProgress | None = None,
+    ) -> GroupJob:
         """One job, whose first sample is number `first_index` of the prompt's in that step.
 
         progress: what a checkpoint holds of it; None from the beginning.
@@ -193,7 +193,7 @@ class RolloutPipeline:
             # Every criterion must render before work starts.
             criteria = prompt.rubric.criteria
             revision_messages(prompt, "", criteria, criteria, hindsight.prompt_style)
-        return Job(
+        return GroupJob(
             step=step,
             position=position,
             prompt=prompt,
@@ -202,23 +202,26 @@ class RolloutPipeline:
             # prompt is in its prefix cache.
             engine_index=(step + position) % len(self._engines),
             first_index=first_index,
-            progress=Progress() if progress is None else progress,
+            progress=GroupProgress() if progress is None else progress,
         )
 
-    async def _through(self, run: PipelineRun, job: Job) -> ScoredGroup:
+    async def _through(self, run: PipelineRun, job: GroupJob) -> ScoredGroup:
         scored = await self._score(run, job, await self._sample(run, job))
         return await self._score_revisions(run, job, await self._revise(run, job, scored))
 
-    async def _stream(self, run: PipelineRun, jobs: Sequence[Job]) -> list[ScoredGroup]:
+    async def _stream(self, run: PipelineRun, jobs: Sequence[GroupJob]) -> list[ScoredGroup]:
         return await all_or_none(self._through(run, job) for job in jobs)
 
     async def _stream_until(
-        self, run: PipelineRun, jobs: Sequence[Job], enough: Callable[[Collection[Job]], bool]
+        self,
+        run: PipelineRun,
+        jobs: Sequence[GroupJob],
+        enough: Callable[[Collection[GroupJob]], bool],
     ) -> list[ScoredGroup | None]:
-        complete: set[Job] = set()
+        complete: set[GroupJob] = set()
         cut = asyncio.Event()
 
-        async def through(job: Job) -> ScoredGroup | None:
+        async def through(job: GroupJob) -> ScoredGroup | None:
             try:
                 group = await self._through(run, job)
             except Interrupted:
@@ -239,9 +242,10 @@ class RolloutPipeline:
             cutting.cancel()
             await asyncio.gather(cutting, return_exceptions=True)
 
-    async def _with_barriers(self, run: PipelineRun, jobs: Sequence[Job]) -> list[ScoredGroup]:
+    async def _with_barriers(self, run: PipelineRun, jobs: Sequence[GroupJob]) -> list[ScoredGroup]:
         async def phase(
-            function: Callable[[PipelineRun, Job, S], Coroutine[Any, Any, T]], inputs: Sequence[S]
+            function: Callable[[PipelineRun, GroupJob, S], Coroutine[Any, Any, T]],
+            inputs: Sequence[S],
         ) -> list[T]:
             return await all_or_none(function(run, j, i) for j, i in zip(jobs, inputs, strict=True))
 
@@ -250,7 +254,7 @@ class RolloutPipeline:
         drafted = await phase(self._revise, scored)
         return await phase(self._score_revisions, drafted)
 
-    async def _sample(self, run: PipelineRun, job: Job) -> RolloutGroup:
+    async def _sample(self, run: PipelineRun, job: GroupJob) -> RolloutGroup:
         requests = [
             GenerateRequest(
                 request_id=f"step{job.step}-prompt{job.position}-rollout{index}",
@@ -265,18 +269,18 @@ class RolloutPipeline:
         completions = await run.generate(job, requests, "first samples", arrived=arrived)
         return RolloutGroup(job.prompt, job.prompt_token_ids, self._rollouts(completions))
 
-    def _arrived(self, job: Job) -> Callable[[Completion], None] | None:
+    def _arrived(self, job: GroupJob) -> Callable[[Completion], None] | None:
         """What begins to judge a response while others of its group still decode, if anything."""
         start = self._start_judging
         if start is None or not self._rollout.streamed or not asks_judge(job.prompt.rubric):
             return None
         return lambda response: start(job.prompt, self._tokenizer.decode(response.token_ids))
 
-    async def _score(self, run: PipelineRun, job: Job, group: RolloutGroup) -> ScoredGroup:
+    async def _score(self, run: PipelineRun, job: GroupJob, group: RolloutGroup) -> ScoredGroup:
         texts = [rollout.text for rollout in group.rollouts]
         return ScoredGroup(group, await run.score(job, self._scorer, texts, "scoring"))
 
-    async def _revise(self, run: PipelineRun, job: Job, scored: ScoredGroup) -> Drafted:
+    async def _revise(self, run: PipelineRun, job: GroupJob, scored: ScoredGroup) -> Drafted:
         """Sample revisions of the group's experiences, each experience repeated per revision."""
         if self._hindsight is None or self._revision_sampling is None:
             return Drafted(scored, (), (), 0)
@@ -312,7 +316,9 @@ class RolloutPipeline:
         completions = await run.generate(job, requests, "revisions", arrived=arrived)
         return Drafted(scored, repeated, self._rollouts(completions), too_long)
 
-    async def _score_revisions(self, run: PipelineRun, job: Job, drafted: Drafted) -> ScoredGroup:
+    async def _score_revisions(
+        self, run: PipelineRun, job: GroupJob, drafted: Drafted
+    ) -> ScoredGroup:
         texts = [rollout.text for rollout in drafted.revisions]
         scores: tuple[Score, ...] = ()
         if texts:
@@ -326,7 +332,9 @@ class RolloutPipeline:
         group = replace(drafted.scored, revisions=revisions, experiences_too_long=drafted.too_long)
         return run.finish(job, group)
 
-    def _replay(self, job: Job, scored: ScoredGroup, hindsight: HindsightConfig) -> ScoredGroup:
+    def _replay(
+        self, job: GroupJob, scored: ScoredGroup, hindsight: HindsightConfig
+    ) -> ScoredGroup:
         """The group with its replays, which need no engine."""
         replays, impossible = build_replays(
             scored.group,
@@ -345,7 +353,7 @@ class RolloutPipeline:
             for index, completion in enumerate(completions)
         )
 
-    def _request_seed(self, job: Job, kind: RequestKind, index: int) -> int:
+    def _request_seed(self, job: GroupJob, kind: RequestKind, index: int) -> int:
         return request_seed(
             self._seed, step=job.step, prompt_id=job.prompt.id, kind=kind, index=index
         )

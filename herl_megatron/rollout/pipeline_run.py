@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from herl_megatron.engine import RolloutEngine
 from herl_megatron.errors import RunError
 from herl_megatron.hindsight.experience import PromptTokenizer
-from herl_megatron.rollout.carry import GeneratePhase, Progress, ScorePhase, continuation, join
+from herl_megatron.rollout.carry import GeneratePhase, GroupProgress, ScorePhase, continuation, join
 from herl_megatron.rollout.liveness import not_finite
 from herl_megatron.rollout.pipeline_stats import WorkClock
 from herl_megatron.types import (
@@ -42,7 +42,7 @@ class Tokenizer(PromptTokenizer, Protocol):
         ...
 
 
-class Scorer(Protocol):
+class GroupScorer(Protocol):
     """What is needed of `rubrics.pool.ScoringPool`."""
 
     async def score_group(self, prompt: Prompt, texts: Sequence[str]) -> list[Score]:
@@ -78,7 +78,7 @@ class Interrupted(Exception):
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
+class GroupJob:
     """One group to sample, named by the step that its prompt was drawn for and its position there.
 
     `first_index` counts on where a prompt was drawn twice in one step.
@@ -90,7 +90,7 @@ class Job:
     prompt_token_ids: IntArray
     engine_index: int
     first_index: int
-    progress: Progress = field(default_factory=Progress)
+    progress: GroupProgress = field(default_factory=GroupProgress)
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,13 +121,13 @@ class PipelineRun:
         self._engines = engines
         self._on_group = on_group
         self._open: list[dict[str, None]] = [{} for _ in engines]
-        self._finished: dict[Job, ScoredGroup] = {}
+        self._finished: dict[GroupJob, ScoredGroup] = {}
         self._scoring_paused_s = scoring_paused_s
         self._cut = False
 
     async def generate(
         self,
-        job: Job,
+        job: GroupJob,
         requests: Sequence[GenerateRequest],
         phase: GeneratePhase,
         *,
@@ -171,7 +171,7 @@ class PipelineRun:
         return completions
 
     async def _send(
-        self, job: Job, requests: Sequence[GenerateRequest], phase: GeneratePhase
+        self, job: GroupJob, requests: Sequence[GenerateRequest], phase: GeneratePhase
     ) -> list[Completion]:
         """The engine's answers; the ids of `requests` are open until all have come back."""
         ids = [request.request_id for request in requests]
@@ -190,7 +190,7 @@ class PipelineRun:
         return completions
 
     async def score(
-        self, job: Job, scorer: Scorer, texts: Sequence[str], phase: ScorePhase
+        self, job: GroupJob, scorer: GroupScorer, texts: Sequence[str], phase: ScorePhase
     ) -> tuple[Score, ...]:
         """Score `texts` against the job's rubric, unless the job has their scores."""
         if phase in job.progress.scores:
@@ -204,7 +204,7 @@ class PipelineRun:
         job.progress.scores[phase] = tuple(scores)
         return job.progress.scores[phase]
 
-    def finish(self, job: Job, group: ScoredGroup) -> ScoredGroup:
+    def finish(self, job: GroupJob, group: ScoredGroup) -> ScoredGroup:
         """Keep a complete group, also for the case that a later one fails."""
         self._finished[job] = group
         if self._on_group is not None:
@@ -240,7 +240,7 @@ class PipelineRun:
     async def _bounded(
         self,
         call: Awaitable[T],
-        job: Job,
+        job: GroupJob,
         phase: str,
         engine_index: int | None,
         *,
@@ -285,7 +285,7 @@ async def all_or_none(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 def _error(
-    job: Job, phase: str, engine_index: int | None, reason: str, *, policy_lost: bool = False
+    job: GroupJob, phase: str, engine_index: int | None, reason: str, *, policy_lost: bool = False
 ) -> PipelineError:
     where = "the scorer" if engine_index is None else f"engine {engine_index}"
     return PipelineError(
