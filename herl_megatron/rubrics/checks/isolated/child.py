@@ -7,9 +7,9 @@ import os
 import signal
 import socket
 import sys
-import traceback
 from json import dumps  # what a module does to `json` does not reach it
 
+from herl_megatron.config.hooks import error_place
 from herl_megatron.rubrics.checks import local, registry
 from herl_megatron.rubrics.checks.isolated.gauge import Gauge
 from herl_megatron.rubrics.checks.isolated.wire import (
@@ -153,7 +153,7 @@ def _import(module: str, request: Load) -> str:
         try:
             importlib.import_module(module)
         except CheckTimeout as late:
-            places.append(_place(late, module))
+            places.append(error_place(late, module))
             raise
         except BaseException as error:  # Process border: it may raise anything, and exit.
             return _import_problem(module, request.folder, error)
@@ -167,22 +167,10 @@ def _import(module: str, request: Load) -> str:
 
 
 def _import_problem(module: str, folder: str, error: BaseException) -> str:
-    place = _place(error, module)
+    place = error_place(error, module)
     if isinstance(error, ModuleNotFoundError):
         return (
             f"cannot import {module!r} ({error}{place}); install it, put its folder on PYTHONPATH"
             f" or start where it lies (looked in {folder} too)"
         )
     return f"importing {module!r} failed{place}: {local.error_text(error)}"
-
-
-def _place(error: BaseException, module: str) -> str:
-    """` at FILE:LINE` of the module in the way of an exception, or "" where it was not in it."""
-    if isinstance(error, SyntaxError) and os.path.exists(error.filename or ""):
-        return f" at {error.filename}:{error.lineno}"
-    frames = [
-        (frame.f_code.co_filename, line)
-        for frame, line in traceback.walk_tb(error.__traceback__)
-        if frame.f_globals.get("__name__") == module
-    ]
-    return f" at {frames[-1][0]}:{frames[-1][1]}" if frames else ""
