@@ -90,7 +90,6 @@ async def _run(
         config,
         on_trajectory=log.add_trajectory,
         on_sample=log.add_sample,
-        scoring_paused_s=parts.scorer.paused_s,
     )
     trajectories = await improver.improve(inputs.eval, dict(log.trajectories))
     _require_scores(trajectories)

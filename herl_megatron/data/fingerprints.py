@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from herl_megatron.config.hooks import Hook
 from herl_megatron.config.schema import ModelConfig
 from herl_megatron.data.canonical_rows import row_from_prompt
 from herl_megatron.data.chat import ChatTokenizer
@@ -41,10 +42,12 @@ def fingerprints(
     check_modules: Sequence[str],
     judge_prompt: str,
     grader_prompt: str = "",
+    own_code: Sequence[Hook] = (),
     weights: bool = False,
 ) -> dict[str, str]:
     """By name: rows, tokenizer, chat template, the model's config.json, source of the user's check
-    modules (which must be imported) and the judge's prompt; what a run does not use is left out.
+    modules (which must be imported) and other own code, and the judge's prompt; what a run does not
+    use is left out.
 
     weights: also those of `model.path`, for who reads them again after a resume: engines that no
         trainer gives weights, and a reference model.
@@ -73,6 +76,8 @@ def fingerprints(
         found[f"source of scoring.check_modules {module}"] = source_hash(
             module, module_file(module)
         )
+    for hook in own_code:
+        found[f"source of {hook.key} {hook.name}"] = source_hash(hook.module, hook.file)
     if judge_prompt:
         found["judge.prompt"] = _short(_read(Path(judge_prompt)))
     if grader_prompt:

@@ -70,7 +70,6 @@ class Improver:
         *,
         on_trajectory: Callable[[Trajectory], None],
         on_sample: Callable[[TrajectoryKey, Attempt], None],
-        scoring_paused_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._engines = tuple(engines)
         self._scorer = scorer
@@ -79,13 +78,7 @@ class Improver:
         self._config = config
         self._on_trajectory = on_trajectory
         self._on_sample = on_sample
-        self._run = PipelineRun(
-            config.rollout.timeout_s,
-            self._engines,
-            WorkClock(),
-            None,
-            scoring_paused_s=scoring_paused_s,
-        )
+        self._run = PipelineRun(config.rollout.timeout_s, self._engines, WorkClock(), None)
 
     async def improve(
         self, prompts: Sequence[Prompt], known: Mapping[TrajectoryKey, Trajectory]

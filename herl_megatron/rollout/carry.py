@@ -45,6 +45,7 @@ class GroupProgress:
 
 def continuation(request: GenerateRequest, part: Completion) -> GenerateRequest:
     """The request for what is missing of `request` after the cut response `part`."""
+    assert part.drawn is None, "a conversation is not carried"
     assert part.finish_reason == "abort", f"{part.request_id} is finished: {part.finish_reason}"
     drawn = len(part.token_ids)
     left = request.sampling.max_tokens - drawn
@@ -116,10 +117,11 @@ def _dump_completion(completion: Completion) -> dict[str, Any]:
         "finish_reason": completion.finish_reason,
         "weight_version": completion.weight_version,
         "earlier": [[segment.weight_version, segment.tokens] for segment in completion.earlier],
-    }
+    } | ({} if completion.drawn is None else {"drawn": _encode(completion.drawn, np.bool_)})
 
 
 def _load_completion(values: Mapping[str, Any]) -> Completion:
+    drawn = values.get("drawn")
     return Completion(
         request_id=values["request_id"],
         token_ids=_decode(values["token_ids"], np.int32),
@@ -127,6 +129,7 @@ def _load_completion(values: Mapping[str, Any]) -> Completion:
         finish_reason=values["finish_reason"],
         weight_version=values["weight_version"],
         earlier=tuple(Segment(version, tokens) for version, tokens in values["earlier"]),
+        drawn=None if drawn is None else _decode(drawn, np.bool_),
     )
 
 

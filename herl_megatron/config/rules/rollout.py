@@ -19,6 +19,11 @@ def problems(config: Config, *, purpose: Purpose, machine: Machine) -> Iterator[
     """Between keys."""
     if purpose in SAMPLES:
         yield from _engines(config)
+    if purpose == "improve" and config.rollout.function:
+        yield (
+            f"rollout.function is {config.rollout.function!r}, but `herl improve` revises answers"
+            " of one turn; set rollout.function=''"
+        )
     if purpose == "train":
         yield from _temperature(config)
         yield from _partial(config)
@@ -53,6 +58,12 @@ def _partial(config: Config) -> Iterator[str]:
         yield (
             "rollout.mode is 'partial' with rollout.streamed false: behind barriers no group is"
             " complete before all are; set streamed to true"
+        )
+    if config.rollout.mode == "partial" and config.rollout.function:
+        yield (
+            f"rollout.mode is 'partial' with rollout.function {config.rollout.function!r}: a"
+            " conversation cannot be cut and go on under other weights; use mode 'sync' or"
+            " 'one_step_off'"
         )
 
 
