@@ -23,6 +23,7 @@ REVISION_PRIORITY = 1
 class HindsightStage:
     """A method and what it needs of the run.
 
+    name: of the method, as the configuration has it.
     sampling: of revisions.
     max_tokens: of the longest context that may be proposed; a longer one is skipped and counted.
     answer_after: drafts are shown from there on.
@@ -31,12 +32,14 @@ class HindsightStage:
     def __init__(
         self,
         method: HindsightMethod,
+        name: str,
         sampling: SamplingSettings,
         *,
         max_tokens: int,
         answer_after: str,
     ) -> None:
         self._method = method
+        self.name = name
         self._sampling = sampling
         self._max_tokens = max_tokens
         self._answer_after = answer_after
@@ -111,4 +114,6 @@ def open_stage(
     if method is None:
         return None
     sampling = revision_sampling(hindsight, rollout)
-    return HindsightStage(method, sampling, max_tokens=max_tokens, answer_after=answer_after)
+    return HindsightStage(
+        method, hindsight.method, sampling, max_tokens=max_tokens, answer_after=answer_after
+    )

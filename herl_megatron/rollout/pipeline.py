@@ -274,7 +274,7 @@ class RolloutPipeline:
         try:
             return stage.propose(job, scored, self._tokenizer, run_seed=self._seed)
         except Exception as error:  # the method may be a user's own, and raise anything
-            raise failure(job, "hindsight", "hindsight.method", error) from error
+            raise failure(job, "hindsight", f"hindsight.method {stage.name}", error) from error
 
     async def _score_revisions(
         self, run: PipelineRun, job: GroupJob, drafted: Drafted

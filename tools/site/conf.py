@@ -22,7 +22,13 @@ CHAPTERS = {
     "Method": ("algorithm", "scoring", "data", "tokens"),
     "Use": ("commands", "configuration", "python", "watching", "metrics"),
     "Large runs": ("scaling", "planning", "fault_tolerance"),
-    "Mend and change": ("troubleshooting", "debugging", "architecture", "extending"),
+    "Mend and change": (
+        "troubleshooting",
+        "debugging",
+        "architecture",
+        "extending",
+        "extending_methods",
+    ),
 }
 """Pages in the order of the site's contents; one that is in none is a warning, thus an error."""
 _OUTSIDE = re.compile(r"\[([^\]]*)\]\(((?:\.\./)+[^)#]*)(?:#[^)]*)?\)")
