@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
-from herl_megatron.config.hooks import check_call, check_options, load_hook
+from herl_megatron.config.rollout_function import rollout_function
 from herl_megatron.config.schema import RolloutConfig
 from herl_megatron.rollout.carry import GeneratePhase
 from herl_megatron.rollout.conversation import (
@@ -45,7 +45,7 @@ def open_first_samples(
     """As `rollout.function` says.
 
     Raises:
-        ValueError: as `own_rollout`.
+        ValueError: as `config.rollout_function`.
     """
     plain = PlainSamples(sampling, group_size=group_size, seed=seed)
     function = own_rollout(rollout)
@@ -58,19 +58,12 @@ def own_rollout(rollout: RolloutConfig) -> OwnRollout | None:
     """The function that `rollout.function` names, its options applied; None without one.
 
     Raises:
-        ValueError: it cannot be imported, is no coroutine of one conversation, or does not take its
-            options.
+        ValueError: as `config.rollout_function`.
     """
-    if not rollout.function:
-        if rollout.function_options:
-            raise ValueError(
-                "rollout.function_options is for rollout.function, which is empty; name a function"
-                " or remove the options"
-            )
+    found = rollout_function(rollout)
+    if found is None:
         return None
-    hook = load_hook("rollout.function", rollout.function)
-    check_call(hook, ["talk"], coroutine=True)
-    options = check_options(hook, "rollout.function_options", rollout.function_options, after=1)
+    hook, options = found
 
     async def function(talk: Conversation) -> None:
         await hook.call(talk, **options)

@@ -16,7 +16,6 @@ from herl_megatron.data.prompt_source import (
     load_prompts,
 )
 from herl_megatron.hindsight.registry import ignored_keys, open_method
-from herl_megatron.rollout.first_samples import own_rollout
 from herl_megatron.rollout.modes import prompts_in_flight
 from herl_megatron.rubrics.checks.isolated.wire import CheckLimits
 from herl_megatron.rubrics.checks.registry import load_check_modules
@@ -57,7 +56,6 @@ def load_inputs(config: Config, *, training: bool) -> Inputs:
     held_out = tuple(load_prompts(config.data.eval)) if config.data.eval else ()
     for prompts in (train, held_out):
         check_prompt_lengths(prompts, tokenizer, config.data.max_prompt_tokens)
-    own_rollout(config.rollout)  # refuses what could not be called
     if training:
         _check_method(config.hindsight, train)
     check_no_leakage(train, held_out)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from herl_megatron.batching.rows import build_rows, build_train_batch
+from herl_megatron.config.hooks import OptionValue
 from herl_megatron.config.schema import AlgorithmConfig, HindsightConfig, RolloutConfig
 from herl_megatron.hindsight.herl import HeRL
 from herl_megatron.hindsight.hir import HiR
@@ -79,7 +80,7 @@ def test_a_key_that_the_method_does_not_read_is_said(caplog: pytest.LogCaptureFi
 
 def test_what_a_step_costs_under_each() -> None:
     methods = [
-        open_method(HindsightConfig(**values))
+        open_method(HindsightConfig.model_validate(values))
         for values in (
             {},
             {"replace": "append", "replace_top_n": 3},
@@ -104,7 +105,7 @@ def test_a_method_from_outside_has_its_options(own: Path) -> None:
         "        pass\n"
     )
 
-    def counted(**values: object) -> int:
+    def counted(**values: OptionValue) -> int:
         method = open_method(HindsightConfig(method="own_method:Mine", method_options=values))
         return int(vars(method)["count"])
 
@@ -116,7 +117,7 @@ def test_a_method_from_outside_has_its_options(own: Path) -> None:
         ({"method": "own_method:Mime"}, "has no 'Mime'; did you mean 'Mine'?"),
         ({"method": "own_nothing:Mine"}, "cannot import 'own_nothing'"),
     ):
-        config = HindsightConfig(**{"method": "own_method:Mine"} | values)
+        config = HindsightConfig.model_validate({"method": "own_method:Mine"} | values)
         with pytest.raises(ValueError, match="hindsight.method") as caught:
             open_method(config)
         assert said in str(caught.value)

@@ -76,7 +76,9 @@ def pipeline_of(
     if function is not None:
         rollout = rollout.model_copy(update={"function": "own:function"})
         monkeypatch.setattr(first_samples, "own_rollout", lambda _: function)
-    stage = hindsight and open_stage(hindsight, rollout, max_tokens=10_000)
+    stage = None
+    if hindsight is not None:
+        stage = open_stage(hindsight, rollout, max_tokens=10_000)
     return RolloutPipeline(
         [engine], scorer or FakeScorer(), CharTokenizer(), rollout, stage, seed=9
     )
