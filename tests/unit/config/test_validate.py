@@ -146,25 +146,6 @@ RULES = [
      "hindsight.replace_top_n=9 hindsight.replace=append"),
     ("hindsight.replace_top_n=9 hindsight.enabled=true", ("replace_top_n is 9",),
      "hindsight.replace_top_n=9 hindsight.enabled=false"),
-    ("hindsight.method=replai", ("'replai' is not one of revise, replay",),
-     "hindsight.method=replay hindsight.replace_top_n=9"),
-    ("hindsight.method=no_such:Method", ("hindsight.method", "cannot import 'no_such'"),
-     "hindsight.method=no_such:Method hindsight.enabled=false"),
-    ("hindsight.method=replay hindsight.reference_compat=true",
-     ("'replay' with hindsight.reference_compat true",), "hindsight.reference_compat=true"),
-    ("hindsight.method_options.count=1", ("method_options is for a method of your own",), ""),
-    ("rollout.function=no_such:function", ("rollout.function", "cannot import 'no_such'"), ""),
-    ("rollout.function=two_turns", ("'two_turns' is not of the form module:function",), ""),
-    ("rollout.function_options.count=1", ("rollout.function, which is empty",), ""),
-    ("rollout.function=json:dumps", ("json:dumps is not an async function",), ""),
-    ("rollout.function=tests.unit.config.own_rollout:talk",
-     ("function_options has no 'turns', which tests.unit.config.own_rollout:talk needs",),
-     "rollout.function=tests.unit.config.own_rollout:talk rollout.function_options.turns=2"),
-    ("rollout.function=tests.unit.config.own_rollout:talk rollout.function_options.turns=2"
-     " rollout.mode=partial algorithm.mismatch_weight=true",
-     ("'partial' with rollout.function 'tests.unit.config.own_rollout:talk'",),
-     "rollout.function=tests.unit.config.own_rollout:talk rollout.function_options.turns=2"
-     " rollout.mode=one_step_off algorithm.mismatch_weight=true"),
     ("model.path=/nowhere", ("/nowhere", "Hugging Face folder"), ""),
     ("data.train=", ("data.train is empty",), ""),
     ("cluster.gpu_table=/nowhere.yaml", ("cluster.gpu_table", "/nowhere.yaml: no such file"), ""),
@@ -190,14 +171,6 @@ def test_tensor_parallel_cuts_heads_key_value_heads_and_mlp(files: Path) -> None
     eight = problems(files, "megatron.tensor_parallel=8")
     assert len(eight) == 1
     assert "num_attention_heads 12" in eight[0]
-
-
-def test_improving_draws_single_turns(files: Path) -> None:
-    own = ("rollout.function=tests.unit.config.own_rollout:talk",
-           "rollout.function_options.turns=2")  # fmt: skip
-    (problem,) = problems(files, *own, purpose="improve")
-    assert "`herl improve` revises answers of one turn" in problem
-    assert problems(files, *own, purpose="eval") == ()
 
 
 def test_an_engine_is_cut_like_the_model(files: Path) -> None:

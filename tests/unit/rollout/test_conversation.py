@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
-from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,14 +12,11 @@ import pytest
 
 from herl_megatron.batching.rows import build_train_batch
 from herl_megatron.commands.evaluate import summarize
-from herl_megatron.config.schema import AlgorithmConfig, HindsightConfig, RolloutConfig
+from herl_megatron.config.schema import AlgorithmConfig, HindsightConfig
 from herl_megatron.observability.rollout_log import group_record
-from herl_megatron.rollout import first_samples
 from herl_megatron.rollout.carry import dump_progress, load_progress
 from herl_megatron.rollout.conversation import Conversation, ConversationFull, Drawn, rollout_of
-from herl_megatron.rollout.hindsight_stage import open_stage
 from herl_megatron.rollout.liveness import responses_by_prompt
-from herl_megatron.rollout.pipeline import PipelineError, RolloutPipeline
 from herl_megatron.rollout.pipeline_run import GroupJob, PipelineRun
 from herl_megatron.rollout.pipeline_stats import WorkClock
 from herl_megatron.seeds import derive_seed, request_seed
@@ -31,69 +26,18 @@ from herl_megatron.types import (
     Message,
     Prompt,
     SamplingSettings,
-    ScoredGroup,
     Segment,
     Turn,
 )
 from tests.unit.rollout.fakes import CharTokenizer, FakeEngine, FakeScorer, make_prompts
-
-Function = Callable[[Conversation], Awaitable[None]]
-ROLLOUT = RolloutConfig(group_size=2, max_response_tokens=40)
-TOLD = "user>again|assistant>"
-"""What `tell("again")` adds after a turn that has ended, 21 tokens."""
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
-
-
-class Speaker(FakeEngine):
-    """Turn k of a rollout is the letters after 2 k, two of them, with log-probs -k-0.5 and -k-1;
-    one whose limit is below two is cut."""
-
-    def complete(self, request: GenerateRequest) -> Completion:
-        _, several, turn = request.request_id.rpartition("-turn")
-        k = int(turn) if several else 0
-        ids = CharTokenizer().plain_ids(LETTERS[2 * k : 2 * k + 2])[: request.sampling.max_tokens]
-        log_probs = np.array([-k - 0.5, -k - 1], np.float32)[: len(ids)]
-        reason = "stop" if len(ids) == 2 else "length"
-        return Completion(request.request_id, ids, log_probs, reason, 4)  # type: ignore[arg-type]
-
-
-async def two_turns(talk: Conversation) -> None:
-    await talk.generate()
-    talk.tell("again")
-    await talk.generate()
-
-
-def pipeline_of(
-    function: Function | None,
-    engine: FakeEngine,
-    monkeypatch: pytest.MonkeyPatch,
-    *,
-    rollout: RolloutConfig = ROLLOUT,
-    hindsight: HindsightConfig | None = None,
-    scorer: FakeScorer | None = None,
-) -> RolloutPipeline:
-    """With the function as if the configuration named it."""
-    if function is not None:
-        rollout = rollout.model_copy(update={"function": "own:function"})
-        monkeypatch.setattr(first_samples, "own_rollout", lambda _: function)
-    stage = None
-    if hindsight is not None:
-        stage = open_stage(hindsight, rollout, max_tokens=10_000)
-    return RolloutPipeline(
-        [engine], scorer or FakeScorer(), CharTokenizer(), rollout, stage, seed=9
-    )
-
-
-def groups_of(
-    function: Function | None,
-    engine: FakeEngine,
-    monkeypatch: pytest.MonkeyPatch,
-    *,
-    prompts: Sequence[Prompt] | None = None,
-    **options: Any,
-) -> list[ScoredGroup]:
-    pipeline = pipeline_of(function, engine, monkeypatch, **options)
-    return asyncio.run(pipeline.run(prompts or make_prompts(1), step=3))
+from tests.unit.rollout.talks import (
+    ROLLOUT,
+    TOLD,
+    Speaker,
+    groups_of,
+    pipeline_of,
+    two_turns,
+)
 
 
 def test_two_turns_are_one_response(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,126 +260,6 @@ def test_turns_without_a_word_between_are_one(monkeypatch: pytest.MonkeyPatch) -
     rollout = group.group.rollouts[0]
     assert rollout.turns == (Turn(True, "abcd", 4), Turn(False, "!!", 2), Turn(True, "ef", 2))
     assert rollout.text == "ef" and rollout.completion.token_ids.dtype == np.int32
-
-
-async def silent(talk: Conversation) -> None:
-    pass
-
-
-async def tells_first(talk: Conversation) -> None:
-    talk.tell("hello")
-
-
-async def says_nothing(talk: Conversation) -> None:
-    await talk.generate()
-    talk.tell()
-
-
-async def asks_for_no_token(talk: Conversation) -> None:
-    await talk.generate(max_tokens=0)
-
-
-async def asks_twice_at_once(talk: Conversation) -> None:
-    await asyncio.gather(talk.generate(), talk.generate())
-
-
-async def fails(talk: Conversation) -> None:
-    await talk.generate()
-    raise KeyError("tool")
-
-
-@pytest.mark.parametrize(
-    ("function", "said"),
-    [
-        (silent, "ValueError: it never called generate"),
-        (tells_first, "ValueError: `tell` takes what is said after the policy's turn"),
-        (says_nothing, "ValueError: `tell` takes what is said after the policy's turn"),
-        (asks_for_no_token, "ValueError: max_tokens is 0; give a number above 0"),
-        (asks_twice_at_once, "ValueError: it is still drawing"),
-        (fails, "KeyError: 'tool'"),
-    ],
-)
-def test_a_function_that_fails_is_named(
-    function: Function, said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(PipelineError) as caught:
-        groups_of(function, FakeEngine(1), monkeypatch)
-    where = "prompt 'q0', first samples: rollout.function own:function failed: "
-    assert str(caught.value).startswith(where + said)
-    assert caught.value.engine_index is None
-
-
-class Second(Speaker):
-    """Fails, or never ends, in the second turn of the first rollout."""
-
-    def __init__(self, how: str) -> None:
-        super().__init__()
-        self._how = how
-
-    async def wait(self, requests: Sequence[GenerateRequest]) -> None:
-        if requests[0].request_id.endswith("rollout0-turn1"):
-            if self._how == "hang":
-                await asyncio.sleep(60)
-            raise ConnectionError("actor died")
-
-
-async def stubborn(talk: Conversation) -> None:
-    try:
-        await two_turns(talk)
-    except Exception as error:
-        raise KeyError("hidden") from error
-
-
-async def deaf(talk: Conversation) -> None:
-    try:
-        await two_turns(talk)
-    except PipelineError:
-        pass
-
-
-@pytest.mark.parametrize("function", [two_turns, stubborn, deaf])
-def test_an_engine_that_fails_is_named_whatever_the_function_makes_of_it(
-    function: Function, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = Second("raise")
-    with pytest.raises(PipelineError) as caught:
-        groups_of(function, engine, monkeypatch)
-    assert "first samples: engine 0 failed: ConnectionError: actor died" in str(caught.value)
-    assert caught.value.engine_index == 0
-    assert engine.aborted == ["step3-prompt0-rollout0-turn1"]
-
-
-def test_a_conversation_has_the_time_of_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def sleeps(talk: Conversation) -> None:
-        await talk.generate()
-        await asyncio.sleep(60)
-
-    rollout = ROLLOUT.model_copy(update={"timeout_s": 0.3})
-    start = time.monotonic()
-    for function, engine, said in (
-        (two_turns, Second("hang"), r"0\.3 s \(rollout.timeout_s\), in call 2 of its engine$"),
-        (sleeps, Speaker(), r"own:function gave no result within 0\.3 s \(rollout.timeout_s\)$"),
-    ):
-        with pytest.raises(PipelineError, match=said):
-            groups_of(function, engine, monkeypatch, rollout=rollout)
-    assert time.monotonic() - start < 20
-
-
-def test_a_failure_elsewhere_ends_the_conversations(monkeypatch: pytest.MonkeyPatch) -> None:
-    ended: list[str] = []
-
-    async def waits(talk: Conversation) -> None:
-        try:
-            await talk.generate()
-            if talk.prompt.id == "q1":
-                raise KeyError("tool")
-            await asyncio.sleep(60)
-        finally:
-            ended.append(talk.prompt.id)
-
-    with pytest.raises(PipelineError, match="'q1'"):
-        groups_of(waits, Speaker(), monkeypatch, prompts=make_prompts(2))
-    assert sorted(ended) == ["q0", "q0", "q1", "q1"]
 
 
 def test_the_judge_hears_the_last_turn(monkeypatch: pytest.MonkeyPatch) -> None:
