@@ -22,7 +22,7 @@ IntArray = Annotated[NDArray[np.int32], ArrayText("<i4")]
 """Token ids, `[tokens]`."""
 FloatArray = Annotated[NDArray[np.float32], ArrayText("<f4")]
 """One float per token, `[tokens]`."""
-BoolArray = NDArray[np.bool_]
+BoolArray = Annotated[NDArray[np.bool_], ArrayText("|b1")]
 """One flag per token, `[tokens]`."""
 
 DeviceKind = Literal["cpu", "cuda"]

@@ -160,7 +160,7 @@ def fuzz_rows(folder: Path, inputs: int, draw: random.Random) -> Outcome:
         check_prompt_lengths(prompts, tokenizer, 10_000)
         fingerprints(
             ModelConfig(path=str(toy / "model")), tokenizer, train=prompts, held_out=(),
-            check_modules=(), judge_prompt="",
+            check_modules=(), text_files={},
         )  # fmt: skip
 
     kinds: list[tuple[Callable[[str], object], list[Any]]] = [

@@ -63,7 +63,7 @@ async def _learning(config: Config) -> TrainResult:
     tokenizer = open_chat_tokenizer(config.model, config.data)
     check_vocabulary(tokenizer, config.model)
     ours = fingerprints(config.model, tokenizer, train=(), held_out=(), check_modules=(),
-                        judge_prompt="")  # fmt: skip
+                        text_files={})  # fmt: skip
     _require_same(ours, read_groups(files[0][1])[1], files[0][1])
     per_step = config.train.optimizer_steps_per_step
     timers = Timers()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +40,14 @@ def fingerprints(
     train: Sequence[Prompt],
     held_out: Sequence[Prompt],
     check_modules: Sequence[str],
-    judge_prompt: str,
-    grader_prompt: str = "",
-    own_code: Sequence[Hook] = (),
+    text_files: Mapping[str, str],
+    hooks: Sequence[Hook] = (),
     weights: bool = False,
 ) -> dict[str, str]:
     """By name: rows, tokenizer, chat template, the model's config.json, source of the user's check
-    modules (which must be imported) and other own code, and the judge's prompt; what a run does not
-    use is left out.
+    modules (which must be imported) and hooks, and texts; what a run does not use is left out.
+
+    text_files: paths by their configuration key, "" for a key that names none.
 
     weights: also those of `model.path`, for who reads them again after a resume: engines that no
         trainer gives weights, and a reference model.
@@ -76,12 +76,11 @@ def fingerprints(
         found[f"source of scoring.check_modules {module}"] = source_hash(
             module, module_file(module)
         )
-    for hook in own_code:
+    for hook in hooks:
         found[f"source of {hook.key} {hook.name}"] = source_hash(hook.module, hook.file)
-    if judge_prompt:
-        found["judge.prompt"] = _short(_read(Path(judge_prompt)))
-    if grader_prompt:
-        found["judge.grader_prompt"] = _short(_read(Path(grader_prompt)))
+    for key, path in text_files.items():
+        if path:
+            found[key] = _short(_read(Path(path)))
     return found
 
 

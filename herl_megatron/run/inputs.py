@@ -76,9 +76,11 @@ def load_inputs(config: Config, *, training: bool) -> Inputs:
             train=train,
             held_out=held_out,
             check_modules=config.scoring.check_modules,
-            judge_prompt=config.judge.prompt,
-            grader_prompt=config.judge.grader_prompt,
-            own_code=_own_code(config, training=training),
+            text_files={
+                "judge.prompt": config.judge.prompt,
+                "judge.grader_prompt": config.judge.grader_prompt,
+            },
+            hooks=_hooks(config, training=training),
             weights=not training or bool(config.algorithm.kl_coef),
         ),
     )
@@ -100,7 +102,7 @@ def _check_method(hindsight: HindsightConfig, train: Sequence[Prompt]) -> None:
     method.check_prompts(train)
 
 
-def _own_code(config: Config, *, training: bool) -> list[Hook]:
+def _hooks(config: Config, *, training: bool) -> list[Hook]:
     """The user's own code that the run calls, besides its checks."""
     named = {"rollout.function": config.rollout.function}
     if training and config.hindsight.enabled and is_hook(config.hindsight.method):

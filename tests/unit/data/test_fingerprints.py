@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+from herl_megatron.config.hooks import Hook, load_hook
 from herl_megatron.config.schema import Config, JudgeConfig, ModelConfig, ScoringConfig
 from herl_megatron.data.canonical_rows import prompt_from_row
 from herl_megatron.data.chat import ChatTokenizer
@@ -58,7 +59,7 @@ def taken(
         train=train,
         held_out=(row("Held out."),),
         check_modules=config.scoring.check_modules,
-        judge_prompt=config.judge.prompt,
+        text_files={"judge.prompt": config.judge.prompt},
     )
 
 
@@ -143,7 +144,7 @@ def test_weights_count_for_those_who_read_them_again(toy: Path, tmp_path: Path) 
             train=(),
             held_out=(row(),),
             check_modules=(),
-            judge_prompt="",
+            text_files={"judge.prompt": ""},
             weights=True,
         )
 
@@ -183,6 +184,32 @@ def test_source_of_checks_and_the_judges_prompt_count(
     source.write_text(CHECK.format(name="mine/fingerprint") + "X = 1\n")
     settings["judge"] = JudgeConfig(prompt=str(moved))
     assert taken(toy, tmp_path, **settings) == before
+
+
+def test_source_of_a_hook_counts(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = tmp_path / "hook_of_the_fingerprint_test.py"
+    source.write_text("def loss(inputs):\n    return inputs\n")
+    hook = load_hook("algorithm.loss", "hook_of_the_fingerprint_test:loss")
+
+    def taken_with(*hooks: Hook) -> dict[str, str]:
+        return fingerprints(
+            ModelConfig(path=str(toy)),
+            ChatTokenizer(str(toy)),
+            train=(row(),),
+            held_out=(),
+            check_modules=(),
+            text_files={},
+            hooks=hooks,
+        )
+
+    name = "source of algorithm.loss hook_of_the_fingerprint_test:loss"
+    before = taken_with(hook)
+    assert changed(taken_with(), before) == {name}
+    source.write_text("def loss(inputs):\n    return -inputs\n")
+    assert changed(before, taken_with(hook)) == {name}
 
 
 def test_what_a_check_imports_from_beside_it_counts(
