@@ -149,7 +149,7 @@ class Conversation:
 
     def tell_ids(self, ids: IntArray) -> None:
         """As `tell`, by token ids `[told]`, int32: for tools with a form of their own, and whatever
-        else the chat template has no words for."""
+        else the chat template has no words for, such as how an answer must begin."""
         self._require_room(len(ids) + 1)
         self._parts.append(np.asarray(ids, np.int32))
 

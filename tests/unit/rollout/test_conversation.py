@@ -249,6 +249,19 @@ def test_a_turn_that_was_cut_is_closed_before_anything_is_told(
     assert response.finish_reason == "stop"
 
 
+def test_an_answer_may_be_begun_for_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def begun(talk: Conversation) -> None:
+        talk.tell_ids(CharTokenizer().plain_ids("So: "))
+        await talk.generate()
+
+    engine = Speaker()
+    (group,) = groups_of(begun, engine, monkeypatch)
+    rollout = group.group.rollouts[0]
+    assert rollout.turns == (Turn(False, "So: ", 4), Turn(True, "ab", 2)) and rollout.text == "ab"
+    asked = CharTokenizer().decode(engine.requests[0].prompt_token_ids)
+    assert asked == "user>Question 0.|assistant>So: "
+
+
 def test_turns_without_a_word_between_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
     async def twice(talk: Conversation) -> None:
         await talk.generate()
