@@ -24,6 +24,12 @@ def request_seed(run_seed: int, *, step: int, prompt_id: str, kind: RequestKind,
     return derive_seed(run_seed, step, prompt_id, kind, index)
 
 
+def turn_seed(seed: int, *, turn: int) -> int:
+    """Seed of one call of a conversation, the first of which is number 0, from its response's seed:
+    a conversation of one turn is drawn like any response."""
+    return derive_seed(seed, "turn", turn) if turn else seed
+
+
 def continuation_seed(seed: int, *, tokens: int) -> int:
     """Seed of the rest of a response whose first `tokens` were drawn with `seed`.
 

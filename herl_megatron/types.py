@@ -22,6 +22,8 @@ IntArray = Annotated[NDArray[np.int32], ArrayText("<i4")]
 """Token ids, `[tokens]`."""
 FloatArray = Annotated[NDArray[np.float32], ArrayText("<f4")]
 """One float per token, `[tokens]`."""
+BoolArray = Annotated[NDArray[np.bool_], ArrayText("|b1")]
+"""One flag per token, `[tokens]`."""
 
 DeviceKind = Literal["cpu", "cuda"]
 FinishReason = Literal["stop", "length", "abort"]
@@ -177,14 +179,16 @@ class Segment:
 
 @dataclass(frozen=True, eq=False)
 class Completion:
-    """What the engine returns for one `GenerateRequest`.
+    """What the engine returns for one `GenerateRequest`, or a conversation of several put together.
 
     token_ids: `[response]` int32, the end token included when `finish_reason` is `stop`.
-    log_probs: `[response]` float32, under the distribution the token was drawn from (after
+    log_probs: `[drawn]` float32, under the distribution the token was drawn from (after
         temperature and truncation), each by the weights that drew it.
     weight_version: the version of the weights that drew the tokens, or the last of them.
     earlier: what older weights drew before a weight sync interrupted the response, in order
         (filled by `rollout.carry`); empty in `rollout.mode: sync`.
+    drawn: `[response]`, which tokens the policy drew; the others it was told between its turns
+        (`rollout.conversation`). None where it drew all, as of any engine's answer.
     """
 
     request_id: str
@@ -193,21 +197,40 @@ class Completion:
     finish_reason: FinishReason
     weight_version: int
     earlier: tuple[Segment, ...] = ()
+    drawn: BoolArray | None = None
+
+    @property
+    def drawn_token_ids(self) -> IntArray:
+        """`[drawn]`, without what the policy was told."""
+        return self.token_ids if self.drawn is None else self.token_ids[self.drawn]
 
     @property
     def segments(self) -> tuple[Segment, ...]:
-        """All tokens by the version that drew them, in order; empty without tokens."""
-        last = len(self.token_ids) - sum(segment.tokens for segment in self.earlier)
+        """All drawn tokens by the version that drew them, in order; empty without tokens."""
+        last = len(self.drawn_token_ids) - sum(segment.tokens for segment in self.earlier)
         return self.earlier + ((Segment(self.weight_version, last),) if last else ())
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A part of a response of several turns: what the policy drew, or what it was told then."""
+
+    drawn: bool
+    text: str
+    tokens: int
 
 
 @dataclass(frozen=True, eq=False)
 class Rollout:
-    """One sampled response. `text` is decoded without special tokens, for checks and people."""
+    """One sampled response. `text` is decoded without special tokens, for checks and people.
+
+    Of several turns `text` is the last that the policy drew; `turns` has all, else it is empty.
+    """
 
     index: int
     completion: Completion
     text: str
+    turns: tuple[Turn, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,12 +270,14 @@ class Replay:
     """A failed rollout as a success of the instruction reduced to what it meets (HiR).
 
     `prompt_token_ids` is `[context]`: the reduced prompt, which the rollout was not sampled from.
+    `reward` is what its row trains on: 1, since the response meets the whole of that instruction.
     """
 
     rollout_index: int
     prompt_text: str
     prompt_token_ids: IntArray
     satisfied: tuple[str, ...]
+    reward: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,7 +298,7 @@ class ScoredGroup:
 
 @dataclass(frozen=True)
 class RowOrigin:
-    """Where a row of the joined group comes from (filled by `hindsight.join`).
+    """Where a row of the joined group comes from (filled by `hindsight.method`).
 
     rollout_index: the rollout itself, the draft behind a revision, or the rollout that was copied
         or is replayed.
@@ -301,11 +326,21 @@ class TokenRow:
     prompt_id: names the row in messages; of a row from a file also its line.
     context_token_ids: `[context]`.
     response_token_ids: `[response]`.
+    drawn: `[response]`, which tokens of the response count; the others are context like those
+        before it: no loss, no log-prob, in no mean. None where all count.
     """
 
     prompt_id: str
     context_token_ids: IntArray
     response_token_ids: IntArray
+    drawn: BoolArray | None = field(default=None, kw_only=True)
+
+    @property
+    def targets(self) -> IntArray:
+        """`[drawn]`: the tokens that the row is trained on."""
+        return (
+            self.response_token_ids if self.drawn is None else self.response_token_ids[self.drawn]
+        )
 
     @property
     def tokens(self) -> int:
@@ -334,12 +369,12 @@ class TrainRow(TokenRow):
 
     The context is the prompt x (or E_i under `train_context: experience`).
 
-    rollout_log_probs: `[response]`, as the engine reported them (the behaviour policy's).
+    rollout_log_probs: `[drawn]`, as the engine reported them (the behaviour policy's).
     reward: what the row trains on, bonus included; None for a row without one.
     advantage: group-relative, the same for every token of the row.
     off_policy: whether the response was not sampled from its prompt x: a revision's, or a replay's.
     weight: 0 for rows that are masked from the loss (no valid reward, no spread), else 1.
-    old_log_probs, ref_log_probs: `[response]` under the step's first weights and under the
+    old_log_probs, ref_log_probs: `[drawn]` under the step's first weights and under the
         reference; None before they are computed, and where the loss does not ask for them.
     """
 

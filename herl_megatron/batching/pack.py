@@ -6,7 +6,8 @@ response token j of a row with c context tokens is read at position c + j - 1 of
 What concerns the model is laid out `[batch, seq]` (bucketed: rows padded on the right, harmless
 under causal attention) or `[1, seq]` (packed: rows one after the other, `cu_seqlens` marks the
 borders). What concerns the loss is flat: one entry per response token, row after row, without
-context or padding.
+context or padding. Tokens of a response that the policy did not draw (`TokenRow.drawn`) are context
+too: below, "response tokens" are the others.
 
 Under context parallelism a rank gets the positions that it holds (`ContextRank`), and a response
 token belongs to the rank that holds the position which predicts it: each token to one rank, to some
@@ -93,9 +94,9 @@ def pack(
     """
     rows: list[TokenRow] = [shard.rows[place] for place in micro_batch] or [_DUMMY]
     layout = _layout(rows, packing, multiple, context)
-    row_tokens = np.array([len(row.response_token_ids) for row in rows])
+    row_tokens = np.array([len(row.targets) for row in rows])
     place = np.flatnonzero(layout.predicts >= 0)
-    targets: IntArray = np.concatenate([row.response_token_ids for row in rows])
+    targets: IntArray = np.concatenate([row.targets for row in rows])
     token_row = np.repeat(np.arange(len(rows)), row_tokens)[place]
 
     def send(values: np.ndarray) -> torch.Tensor:
@@ -116,7 +117,7 @@ def pack(
 
 def unpack(micro_batch: MicroBatch, values: torch.Tensor) -> list[FloatArray]:
     """Values of the response tokens of all context-parallel ranks, in order -> one float32 array
-    `[response]` per row; [] for a dummy."""
+    `[drawn]` per row; [] for a dummy."""
     if micro_batch.is_dummy:
         return []
     pieces = values.detach().float().cpu().split(micro_batch.row_tokens.tolist())
@@ -173,6 +174,8 @@ def _token_ids(row: TokenRow, length: int) -> np.ndarray:
 
 
 def _response_positions(row: TokenRow) -> np.ndarray:
-    """Positions within the row whose logits predict its response tokens (the label shift)."""
+    """Positions within the row whose logits predict its response tokens (the label shift); none of
+    those that the policy did not draw."""
     first = len(row.context_token_ids) - 1
-    return np.arange(first, first + len(row.response_token_ids))
+    positions = np.arange(first, first + len(row.response_token_ids))
+    return positions if row.drawn is None else positions[row.drawn]

@@ -65,7 +65,7 @@ def group_stats(
         unscored=len(group.scores) - len(scored),
         reward_sum=sum(score.reward for score in scored),
         all_satisfied=sum(bool(score.satisfied) and not score.unmet for score in scored),
-        response_tokens=sum(len(completion.token_ids) for completion in completions),
+        response_tokens=sum(len(completion.drawn_token_ids) for completion in completions),
         truncated=sum(completion.finish_reason == "length" for completion in completions),
         experiences=len({revision.experience.rollout_index for revision in group.revisions}),
         experiences_too_long=group.experiences_too_long,
@@ -75,7 +75,7 @@ def group_stats(
         copied=sum(o.replaces is not None and o.revision_index is None for o in origins),
         gain_sum=sum(gains),
         bonus_sum=sum(bonuses),
-        replays=len(group.replays),
+        replays=sum(origin.replay_index is not None for origin in origins),
         replays_impossible=group.replays_impossible,
         outcome=outcome,
     )

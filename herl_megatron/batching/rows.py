@@ -14,9 +14,8 @@ from herl_megatron.algos.own_advantage import open_advantage
 from herl_megatron.batching.row_stats import GroupStats, group_stats, step_metrics
 from herl_megatron.config.reference_compat import is_resolved
 from herl_megatron.config.schema import AlgorithmConfig, HindsightConfig
-from herl_megatron.hindsight.bonus import bonus_rewards
-from herl_megatron.hindsight.join import join_revisions
-from herl_megatron.hindsight.replay import REPLAY_REWARD
+from herl_megatron.hindsight.method import Join, check_joins, plain_join
+from herl_megatron.hindsight.registry import open_method
 from herl_megatron.rubrics.breakdown import reward_by_source, satisfied_by_check
 from herl_megatron.seeds import join_seed
 from herl_megatron.types import (
@@ -49,17 +48,32 @@ class StepRows:
 def build_rows(
     group: ScoredGroup, hindsight: HindsightConfig, algorithm: AlgorithmConfig, seed: int
 ) -> GroupRows:
-    """Bonus, join, replays and advantage of one group; `seed` draws random slots.
+    """The rows of one group as a step of its own; `seed` draws random slots.
 
     A row without a reward has weight 0 and no reward: no number stands in for it.
     """
+    (join,) = _joins([group], hindsight, [seed])
+    return _joined(group, join, hindsight, algorithm)
+
+
+def _joins(
+    groups: Sequence[ScoredGroup], hindsight: HindsightConfig, seeds: Sequence[int]
+) -> Sequence[Join]:
+    """Which rows the groups of a step have, as the hindsight method says."""
     assert is_resolved(hindsight), "reference_compat is resolved by prepare"
-    bonuses = bonus_rewards(group, hindsight)
-    origins = join_revisions(group, bonuses, hindsight, seed)
-    origins += tuple(
-        RowOrigin(replay.rollout_index, replay_index=number)
-        for number, replay in enumerate(group.replays)
-    )
+    method = open_method(hindsight)
+    if method is None:
+        return [plain_join(group) for group in groups]
+    joins = method.join_step(groups, seeds)
+    check_joins(joins, groups, method)
+    return joins
+
+
+def _joined(
+    group: ScoredGroup, join: Join, hindsight: HindsightConfig, algorithm: AlgorithmConfig
+) -> GroupRows:
+    """Rewards and advantages of a group's rows."""
+    bonuses, origins = join.bonuses, join.origins
     rewards = [_reward(group, origin, bonuses) for origin in origins]
     on_policy = [not origin.off_policy for origin in origins]
     result = group_advantages(rewards, on_policy, algorithm, open_advantage(algorithm))
@@ -87,14 +101,10 @@ def build_train_batch(
     rows and their tokens only. An optimizer step without any row is left out and counted.
     """
     assert prompts_per_optimizer_step > 0, "prompts_per_optimizer_step must be positive"
+    seeds = [join_seed(run_seed, step=step, prompt_id=g.group.prompt.id) for g in groups]
     built = tuple(
-        build_rows(
-            group,
-            hindsight,
-            algorithm,
-            join_seed(run_seed, step=step, prompt_id=group.group.prompt.id),
-        )
-        for group in groups
+        _joined(group, join, hindsight, algorithm)
+        for group, join in zip(groups, _joins(groups, hindsight, seeds), strict=True)
     )
     steps = [
         tuple(
@@ -108,7 +118,7 @@ def build_train_batch(
     batch = TrainBatch(tuple(rows for rows in steps if rows))
     metrics = step_metrics([group.stats for group in built]) | {
         "train/rows": float(len(batch.rows)),
-        "train/tokens": float(sum(len(row.response_token_ids) for row in batch.rows)),
+        "train/tokens": float(sum(len(row.targets) for row in batch.rows)),
         "train/optimizer_steps_empty": float(len(steps) - len(batch.optimizer_steps)),
     }
     metrics |= {f"reward/check/{name}": x for name, x in satisfied_by_check(groups).items()}
@@ -119,7 +129,7 @@ def build_train_batch(
 def _reward(group: ScoredGroup, origin: RowOrigin, bonuses: Sequence[float]) -> float | None:
     """The reward that a row trains on: rubric reward, plus the bonus of a rollout."""
     if origin.replay_index is not None:
-        return REPLAY_REWARD
+        return group.replays[origin.replay_index].reward
     if origin.revision_index is not None:
         score = group.revisions[origin.revision_index].score
         return score.reward if isinstance(score, Scored) else None
@@ -146,8 +156,8 @@ def _row(
             context = revision.experience.prompt_token_ids
     if origin.replay_index is not None:
         context = group.replays[origin.replay_index].prompt_token_ids
-    assert len(completion.token_ids) == len(completion.log_probs), (
-        f"prompt {group.group.prompt.id!r}: {len(completion.token_ids)} tokens but "
+    assert len(completion.drawn_token_ids) == len(completion.log_probs), (
+        f"prompt {group.group.prompt.id!r}: {len(completion.drawn_token_ids)} tokens but "
         f"{len(completion.log_probs)} log-probs"
     )
     return TrainRow(
@@ -159,4 +169,5 @@ def _row(
         advantage=advantage,
         off_policy=origin.off_policy,
         weight=weight,
+        drawn=completion.drawn,
     )

@@ -180,7 +180,8 @@ def make_shards(rows: Sequence[Row], *, megatron: MegatronConfig) -> list[Shard[
         megatron: layout and token budget.
 
     Raises:
-        ValueError: a row has no context or no response token, or not one log-prob per token.
+        ValueError: a row has no context or no response token that was drawn, or not one log-prob
+            per token.
     """
     for row in rows:
         _check_row(row)
@@ -194,7 +195,7 @@ def make_shards(rows: Sequence[Row], *, megatron: MegatronConfig) -> list[Shard[
         multiple=length_multiple(megatron),
         count_divisor=megatron.pipeline_parallel if interleaved else 1,
     )
-    loss_tokens = sum(len(rows[index].response_token_ids) for index in active)
+    loss_tokens = sum(len(rows[index].targets) for index in active)
     shards = []
     for micro_batches in plan:
         order = [active[place] for micro_batch in micro_batches for place in micro_batch]
@@ -212,7 +213,7 @@ def make_shards(rows: Sequence[Row], *, megatron: MegatronConfig) -> list[Shard[
 
 
 def _check_row(row: TokenRow) -> None:
-    context, response = len(row.context_token_ids), len(row.response_token_ids)
+    context, response = len(row.context_token_ids), len(row.targets)
     if not context or not response:
         raise ValueError(
             f"row of prompt {row.prompt_id!r} has {context} context and {response} response tokens;"

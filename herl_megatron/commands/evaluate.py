@@ -32,14 +32,14 @@ def summarize(groups: Sequence[ScoredGroup]) -> EvalResult:
     scores = [score for group in groups for score in group.scores]
     scored = [score for score in scores if isinstance(score, Scored)]
     require_any_score(scores, of="evaluation")
-    lengths = [len(r.completion.token_ids) for group in groups for r in group.group.rollouts]
+    drawn = [r.completion.drawn_token_ids for group in groups for r in group.group.rollouts]
     return EvalResult(
         reward=sum(score.reward for score in scored) / len(scored),
         all_satisfied=sum(bool(score.satisfied) and not score.unmet for score in scored)
         / len(scored),
         responses=len(scores),
         unscored=len(scores) - len(scored),
-        response_tokens=sum(lengths) / len(lengths),
+        response_tokens=sum(map(len, drawn)) / len(drawn),
         per_check=satisfied_by_check(groups),
         per_source=reward_by_source(groups),
     )

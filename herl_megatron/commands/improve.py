@@ -88,7 +88,6 @@ async def _run(
         config,
         on_trajectory=log.add_trajectory,
         on_sample=log.add_sample,
-        scoring_paused_s=parts.scorer.paused_s,
     )
     trajectories = await improver.improve(inputs.eval, dict(log.trajectories))
     require_any_score(attempt.score for one in trajectories for attempt in one.attempts)

@@ -88,7 +88,7 @@ def show_group(record: Record, names: CriterionNames, *, where: str, plain: bool
         fate = _advantage(row) if row else ""
         fate = ", gave way" if "row" in rollout and row is None else fate
         parts.append(Text(f"rollout {rollout['index']}: {_reward(rollout)}{fate}", style="cyan"))
-        parts.append(Text(rollout["text"]))
+        parts.append(_said(rollout))
         parts.append(_verdicts(rollout, criteria))
     for revision in record.get("revisions", ()):
         draft = record["rollouts"][revision["parent"]]
@@ -98,9 +98,7 @@ def show_group(record: Record, names: CriterionNames, *, where: str, plain: bool
         parts.append(_changed(draft["text"], revision["text"], plain=plain))
         parts.append(_verdicts(revision, criteria))
     for replay in record.get("replays", ()):
-        row = replay.get("row")
-        fate = f"reward {row['reward']:.3g}{_advantage(row)}" if row else _STOPPED
-        title = f"replay of rollout {replay['of']} as a success: {fate}"
+        title = f"replay of rollout {replay['of']} as a success: {_replayed(replay)}"
         parts.append(Text(title, style="magenta"))
         parts.append(Text(f"{replay['prompt']}\n"))
     return Panel(Group(*parts), title=Text(f"{where}  {record['prompt_id']}"), title_align="left")
@@ -116,6 +114,15 @@ def visible(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: visible(item) for key, item in value.items()}
     return value
+
+
+def _said(rollout: Mapping[str, Any]) -> Text:
+    """The answer; of several turns all of them, and what was said between."""
+    turns = rollout.get("turns", ())
+    if not turns:
+        return Text(rollout["text"])
+    lines = (Text(turn["text"], style="" if turn["drawn"] else "dim") for turn in turns)
+    return Text("\n").join(lines)
 
 
 def _changed(draft: str, revision: str, *, plain: bool) -> Text:
@@ -148,6 +155,13 @@ def _reward(response: Mapping[str, Any]) -> str:
 
 def _advantage(row: Mapping[str, Any]) -> str:
     return f", advantage {row['advantage']:+.2f}"
+
+
+def _replayed(replay: Mapping[str, Any]) -> str:
+    if "row" not in replay:
+        return _STOPPED
+    row = replay["row"]
+    return f"reward {row['reward']:.3g}{_advantage(row)}" if row else "did not join"
 
 
 def _fate(revision: Mapping[str, Any]) -> str:

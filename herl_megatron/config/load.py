@@ -207,19 +207,11 @@ def _unreadable(error: BaseException, key: str = "") -> str:
     path = key or str(getattr(error, "full_key", None) or "")
     if not path:
         return said
-    known = path in set(known_keys()) or path.startswith(_FREE)
+    # Of a mapping what stands below its key is what the user says.
+    known = any(path == key or path.startswith(f"{key}.") for key in known_keys())
     if not known and isinstance(error, OmegaConfBaseException):
         said = "unknown key, and its value cannot be read" + nearest(path)
     return f"{shown_path(path.split('.'))}: {said}"
-
-
-_FREE = (
-    "judge.extra_body.",
-    "data.chat_template_args.",
-    "algorithm.loss_options.",
-    "algorithm.advantage_options.",
-)
-"""Keys below these are what the user says."""
 
 
 def _origin(item: ErrorDetails, parts: Sequence[tuple[Path, DictConfig]]) -> str:

@@ -21,6 +21,8 @@ from herl_megatron.data.tokenizer_files import generation_ends
 from herl_megatron.data.tokenizer_folder import open_tokenizer
 from herl_megatron.types import IntArray, Message
 
+_ASKED, _ANSWERED = "question", "SomethingThatWasAnswered"
+"""Stand for a conversation's earlier turns, where a template writes what follows them."""
 _THOUGHT = re.compile("think|thought|reason", re.IGNORECASE)
 """In the name of a token that is no special one: part of an answer, wherever a template writes
 it."""
@@ -115,6 +117,31 @@ class ChatTokenizer:
             for message, content in zip(messages, marked, strict=True)
         ]
         return self._control.encode(self._template.render(turns, generation_prompt=True), marks)
+
+    def reply_ids(self, messages: Sequence[Message], *, ended: bool) -> IntArray:
+        """What follows an assistant's turn: `messages` and the generation prompt for the next one,
+        `[tokens]`, as the chat template writes them there.
+
+        ended: whether the turn has its end token; without, that comes first.
+
+        Raises:
+            ValueError: the chat template refuses the messages, or does not close an assistant's
+                turn with an end token.
+        """
+        contents, marks = [message.content for message in messages], None
+        if self._control.needs_care(contents):
+            contents, marks = self._control.marked(contents)
+        said = [replace(m, content=c) for m, c in zip(messages, contents, strict=True)]
+        before = [Message("user", _ASKED), Message("assistant", _ANSWERED)]
+        text = self._template.render([*before, *said], generation_prompt=True)
+        _, found, after = text.rpartition(_ANSWERED)
+        ids = self._encode(after) if marks is None else self._control.encode(after, marks)
+        if not found or not len(ids) or ids[0] not in self.end_token_ids:
+            raise ValueError(
+                "the chat template does not close an assistant's turn with a token that ends"
+                " responses, so what follows it cannot be known; use `tell_ids`"
+            )
+        return ids[1:] if ended else ids
 
     def plain_ids(self, text: str) -> IntArray:
         """Ids `[tokens]` of a text without chat template, as the tokenizer encodes by default."""

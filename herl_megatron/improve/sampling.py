@@ -23,7 +23,13 @@ from herl_megatron.improve.trajectory import (
     is_done,
 )
 from herl_megatron.rollout.carry import GeneratePhase
-from herl_megatron.rollout.pipeline_run import Job, PipelineRun, Scorer, Tokenizer, all_or_none
+from herl_megatron.rollout.pipeline_run import (
+    GroupJob,
+    GroupScorer,
+    PipelineRun,
+    Tokenizer,
+    all_or_none,
+)
 from herl_megatron.rollout.pipeline_stats import WorkClock
 from herl_megatron.rubrics.rubric import answer_part
 from herl_megatron.seeds import request_seed
@@ -58,13 +64,12 @@ class Improver:
     def __init__(
         self,
         engines: Sequence[RolloutEngine],
-        scorer: Scorer,
+        scorer: GroupScorer,
         tokenizer: Tokenizer,
         config: Config,
         *,
         on_trajectory: Callable[[Trajectory], None],
         on_sample: Callable[[TrajectoryKey, Attempt], None],
-        scoring_paused_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._engines = tuple(engines)
         self._scorer = scorer
@@ -73,13 +78,7 @@ class Improver:
         self._config = config
         self._on_trajectory = on_trajectory
         self._on_sample = on_sample
-        self._run = PipelineRun(
-            config.rollout.timeout_s,
-            self._engines,
-            WorkClock(),
-            None,
-            scoring_paused_s=scoring_paused_s,
-        )
+        self._run = PipelineRun(config.rollout.timeout_s, self._engines, WorkClock(), None)
 
     async def improve(
         self, prompts: Sequence[Prompt], known: Mapping[TrajectoryKey, Trajectory]
@@ -173,7 +172,7 @@ class Improver:
         self, place: _Place, number: int, ids: IntArray, parent: int | None
     ) -> Attempt:
         phase: GeneratePhase = "first samples" if parent is None else "revisions"
-        job = Job(
+        job = GroupJob(
             step=number,
             position=place.position,
             prompt=place.prompt,

@@ -64,6 +64,8 @@ def _add_rows(
         rollout["row"] = None
     for revision in record["revisions"]:
         revision |= {"accepted": False, "replaces": None, "row": None}
+    for replay in record.get("replays", ()):
+        replay["row"] = None
     record["copies"] = []
     for row, origin in zip(rows, origins, strict=True):
         if origin.replay_index is not None:
@@ -90,6 +92,7 @@ def write_rollouts(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 def _response(rollout: Rollout, score: Score) -> dict[str, Any]:
     completion = rollout.completion
+    turns = [{"drawn": t.drawn, "text": t.text, "tokens": t.tokens} for t in rollout.turns]
     return {
         "index": rollout.index,
         "text": rollout.text,
@@ -106,7 +109,7 @@ def _response(rollout: Rollout, score: Score) -> dict[str, Any]:
             | ({} if r.grade is None else {"grade": r.grade})
             for r in score.results
         ],
-    }
+    } | ({"turns": turns} if turns else {})
 
 
 def _revision(revision: Revision) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from herl_megatron.config.schema import Config
 from herl_megatron.data.prompt_source import parsed_rows
+from herl_megatron.hindsight.registry import open_method
 from herl_megatron.plan.machines import Assumptions
 from herl_megatron.rubrics.rubric import judge_format
 from herl_megatron.types import Rubric
@@ -105,8 +106,8 @@ def plan_judge(config: Config, assumed: Assumptions) -> JudgePlan | None:
 
 def step_responses(config: Config, assumed: Assumptions) -> float:
     """First samples and revisions of a step."""
-    hindsight = config.hindsight
-    revises = hindsight.enabled and hindsight.method != "replay"
+    method = open_method(config.hindsight)
+    revises = method is not None and method.samples
     rows = config.train.prompts_per_step * config.rollout.group_size
     return rows * (1 + (assumed.revised if revises else 0))
 

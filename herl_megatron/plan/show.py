@@ -94,11 +94,8 @@ def _ranks(plan: Plan, config: Config, cluster: Cluster | None) -> tuple[str, Ta
         title += ", each phase with the engine on the same GPU"
     if len(columns) > _MOST_COLUMNS:
         title += f"; {len(columns)} kinds of ranks, shown are the first, the worst and the last"
-        columns = [
-            column
-            for place, column in enumerate(columns)
-            if place in (0, len(columns) - 1) or plan.worst in column[1]
-        ]
+        worst = [column for column in columns[1:-1] if plan.worst in column[1]]
+        columns = [columns[0], *worst, columns[-1]]
     table = Table()
     table.add_column("ranks")
     for name, _ in columns:

@@ -13,6 +13,7 @@ import math
 from herl_megatron.config.schema import Config
 from herl_megatron.device import Transport
 from herl_megatron.gpus import Gpu
+from herl_megatron.hindsight.registry import open_method
 from herl_megatron.models.flops import forward_flops_per_token, model_parameters
 from herl_megatron.models.parameters import Architecture
 from herl_megatron.plan.engine_memory import EnginePlan, mean_tokens
@@ -41,10 +42,8 @@ def step_seconds(
     train, megatron = config.train, config.megatron
     rows = train.prompts_per_step * config.rollout.group_size
     row_tokens = mean_tokens(config, assumed)
-    hindsight = config.hindsight
-    replays = hindsight.enabled and hindsight.method == "replay"
-    # Replays join a group; at most so many, and a revision takes the place of another row.
-    joined = train.prompts_per_step * hindsight.replays_per_group if replays else 0
+    method = open_method(config.hindsight)
+    joined = 0 if method is None else train.prompts_per_step * method.rows_added
     forward = (rows + joined) * row_tokens * forward_flops_per_token(architecture, row_tokens)
     peak = megatron.world_size * gpu.bf16_tflops * 1e12
     if megatron.fp8:

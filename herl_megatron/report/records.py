@@ -109,8 +109,14 @@ class _Response(_Answer):
     row: _Row | None = None
 
 
+class _Turn(_Part):
+    drawn: bool
+    text: str
+
+
 class _Rollout(_Response):
     index: int
+    turns: list[_Turn] = []
 
 
 class _Revision(_Response):

@@ -27,7 +27,7 @@ _SCORES: TypeAdapter[tuple[Scored | Unscored, ...]] = TypeAdapter(tuple[Scored |
 
 
 @dataclass(eq=False)
-class Progress:
+class GroupProgress:
     """What is done of one group: the answers of its calls by phase, filled as they come.
 
     A completion with reason `abort` is a response that was cut. A pipeline that is given the group
@@ -45,6 +45,7 @@ class Progress:
 
 def continuation(request: GenerateRequest, part: Completion) -> GenerateRequest:
     """The request for what is missing of `request` after the cut response `part`."""
+    assert part.drawn is None, "a conversation is not carried"
     assert part.finish_reason == "abort", f"{part.request_id} is finished: {part.finish_reason}"
     drawn = len(part.token_ids)
     left = request.sampling.max_tokens - drawn
@@ -81,7 +82,7 @@ def join(part: Completion, rest: Completion) -> Completion:
     )
 
 
-def dump_progress(progress: Progress) -> dict[str, Any]:
+def dump_progress(progress: GroupProgress) -> dict[str, Any]:
     """Plain JSON values, from which `load_progress` makes the same progress bit for bit."""
     return {
         "completions": {
@@ -95,9 +96,9 @@ def dump_progress(progress: Progress) -> dict[str, Any]:
     }
 
 
-def load_progress(values: Mapping[str, Any]) -> Progress:
+def load_progress(values: Mapping[str, Any]) -> GroupProgress:
     """Undo `dump_progress`."""
-    return Progress(
+    return GroupProgress(
         completions={
             phase: tuple(_load_completion(answer) for answer in answers)
             for phase, answers in values["completions"].items()
@@ -116,10 +117,11 @@ def _dump_completion(completion: Completion) -> dict[str, Any]:
         "finish_reason": completion.finish_reason,
         "weight_version": completion.weight_version,
         "earlier": [[segment.weight_version, segment.tokens] for segment in completion.earlier],
-    }
+    } | ({} if completion.drawn is None else {"drawn": _encode(completion.drawn, np.bool_)})
 
 
 def _load_completion(values: Mapping[str, Any]) -> Completion:
+    drawn = values.get("drawn")
     return Completion(
         request_id=values["request_id"],
         token_ids=_decode(values["token_ids"], np.int32),
@@ -127,6 +129,7 @@ def _load_completion(values: Mapping[str, Any]) -> Completion:
         finish_reason=values["finish_reason"],
         weight_version=values["weight_version"],
         earlier=tuple(Segment(version, tokens) for version, tokens in values["earlier"]),
+        drawn=None if drawn is None else _decode(drawn, np.bool_),
     )
 
 

@@ -112,9 +112,14 @@ def responses_by_prompt(groups: Sequence[ScoredGroup]) -> list[list[Completion]]
     """The rollouts of each different prompt."""
     by_prompt: dict[str, list[Completion]] = {}
     for group in groups:
-        drawn = [rollout.completion for rollout in group.group.rollouts]
+        drawn = [_as_drawn(rollout.completion) for rollout in group.group.rollouts]
         by_prompt.setdefault(group.group.prompt.id, []).extend(drawn)
     return list(by_prompt.values())
+
+
+def _as_drawn(completion: Completion) -> Completion:
+    """Without what a conversation told the policy: that is not its own."""
+    return replace(completion, token_ids=completion.drawn_token_ids, drawn=None)
 
 
 def dead_message(responses: Sequence[Sequence[Completion]]) -> str:

@@ -29,7 +29,7 @@ from herl_megatron.config.schema import RolloutConfig, TrainConfig
 from herl_megatron.data.prompt_source import PromptStream
 from herl_megatron.rollout.carry import dump_progress, load_progress
 from herl_megatron.rollout.pipeline import RolloutPipeline
-from herl_megatron.rollout.pipeline_run import Job
+from herl_megatron.rollout.pipeline_run import GroupJob
 from herl_megatron.rollout.pipeline_stats import PipelineStats
 from herl_megatron.rollout.staleness import staleness_metrics
 from herl_megatron.types import Prompt, ScoredGroup
@@ -137,7 +137,7 @@ class PartialSource:
         self._in_flight = prompts_in_flight(train, rollout)
         self._steps = train.steps
         self._max_staleness = rollout.max_staleness
-        self._carried: list[Job] = []
+        self._carried: list[GroupJob] = []
         self._metrics: dict[str, float] = {}
 
     async def next(self, step: int) -> list[ScoredGroup]:
@@ -148,7 +148,7 @@ class PartialSource:
         jobs = self._carried + self._pipeline.jobs(fresh, step)
         due = {job for job in jobs if step - job.step >= self._max_staleness}
 
-        def enough(complete: Collection[Job]) -> bool:
+        def enough(complete: Collection[GroupJob]) -> bool:
             return len(complete) >= needed and due.issubset(complete)
 
         groups = await self._pipeline.run_until(jobs, enough)
@@ -201,7 +201,7 @@ class OneStepOffSource:
         self._prompts = {prompt.id: prompt for prompt in prompts}
         self._prompts_per_step = train.prompts_per_step
         self._steps = train.steps
-        self._jobs: list[Job] = []
+        self._jobs: list[GroupJob] = []
         self._ahead: asyncio.Task[list[ScoredGroup]] | None = None
         self._ahead_stats: PipelineStats | None = None
         self._metrics: dict[str, float] = {}
@@ -268,7 +268,7 @@ def _stats(pipeline: RolloutPipeline) -> PipelineStats:
     return pipeline.stats
 
 
-def _dump_jobs(jobs: Sequence[Job]) -> list[dict[str, Any]]:
+def _dump_jobs(jobs: Sequence[GroupJob]) -> list[dict[str, Any]]:
     return [
         {
             "step": job.step,
@@ -285,7 +285,7 @@ def _load_jobs(
     values: Sequence[Mapping[str, Any]],
     pipeline: RolloutPipeline,
     prompts: Mapping[str, Prompt],
-) -> list[Job]:
+) -> list[GroupJob]:
     """Undo `_dump_jobs`; the prompt stream has checked that the prompts are the same."""
     return [
         pipeline.job(

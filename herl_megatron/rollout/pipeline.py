@@ -14,29 +14,28 @@ from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from herl_megatron.config.reference_compat import is_resolved, revision_sampling
-from herl_megatron.config.schema import HindsightConfig, RolloutConfig
+from herl_megatron.config.schema import RolloutConfig
 from herl_megatron.engine import RolloutEngine
-from herl_megatron.hindsight.experience import build_experiences
-from herl_megatron.hindsight.replay import build_replays
-from herl_megatron.hindsight.revision_prompts import revision_messages
-from herl_megatron.rollout.carry import Progress
+from herl_megatron.hindsight.method import Proposal
+from herl_megatron.rollout.carry import GroupProgress
+from herl_megatron.rollout.conversation import rollout_of
+from herl_megatron.rollout.first_samples import open_first_samples
+from herl_megatron.rollout.hindsight_stage import HindsightStage
 from herl_megatron.rollout.pipeline_run import (
     Drafted,
+    GroupJob,
+    GroupScorer,
     Interrupted,
-    Job,
     PipelineError,
     PipelineRun,
-    Scorer,
     Tokenizer,
     all_or_none,
+    failure,
 )
 from herl_megatron.rollout.pipeline_stats import PipelineStats, WorkClock
 from herl_megatron.rubrics.rubric import asks_judge
-from herl_megatron.seeds import RequestKind, request_seed, selection_seed
 from herl_megatron.types import (
     Completion,
-    GenerateRequest,
     Prompt,
     Revision,
     Rollout,
@@ -48,41 +47,33 @@ from herl_megatron.types import (
 
 S = TypeVar("S")
 T = TypeVar("T")
-FIRST_SAMPLE_PRIORITY = 0
-REVISION_PRIORITY = 1
 
-__all__ = ["PipelineError", "RolloutPipeline", "Scorer", "Tokenizer"]
+__all__ = ["PipelineError", "RolloutPipeline"]
 
 
 class RolloutPipeline:
     """Samples, scores and revises the groups of a step.
 
     Training passes its `hindsight`; evaluation passes None with its own `sampling`, `group_size`
-    and `seed` (both default to `rollout`). `max_experience_tokens` is the longest revision prompt;
-    a longer one is skipped and counted in the group. Drafts in it begin after `answer_after`.
-    `scoring_paused_s` tells how long scoring has been paused so far, which does not count against
-    `rollout.timeout_s`. `start_judging` hears of each response that needs a judge as soon as it is
-    complete: a group waits for its longest response, and the judge would have to catch up on all
-    others then. `stats` describes the last finished run.
+    and `seed` (the first two default to those of `rollout`). The scorer hears of each response that
+    needs a judge as soon as it is complete: a group waits for its longest response, and the judge
+    would have to catch up on all others then. `stats` describes the last finished run.
 
-    Raises ValueError without an engine.
+    Raises:
+        ValueError: without an engine; `rollout.function` cannot be used.
     """
 
     def __init__(
         self,
         engines: Sequence[RolloutEngine],
-        scorer: Scorer,
+        scorer: GroupScorer,
         tokenizer: Tokenizer,
         rollout: RolloutConfig,
-        hindsight: HindsightConfig | None,
+        hindsight: HindsightStage | None,
         *,
-        max_experience_tokens: int,
         seed: int,
-        answer_after: str = "",
         group_size: int | None = None,
         sampling: SamplingSettings | None = None,
-        scoring_paused_s: Callable[[], float] = lambda: 0.0,
-        start_judging: Callable[[Prompt, str], None] | None = None,
     ) -> None:
         if not engines:
             raise ValueError("the rollout pipeline has no engine: set rollout.replicas >= 1")
@@ -90,19 +81,16 @@ class RolloutPipeline:
         self._scorer = scorer
         self._tokenizer = tokenizer
         self._rollout = rollout
-        self._max_experience_tokens = max_experience_tokens
+        self._hindsight = hindsight
         self._seed = seed
-        self._answer_after = answer_after
         self._group_size = rollout.group_size if group_size is None else group_size
-        self._sampling = rollout.sampling() if sampling is None else sampling
-        self._hindsight: HindsightConfig | None = None
-        self._revision_sampling: SamplingSettings | None = None
-        if hindsight is not None and hindsight.enabled:
-            assert is_resolved(hindsight), "reference_compat is resolved by prepare"
-            self._hindsight = hindsight
-            self._revision_sampling = revision_sampling(hindsight, rollout)
-        self._scoring_paused_s = scoring_paused_s
-        self._start_judging = start_judging
+        self._first_samples = open_first_samples(
+            rollout,
+            rollout.sampling() if sampling is None else sampling,
+            tokenizer,
+            group_size=self._group_size,
+            seed=seed,
+        )
         self.stats: PipelineStats | None = None
 
     async def run(
@@ -122,7 +110,7 @@ class RolloutPipeline:
         return await self.run_jobs(self.jobs(prompts, step), on_group=on_group)
 
     async def run_jobs(
-        self, jobs: Sequence[Job], *, on_group: Callable[[ScoredGroup], None] | None = None
+        self, jobs: Sequence[GroupJob], *, on_group: Callable[[ScoredGroup], None] | None = None
     ) -> list[ScoredGroup]:
         """The groups of `jobs`, in their order; errors and `on_group` as in `run`."""
         run = self._open_run(on_group)
@@ -130,24 +118,19 @@ class RolloutPipeline:
         return await self._finish(run, schedule(run, jobs))
 
     async def run_until(
-        self, jobs: Sequence[Job], enough: Callable[[Collection[Job]], bool]
+        self, jobs: Sequence[GroupJob], enough: Callable[[Collection[GroupJob]], bool]
     ) -> list[ScoredGroup | None]:
         """Run `jobs` as a stream until those that are complete are `enough`, then cut the others.
 
         Returns one group per job, None for those that were cut: what they have is in their
         `progress`, from which a later call goes on. Errors as in `run`.
         """
+        assert not self._rollout.function, "a conversation cannot be cut: the rules refuse partial"
         run = self._open_run(None)
         return await self._finish(run, self._stream_until(run, jobs, enough))
 
     def _open_run(self, on_group: Callable[[ScoredGroup], None] | None) -> PipelineRun:
-        return PipelineRun(
-            self._rollout.timeout_s,
-            self._engines,
-            WorkClock(),
-            on_group,
-            scoring_paused_s=self._scoring_paused_s,
-        )
+        return PipelineRun(self._rollout.timeout_s, self._engines, WorkClock(), on_group)
 
     async def _finish(self, run: PipelineRun, groups: Coroutine[Any, Any, list[T]]) -> list[T]:
         try:
@@ -160,7 +143,7 @@ class RolloutPipeline:
         self.stats = run.clock.stats(sum(group is not None for group in finished))
         return finished
 
-    def jobs(self, prompts: Sequence[Prompt], step: int) -> list[Job]:
+    def jobs(self, prompts: Sequence[Prompt], step: int) -> list[GroupJob]:
         """One job per prompt drawn for `step`.
 
         A prompt drawn twice in one step goes on counting its samples: other seeds, other ids.
@@ -182,18 +165,15 @@ class RolloutPipeline:
         step: int,
         position: int,
         first_index: int,
-        progress: Progress | None = None,
-    ) -> Job:
+        progress: GroupProgress | None = None,
+    ) -> GroupJob:
         """One job, whose first sample is number `first_index` of the prompt's in that step.
 
         progress: what a checkpoint holds of it; None from the beginning.
         """
-        hindsight = self._hindsight
-        if hindsight is not None and hindsight.method == "revise":
-            # Every criterion must render before work starts.
-            criteria = prompt.rubric.criteria
-            revision_messages(prompt, "", criteria, criteria, hindsight.prompt_style)
-        return Job(
+        if self._hindsight is not None:
+            self._hindsight.check_prompt(prompt)
+        return GroupJob(
             step=step,
             position=position,
             prompt=prompt,
@@ -202,23 +182,26 @@ class RolloutPipeline:
             # prompt is in its prefix cache.
             engine_index=(step + position) % len(self._engines),
             first_index=first_index,
-            progress=Progress() if progress is None else progress,
+            progress=GroupProgress() if progress is None else progress,
         )
 
-    async def _through(self, run: PipelineRun, job: Job) -> ScoredGroup:
+    async def _through(self, run: PipelineRun, job: GroupJob) -> ScoredGroup:
         scored = await self._score(run, job, await self._sample(run, job))
         return await self._score_revisions(run, job, await self._revise(run, job, scored))
 
-    async def _stream(self, run: PipelineRun, jobs: Sequence[Job]) -> list[ScoredGroup]:
+    async def _stream(self, run: PipelineRun, jobs: Sequence[GroupJob]) -> list[ScoredGroup]:
         return await all_or_none(self._through(run, job) for job in jobs)
 
     async def _stream_until(
-        self, run: PipelineRun, jobs: Sequence[Job], enough: Callable[[Collection[Job]], bool]
+        self,
+        run: PipelineRun,
+        jobs: Sequence[GroupJob],
+        enough: Callable[[Collection[GroupJob]], bool],
     ) -> list[ScoredGroup | None]:
-        complete: set[Job] = set()
+        complete: set[GroupJob] = set()
         cut = asyncio.Event()
 
-        async def through(job: Job) -> ScoredGroup | None:
+        async def through(job: GroupJob) -> ScoredGroup | None:
             try:
                 group = await self._through(run, job)
             except Interrupted:
@@ -239,9 +222,10 @@ class RolloutPipeline:
             cutting.cancel()
             await asyncio.gather(cutting, return_exceptions=True)
 
-    async def _with_barriers(self, run: PipelineRun, jobs: Sequence[Job]) -> list[ScoredGroup]:
+    async def _with_barriers(self, run: PipelineRun, jobs: Sequence[GroupJob]) -> list[ScoredGroup]:
         async def phase(
-            function: Callable[[PipelineRun, Job, S], Coroutine[Any, Any, T]], inputs: Sequence[S]
+            function: Callable[[PipelineRun, GroupJob, S], Coroutine[Any, Any, T]],
+            inputs: Sequence[S],
         ) -> list[T]:
             return await all_or_none(function(run, j, i) for j, i in zip(jobs, inputs, strict=True))
 
@@ -250,69 +234,51 @@ class RolloutPipeline:
         drafted = await phase(self._revise, scored)
         return await phase(self._score_revisions, drafted)
 
-    async def _sample(self, run: PipelineRun, job: Job) -> RolloutGroup:
-        requests = [
-            GenerateRequest(
-                request_id=f"step{job.step}-prompt{job.position}-rollout{index}",
-                prompt_token_ids=job.prompt_token_ids,
-                sampling=self._sampling,
-                seed=self._request_seed(job, "rollout", job.first_index + index),
-                priority=FIRST_SAMPLE_PRIORITY,
-            )
-            for index in range(self._group_size)
-        ]
-        arrived = self._arrived(job)
-        completions = await run.generate(job, requests, "first samples", arrived=arrived)
+    async def _sample(self, run: PipelineRun, job: GroupJob) -> RolloutGroup:
+        completions = await self._first_samples.draw(run, job, self._arrived(job))
         return RolloutGroup(job.prompt, job.prompt_token_ids, self._rollouts(completions))
 
-    def _arrived(self, job: Job) -> Callable[[Completion], None] | None:
-        """What begins to judge a response while others of its group still decode, if anything."""
-        start = self._start_judging
-        if start is None or not self._rollout.streamed or not asks_judge(job.prompt.rubric):
-            return None
-        return lambda response: start(job.prompt, self._tokenizer.decode(response.token_ids))
+    def _arrived(self, job: GroupJob) -> Callable[[Completion], None]:
+        """What hears of each complete response: the judge, while others of the group decode."""
+        judged = self._rollout.streamed and asks_judge(job.prompt.rubric)
 
-    async def _score(self, run: PipelineRun, job: Job, group: RolloutGroup) -> ScoredGroup:
+        def arrived(response: Completion) -> None:
+            if judged:
+                text = rollout_of(0, response, self._tokenizer).text
+                self._scorer.start_judging(job.prompt, text)
+
+        return arrived
+
+    async def _score(self, run: PipelineRun, job: GroupJob, group: RolloutGroup) -> ScoredGroup:
         texts = [rollout.text for rollout in group.rollouts]
         return ScoredGroup(group, await run.score(job, self._scorer, texts, "scoring"))
 
-    async def _revise(self, run: PipelineRun, job: Job, scored: ScoredGroup) -> Drafted:
-        """Sample revisions of the group's experiences, each experience repeated per revision."""
-        if self._hindsight is None or self._revision_sampling is None:
-            return Drafted(scored, (), (), 0)
-        if self._hindsight.method == "replay":
-            return Drafted(self._replay(job, scored, self._hindsight), (), (), 0)
-        experiences, too_long = build_experiences(
-            scored.group,
-            scored.scores,
-            self._hindsight,
-            self._tokenizer,
-            max_tokens=self._max_experience_tokens,
-            answer_after=self._answer_after,
-            seed=selection_seed(self._seed, step=job.step, prompt_id=job.prompt.id),
+    async def _revise(self, run: PipelineRun, job: GroupJob, scored: ScoredGroup) -> Drafted:
+        """Sample the revisions that the hindsight method asks for; its replays need no engine."""
+        if self._hindsight is None:
+            return Drafted(scored)
+        proposal = self._propose(self._hindsight, job, scored)
+        scored = replace(
+            scored,
+            experiences_too_long=proposal.too_long,
+            replays=proposal.replays,
+            replays_impossible=proposal.impossible,
         )
-        if not experiences:
-            return Drafted(scored, (), (), too_long)
-        repeats = self._hindsight.revisions_per_experience
-        repeated = tuple(e for e in experiences for _ in range(repeats))
-        requests = []
-        for position, experience in enumerate(repeated):
-            draft = job.first_index + experience.rollout_index
-            index = draft * repeats + position % repeats
-            requests.append(
-                GenerateRequest(
-                    request_id=f"step{job.step}-prompt{job.position}-revision{position}",
-                    prompt_token_ids=experience.prompt_token_ids,
-                    sampling=self._revision_sampling,
-                    seed=self._request_seed(job, "revision", index),
-                    priority=REVISION_PRIORITY,
-                )
-            )
-        arrived = self._arrived(job)
-        completions = await run.generate(job, requests, "revisions", arrived=arrived)
-        return Drafted(scored, repeated, self._rollouts(completions), too_long)
+        if not proposal.experiences:
+            return Drafted(scored)
+        requests = self._hindsight.requests(job, proposal, run_seed=self._seed)
+        completions = await run.generate(job, requests, "revisions", arrived=self._arrived(job))
+        return Drafted(scored, proposal.experiences, self._rollouts(completions))
 
-    async def _score_revisions(self, run: PipelineRun, job: Job, drafted: Drafted) -> ScoredGroup:
+    def _propose(self, stage: HindsightStage, job: GroupJob, scored: ScoredGroup) -> Proposal:
+        try:
+            return stage.propose(job, scored, self._tokenizer, run_seed=self._seed)
+        except Exception as error:  # the method may be a user's own, and raise anything
+            raise failure(job, "hindsight", f"hindsight.method {stage.name}", error) from error
+
+    async def _score_revisions(
+        self, run: PipelineRun, job: GroupJob, drafted: Drafted
+    ) -> ScoredGroup:
         texts = [rollout.text for rollout in drafted.revisions]
         scores: tuple[Score, ...] = ()
         if texts:
@@ -323,29 +289,10 @@ class RolloutPipeline:
                 drafted.experiences, drafted.revisions, scores, strict=True
             )
         )
-        group = replace(drafted.scored, revisions=revisions, experiences_too_long=drafted.too_long)
-        return run.finish(job, group)
-
-    def _replay(self, job: Job, scored: ScoredGroup, hindsight: HindsightConfig) -> ScoredGroup:
-        """The group with its replays, which need no engine."""
-        replays, impossible = build_replays(
-            scored.group,
-            scored.scores,
-            hindsight,
-            self._tokenizer,
-            step=job.step,
-            max_tokens=self._max_experience_tokens,
-            answer_after=self._answer_after,
-        )
-        return replace(scored, replays=replays, replays_impossible=impossible)
+        return run.finish(job, replace(drafted.scored, revisions=revisions))
 
     def _rollouts(self, completions: Sequence[Completion]) -> tuple[Rollout, ...]:
         return tuple(
-            Rollout(index, completion, self._tokenizer.decode(completion.token_ids))
+            rollout_of(index, completion, self._tokenizer)
             for index, completion in enumerate(completions)
-        )
-
-    def _request_seed(self, job: Job, kind: RequestKind, index: int) -> int:
-        return request_seed(
-            self._seed, step=job.step, prompt_id=job.prompt.id, kind=kind, index=index
         )

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-Work = Literal["generation", "scoring"]
+WorkKind = Literal["generation", "scoring"]
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,13 @@ class WorkClock:
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._start = self._last = now()
-        self._in_flight: dict[Work, int] = {"generation": 0, "scoring": 0}
-        self._busy_s: dict[Work, float] = {"generation": 0.0, "scoring": 0.0}
+        self._in_flight: dict[WorkKind, int] = {"generation": 0, "scoring": 0}
+        self._busy_s: dict[WorkKind, float] = {"generation": 0.0, "scoring": 0.0}
         self._exposed_s = 0.0
         self._tokens = {"rollout": 0, "revision": 0}
 
     @contextmanager
-    def working(self, work: Work) -> Iterator[None]:
+    def working(self, work: WorkKind) -> Iterator[None]:
         """One call of this kind is in flight inside the block."""
         self._advance()
         self._in_flight[work] += 1

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from herl_megatron.algos.own_advantage import check_advantage, open_advantage
 from herl_megatron.algos.own_loss import check_loss, open_loss
-from herl_megatron.config.hooks import Hook
-from herl_megatron.config.schema import Config
+from herl_megatron.config.hooks import Hook, is_hook, load_hook
+from herl_megatron.config.schema import Config, HindsightConfig
 from herl_megatron.data.chat import ChatTokenizer, open_chat_tokenizer
 from herl_megatron.data.fingerprints import fingerprints
 from herl_megatron.data.prompt_source import (
@@ -16,14 +17,15 @@ from herl_megatron.data.prompt_source import (
     check_prompt_lengths,
     load_prompts,
 )
-from herl_megatron.hindsight.replay import check_replayable
-from herl_megatron.hindsight.revision_prompts import check_prompts
+from herl_megatron.hindsight.registry import ignored_keys, open_method
 from herl_megatron.rollout.modes import prompts_in_flight
 from herl_megatron.rubrics.checks.isolated.wire import CheckLimits
 from herl_megatron.rubrics.checks.registry import load_check_modules
 from herl_megatron.rubrics.scorer import require_judge
 from herl_megatron.run.model_files import check_model, check_vocabulary
 from herl_megatron.types import Prompt
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,8 @@ def load_inputs(config: Config, *, training: bool) -> Inputs:
     held_out = tuple(load_prompts(config.data.eval)) if config.data.eval else ()
     for prompts in (train, held_out):
         check_prompt_lengths(prompts, tokenizer, config.data.max_prompt_tokens)
-    if training and config.hindsight.enabled:
-        if config.hindsight.method == "replay":
-            check_replayable(train)
-        else:
-            check_prompts(train, config.hindsight.prompt_style)
+    if training:
+        _check_method(config.hindsight, train)
     check_no_leakage(train, held_out)
     require_judge(config.judge, (*train, *held_out))
     if training and (needed := prompts_in_flight(config.train, config.rollout)) > len(train):
@@ -84,7 +83,7 @@ def load_inputs(config: Config, *, training: bool) -> Inputs:
                 "judge.prompt": config.judge.prompt,
                 "judge.grader_prompt": config.judge.grader_prompt,
             },
-            hooks=hooks,
+            hooks=[*hooks, *_sampling_hooks(config, training=training)],
             weights=not training or bool(config.algorithm.kl_coef),
         ),
     )
@@ -108,3 +107,27 @@ def algorithm_hooks(config: Config) -> list[Hook]:
         check_advantage(advantage)
         hooks.append(advantage.hook)
     return hooks
+
+
+def _check_method(hindsight: HindsightConfig, train: Sequence[Prompt]) -> None:
+    """Refuse rows that the hindsight method can do nothing with; say which keys it does not read.
+
+    A warning: a file that is extended, or a run's own, has the keys of the other methods too.
+    """
+    method = open_method(hindsight)
+    if method is None:
+        return
+    for key, value in ignored_keys(hindsight).items():
+        logger.warning(
+            "hindsight.%s is %r, which hindsight.method %r does not read: it changes nothing",
+            key, value, hindsight.method,
+        )  # fmt: skip
+    method.check_prompts(train)
+
+
+def _sampling_hooks(config: Config, *, training: bool) -> list[Hook]:
+    """The user's own code that rollouts and hindsight call, besides checks."""
+    named = {"rollout.function": config.rollout.function}
+    if training and config.hindsight.enabled and is_hook(config.hindsight.method):
+        named["hindsight.method"] = config.hindsight.method
+    return [load_hook(key, name) for key, name in named.items() if name]

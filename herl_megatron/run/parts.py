@@ -32,6 +32,7 @@ from herl_megatron.device import Transport, choose_transport
 from herl_megatron.engine import EngineConfig, RolloutEngine
 from herl_megatron.files.run_files import JUDGE_SPENT
 from herl_megatron.observability.phases import phases
+from herl_megatron.rollout.hindsight_stage import open_stage
 from herl_megatron.rollout.liveness import PROBED_PROMPTS, LivenessProbe
 from herl_megatron.rollout.modes import GroupSource, open_source
 from herl_megatron.rollout.pipeline import RolloutPipeline
@@ -321,12 +322,13 @@ def _train_pipeline(
         scorer,
         inputs.tokenizer,
         config.rollout,
-        config.hindsight if config.hindsight.enabled else None,
-        max_experience_tokens=config.data.max_experience_tokens,
-        answer_after=config.scoring.answer_after,
+        open_stage(
+            config.hindsight,
+            config.rollout,
+            max_tokens=config.data.max_experience_tokens,
+            answer_after=config.scoring.answer_after,
+        ),
         seed=config.run.seed,
-        scoring_paused_s=scorer.paused_s,
-        start_judging=scorer.start_judging,
     )
 
 
@@ -339,12 +341,9 @@ def _eval_pipeline(
         inputs.tokenizer,
         config.rollout,
         None,
-        max_experience_tokens=config.data.max_experience_tokens,
         seed=config.eval.seed,
         group_size=config.eval.samples_per_prompt,
         sampling=_eval_sampling(config),
-        scoring_paused_s=scorer.paused_s,
-        start_judging=scorer.start_judging,
     )
 
 

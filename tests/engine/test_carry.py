@@ -25,6 +25,7 @@ from herl_megatron.config.schema import (
 )
 from herl_megatron.engine import Bucket
 from herl_megatron.rollout.carry import continuation, join
+from herl_megatron.rollout.hindsight_stage import open_stage
 from herl_megatron.rollout.modes import open_source
 from herl_megatron.rollout.pipeline import RolloutPipeline
 from herl_megatron.rollout.vllm.vllm_engine import VLLMEngine
@@ -133,8 +134,11 @@ def test_partial_rollouts_over_weight_syncs(
         FakeScorer(),
         CharTokenizer(),
         config.rollout,
-        HindsightConfig(max_experiences=1, temperature=REVISION_TEMPERATURE),
-        max_experience_tokens=1500,
+        open_stage(
+            HindsightConfig(max_experiences=1, temperature=REVISION_TEMPERATURE),
+            config.rollout,
+            max_tokens=1500,
+        ),
         seed=5,
     )
     source = open_source(

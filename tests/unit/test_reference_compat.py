@@ -22,6 +22,7 @@ from herl_megatron.config.schema import AlgorithmConfig, HindsightConfig, Rollou
 from herl_megatron.hindsight.bonus import bonus_rewards
 from herl_megatron.hindsight.revision_prompts import PromptStyle, revision_messages
 from herl_megatron.hindsight.select import select_experiences
+from herl_megatron.rollout.hindsight_stage import open_stage
 from herl_megatron.rollout.pipeline import RolloutPipeline
 from herl_megatron.types import (
     Completion,
@@ -70,8 +71,7 @@ def _stream(
         FakeScorer(),
         CharTokenizer(),
         rollout,
-        hindsight,
-        max_experience_tokens=limit,
+        open_stage(hindsight, rollout, max_tokens=limit),
         seed=11,
     )
     return asyncio.run(pipeline.run(make_prompts(prompts), step=0))

@@ -67,10 +67,15 @@ class StubScorer:
         self._calls: dict[str, int] = {}
         self._judging: dict[tuple[str, str], list[asyncio.Task[None]]] = {}
 
-    def start(self, prompt: Prompt, text: str) -> None:
+    def start_judging(self, prompt: Prompt, text: str) -> None:
         """Begin the judge's call of a response whose group is not complete yet."""
-        task = asyncio.ensure_future(self._judge(prompt, text))
-        self._judging.setdefault((prompt.id, text), []).append(task)
+        if self._judge_s:
+            task = asyncio.ensure_future(self._judge(prompt, text))
+            self._judging.setdefault((prompt.id, text), []).append(task)
+
+    def paused_s(self) -> float:
+        """It never is."""
+        return 0.0
 
     async def score_group(self, prompt: Prompt, texts: Sequence[str]) -> list[Score]:
         """First call for a prompt: its first samples. Second: its revisions."""

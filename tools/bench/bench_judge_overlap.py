@@ -137,9 +137,11 @@ class StubEngine:
 
 
 class StubJudge:
-    """One call per response, `concurrency` at a time, each a seeded lognormal wait."""
+    """One call per response, `concurrency` at a time, each a seeded lognormal wait; without `early`
+    it waits for whole groups."""
 
-    def __init__(self, concurrency: int, mean_s: float, seed: int) -> None:
+    def __init__(self, concurrency: int, mean_s: float, seed: int, *, early: bool = True) -> None:
+        self._early = early
         self._free = asyncio.Semaphore(concurrency)
         self._mean_s = mean_s
         self._seed = seed
@@ -152,7 +154,12 @@ class StubJudge:
 
     def start_judging(self, prompt: Prompt, text: str) -> None:
         """Begin before the group is complete; every response is asked about once."""
-        self._started(prompt, text)
+        if self._early:
+            self._started(prompt, text)
+
+    def paused_s(self) -> float:
+        """It never is."""
+        return 0.0
 
     def _started(self, prompt: Prompt, text: str) -> asyncio.Task[Score]:
         if (prompt.id, text) not in self._calls:
@@ -181,6 +188,10 @@ class StubTokenizer:
         """One token."""
         return np.zeros(1, np.int32)
 
+    def reply_ids(self, messages: Sequence[Message], *, ended: bool) -> IntArray:
+        """Nothing here has a second turn."""
+        raise NotImplementedError
+
     def decode(self, ids: IntArray) -> str:
         """The seed of the request, which no other response has."""
         return str(ids[0])
@@ -206,7 +217,7 @@ async def phase(
     setting: Setting, seed: int, *, streamed: bool, mean_s: float, early: bool = True
 ) -> list[float]:
     """One rollout phase; the judge's delays. Without `early` it judges whole groups."""
-    judge = StubJudge(setting.concurrency, mean_s, seed)
+    judge = StubJudge(setting.concurrency, mean_s, seed, early=early)
     rollout = RolloutConfig(group_size=setting.group_size, streamed=streamed, timeout_s=1e8)
     engine: Any = StubEngine(setting.slots, seed)
     pipeline = RolloutPipeline(
@@ -215,9 +226,7 @@ async def phase(
         StubTokenizer(),
         rollout,
         None,
-        max_experience_tokens=1,
         seed=seed,
-        start_judging=judge.start_judging if early else None,
     )
     rubric = Rubric((Criterion("c", "judge", description="x"),))
     prompts = [Prompt(f"p{i}", (Message("user", "x"),), rubric) for i in range(setting.prompts)]

@@ -51,8 +51,10 @@ from herl_megatron.data.toy_model import write_model_folder
 from herl_megatron.megatron.soundness import WeightReport
 from herl_megatron.models.hf_config import read_architecture
 from herl_megatron.models.parameters import Architecture
+from herl_megatron.rollout.hindsight_stage import open_stage
 from herl_megatron.rollout.pipeline import RolloutPipeline
 from herl_megatron.rubrics.pool import ScoringPool
+from herl_megatron.rubrics.scorer import Scorer
 from herl_megatron.run.folder import RunFolder
 from herl_megatron.types import (
     Completion,
@@ -203,11 +205,12 @@ async def run_steps(config: Config, arguments: argparse.Namespace) -> list[dict[
         folder = stack.enter_context(RunFolder.create(config))
         pipeline = RolloutPipeline(
             engines,
-            pool,
+            Scorer(pool, None),
             tokenizer,
             config.rollout,
-            config.hindsight,
-            max_experience_tokens=config.data.max_experience_tokens,
+            open_stage(
+                config.hindsight, config.rollout, max_tokens=config.data.max_experience_tokens
+            ),
             seed=0,
         )
         for step in range(config.train.steps):

@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 
 from herl_megatron.config.schema import HindsightConfig, RolloutConfig
+from herl_megatron.rollout.hindsight_stage import open_stage
 from herl_megatron.rollout.pipeline import RolloutPipeline
 from herl_megatron.types import Completion, GenerateRequest, IntArray, Message
 from tools.bench._bench import Row, interval_text, machine, paired_ratio, report
@@ -120,6 +121,10 @@ class WordCountTokenizer:
         """As many ids as there are words."""
         return np.zeros(len(text.split()), np.int32)
 
+    def reply_ids(self, messages: Sequence[Message], *, ended: bool) -> IntArray:
+        """Nothing here has a second turn."""
+        raise NotImplementedError
+
     def decode(self, ids: IntArray) -> str:
         """As many words as there are ids."""
         return " stone" * len(ids)
@@ -143,9 +148,8 @@ def rollout_seconds(
         scorer = StubScorer(seed=(seed,), judge_s=judge_s, concurrency=_JUDGE_CALLS)
         pipeline = RolloutPipeline(
             [SimulatedEngine(options, slots=slots, seed=(seed,))],  # type: ignore[list-item]
-            scorer, WordCountTokenizer(), rollout, hindsight if hindsight.enabled else None,
-            max_experience_tokens=10 * options.longest, seed=seed,
-            start_judging=scorer.start if variant.streamed else None,
+            scorer, WordCountTokenizer(), rollout,
+            open_stage(hindsight, rollout, max_tokens=10 * options.longest), seed=seed,
         )  # fmt: skip
         await pipeline.run(make_prompts(options.prompts, cycle=0, variant=0), step=0)
         stats = pipeline.stats

@@ -57,6 +57,7 @@ from herl_megatron.config.schema import (
 from herl_megatron.config.trainer_sections import trainer_sections
 from herl_megatron.data.chat import ChatTokenizer
 from herl_megatron.data.toy_model import write_model_folder
+from herl_megatron.rollout.hindsight_stage import open_stage
 from herl_megatron.rollout.pipeline import RolloutPipeline
 from herl_megatron.rollout.vllm.vllm_engine import VLLMEngine
 from herl_megatron.types import Completion, GenerateRequest, IntArray
@@ -148,9 +149,10 @@ class Bench:
         )  # fmt: skip
         pipeline = RolloutPipeline(
             [self._engine], scorer, self._tokenizer, rollout,
-            hindsight if hindsight.enabled else None,
-            max_experience_tokens=self._config.data.max_experience_tokens, seed=options.seed,
-            start_judging=scorer.start if variant.judge and variant.streamed else None,
+            open_stage(
+                hindsight, rollout, max_tokens=self._config.data.max_experience_tokens
+            ),
+            seed=options.seed,
         )  # fmt: skip
         prompts = make_prompts(options.prompts, cycle=cycle, variant=index)
         self._engine.cycle, self._engine.tokens = cycle, 0

@@ -28,6 +28,7 @@ CHAPTERS = {
         "architecture",
         "extending",
         "extending_algorithms",
+        "extending_methods",
     ),
 }
 """Pages in the order of the site's contents; one that is in none is a warning, thus an error."""

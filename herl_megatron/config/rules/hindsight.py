@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib import import_module
 
 from herl_megatron.config.machine import Machine
 from herl_megatron.config.purpose import Purpose
 from herl_megatron.config.schema import Config
+
+_METHODS = "herl_megatron.hindsight.registry"
+"""A method says itself what is wrong between its keys. It is asked by name, as one from outside,
+because methods are built on this room."""
 
 
 def problems(config: Config, *, purpose: Purpose, machine: Machine) -> Iterator[str]:
@@ -15,39 +20,17 @@ def problems(config: Config, *, purpose: Purpose, machine: Machine) -> Iterator[
     if purpose != "train" or not hindsight.enabled:
         return
     yield from _stale_revisions(config)
-    if hindsight.replace != "append" and hindsight.replace_top_n > config.rollout.group_size:
-        yield (
-            f"hindsight.replace_top_n is {hindsight.replace_top_n}, above rollout.group_size"
-            f" {config.rollout.group_size}; lower it or use hindsight.replace=append"
-        )
-    if hindsight.method == "replay":
-        yield from _replay(config)
+    try:
+        method = import_module(_METHODS).open_method(hindsight)
+    except ValueError as error:
+        yield str(error)
         return
-    if hindsight.temperature == 0 and not hindsight.reference_compat:
-        if hindsight.behavior == "sampler":
-            yield (
-                "hindsight.temperature is 0 with hindsight.behavior 'sampler': a greedy sampler"
-                " has no token probabilities; raise the temperature, or use behavior 'old' or 'one'"
-            )
-        if hindsight.revisions_per_experience > 1:
-            yield (
-                "hindsight.temperature is 0 with hindsight.revisions_per_experience"
-                f" {hindsight.revisions_per_experience}: they would be equal; use 1"
-            )
-
-
-def _replay(config: Config) -> Iterator[str]:
-    hindsight = config.hindsight
-    if hindsight.reference_compat:
+    if hindsight.reference_compat and "reference_compat" not in method.keys:
         yield (
-            "hindsight.method is 'replay' with hindsight.reference_compat true, which is HeRL's"
-            " released code and samples revisions; turn one of them off"
+            f"hindsight.method is {hindsight.method!r} with hindsight.reference_compat true, which"
+            " is HeRL's released code and samples revisions; turn one of them off"
         )
-    if hindsight.behavior == "sampler" and config.rollout.temperature == 0:
-        yield (
-            "hindsight.method is 'replay' with rollout.temperature 0: a greedy sampler has no token"
-            " probabilities; raise it"
-        )
+    yield from method.problems(config.rollout)
 
 
 def _stale_revisions(config: Config) -> Iterator[str]:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from herl_megatron.config.machine import Machine
 from herl_megatron.config.purpose import SAMPLES, Purpose
+from herl_megatron.config.rollout_function import rollout_function
 from herl_megatron.config.rules.data import split_problems
 from herl_megatron.config.schema import Config
 
@@ -19,9 +20,22 @@ def problems(config: Config, *, purpose: Purpose, machine: Machine) -> Iterator[
     """Between keys."""
     if purpose in SAMPLES:
         yield from _engines(config)
+        yield from _function(config, purpose)
     if purpose == "train":
         yield from _temperature(config)
         yield from _partial(config)
+
+
+def _function(config: Config, purpose: Purpose) -> Iterator[str]:
+    try:
+        rollout_function(config.rollout)
+    except ValueError as error:
+        yield str(error)
+    if purpose == "improve" and config.rollout.function:
+        yield (
+            f"rollout.function is {config.rollout.function!r}, but `herl improve` revises answers"
+            " of one turn; set rollout.function=''"
+        )
 
 
 def _engines(config: Config) -> Iterator[str]:
@@ -53,6 +67,12 @@ def _partial(config: Config) -> Iterator[str]:
         yield (
             "rollout.mode is 'partial' with rollout.streamed false: behind barriers no group is"
             " complete before all are; set streamed to true"
+        )
+    if config.rollout.mode == "partial" and config.rollout.function:
+        yield (
+            f"rollout.mode is 'partial' with rollout.function {config.rollout.function!r}: a"
+            " conversation cannot be cut and go on under other weights; use mode 'sync' or"
+            " 'one_step_off'"
         )
 
 

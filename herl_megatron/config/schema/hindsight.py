@@ -6,11 +6,12 @@ from typing import Literal
 
 from pydantic import Field
 
+from herl_megatron.config.hooks import OptionValue
 from herl_megatron.config.schema.base import MOST_AT_ONCE, Numbers, Section
 
 
 class HindsightConfig(Section):
-    """HeRL's own options; docs/algorithm.md has each formula."""
+    """What is learnt from failures; docs/algorithm.md has each formula."""
 
     enabled: Numbers[bool] = True
     """False trains plain RLVR (group-relative policy optimisation, no revisions)."""
@@ -65,9 +66,13 @@ class HindsightConfig(Section):
     off_policy_loss: Numbers[Literal["shaped", "clip", "own"]] = "shaped"
     """Loss of revisions and replays: -A f(rho) as HeRL has it, PPO's clip of rho as HiR has, or
     `own`: what `algorithm.loss` names, a function of your own, is given their tokens too."""
-    method: Numbers[Literal["revise", "replay"]] = "revise"
-    """`replay` samples no revisions: a failed response joins its group once more, as a success of
-    the instruction reduced to the criteria that it meets (HiR, arXiv 2512.23457; `replay.py`)."""
+    method: Numbers[str] = Field(default="revise", min_length=1)
+    """What is made of failures. `revise` is HeRL; `replay` (HiR, arXiv 2512.23457) samples no
+    revisions: a failed response joins its group once more, as a success of the instruction reduced
+    to the criteria that it meets. `module:class` is a method of your own
+    (docs/extending_methods.md)."""
+    method_options: Numbers[dict[str, OptionValue]] = {}
+    """Options of a method of your own, by name."""
     replays_per_group: Numbers[int] = Field(default=2, gt=0, le=MOST_AT_ONCE)
     """`replay`: at most this many replays join a group, beside its `rollout.group_size` rows."""
     replay_integrity: Numbers[float] = Field(default=2.0, ge=0)

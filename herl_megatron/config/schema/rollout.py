@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from herl_megatron.config.hooks import OptionValue
 from herl_megatron.config.schema.base import (
     MOST_AT_ONCE,
     MOST_PROCESSES,
@@ -37,7 +38,8 @@ class RolloutConfig(Section):
     top_k: Numbers[int] = Field(default=-1, ge=-1, le=MOST_TOKENS)
     """Top-k truncation of first samples; -1 (or 0) keeps every token."""
     max_response_tokens: Numbers[int] = Field(default=1024, gt=0, le=MOST_TOKENS)
-    """Longest response in tokens, for first samples and revisions."""
+    """Longest response in tokens, for first samples and revisions; of several turns all together,
+    with what is told between them."""
     dtype: Numbers[Precision] = "bf16"
     """Weights and activations of the engine."""
     quantization: Numbers[Literal["fp8"] | None] = None
@@ -76,6 +78,13 @@ class RolloutConfig(Section):
     max_staleness: Numbers[int] = Field(default=1, gt=0, le=MOST_AT_ONCE)
     """`partial`: a group is carried on until its first weights are this many versions old; the
     step that makes it so waits for it, so that nothing is thrown away."""
+
+    function: Numbers[str] = ""
+    """`module:function`, an async function of your own that draws a response in several turns
+    (docs/extending_methods.md); empty: a response is what follows the prompt. Not with `mode:
+    partial`, nor in `herl improve`."""
+    function_options: Numbers[dict[str, OptionValue]] = {}
+    """Options of that function, by name."""
 
     @property
     def truncated(self) -> str:

@@ -15,6 +15,7 @@ from herl_megatron.cluster.trainer import TrainerGroup
 from herl_megatron.config.schema import Config, HindsightConfig, RolloutConfig
 from herl_megatron.config.trainer_sections import trainer_sections
 from herl_megatron.engine import EngineLost
+from herl_megatron.rollout.hindsight_stage import open_stage
 from herl_megatron.rollout.pipeline import RolloutPipeline
 from herl_megatron.run.parts import TrainParts
 from herl_megatron.types import Completion, GenerateRequest, SamplingSettings
@@ -131,10 +132,10 @@ def test_many_calls_share_one_restart_and_their_answers_are_the_same() -> None:
 def test_a_step_with_restarts_gives_the_groups_of_one_without(streamed: bool) -> None:
     async def groups(*lives: float) -> list[Any]:
         host = Host(*lives)
+        rollout = RolloutConfig(group_size=4, streamed=streamed)
         pipeline = RolloutPipeline(
             [host.engine], FakeScorer(0), CharTokenizer(),
-            RolloutConfig(group_size=4, streamed=streamed), HindsightConfig(),
-            max_experience_tokens=10_000, seed=0,
+            rollout, open_stage(HindsightConfig(), rollout, max_tokens=10_000), seed=0,
         )  # fmt: skip
         found = await pipeline.run(make_prompts(12), step=2)
         assert host.engine.epoch == len(lives)

@@ -68,6 +68,25 @@ def test_a_replay_is_shown_with_its_instruction_and_counts_as_accepted(run: Path
     assert said in text and "user: Use lowercase." in text.split(said)[1]
     _, text = browse(write_step(run, 9, [record | {"replays": [replay]}]))
     assert "replay of rollout 0 as a success: the run stopped before the join" in text
+    shown, text = browse(write_step(run, 9, [record | {"replays": [replay | {"row": None}]}]))
+    assert "replay of rollout 0 as a success: did not join" in text
+    left_out = write_step(run, 9, [record | {"replays": [replay | {"row": None}]}])
+    assert browse(left_out, accepted=True)[0] == 0
+
+
+def test_all_turns_of_a_conversation_are_shown(run: Path) -> None:
+    turns = [
+        {"drawn": True, "text": "A draft.", "tokens": 3},
+        {"drawn": False, "text": "Shorter!", "tokens": 2},
+        {"drawn": True, "text": "Short.", "tokens": 2},
+    ]
+    talk = response(0, ["c1"], ["c2"], text="Short.") | {"turns": turns}
+    _, text = browse(write_step(run, 9, [group("talk", [talk])]))
+    places = [text.index(said) for said in ("A draft.", "Shorter!", "Short. ")]
+    assert places == sorted(places)
+    broken = talk | {"turns": [{"drawn": "yes", "text": ""}]}
+    with pytest.raises(ValueError, match=r"rollouts\.0\.turns\.0\.drawn"):
+        browse(write_step(run, 9, [group("talk", [broken])]))
 
 
 @pytest.mark.parametrize(

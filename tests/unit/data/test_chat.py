@@ -15,6 +15,7 @@ from herl_megatron.commands.sft import to_token_row
 from herl_megatron.data.chat import ChatTokenizer
 from herl_megatron.data.prompt_source import SftRow, check_prompt_lengths
 from herl_megatron.types import Criterion, Message, Prompt, Rubric
+from tests.unit.data.small_tokenizers import byte_level, save
 
 WORDS = ["[UNK]", "<eos>", "<end>", "<user>", "<assistant>", "say", "hi", "ho", "herl", "text"]
 TEMPLATE = (
@@ -51,6 +52,28 @@ def test_prompt_and_response_ids(tmp_path: Path) -> None:
     assert tokenizer.decode(np.array([4, 6, 7, 2], dtype=np.int32)) == "hi ho"
     np.testing.assert_array_equal(tokenizer.plain_ids("say ho"), [5, 7])
     assert tokenizer.vocab_size == len(WORDS)
+
+
+def test_what_follows_an_answer_is_what_the_template_writes_there(tmp_path: Path) -> None:
+    """Prompt, answer and reply make up the prompt of the whole conversation."""
+    tokenizer = ChatTokenizer(save(tmp_path, byte_level(("say", "hi")), eos_token="<|endoftext|>"))
+    asked, answered = Message("user", "say hi"), Message("assistant", "hi.")
+    context, response = tokenizer.training_ids([asked, answered])
+    for told in ([Message("user", "again")], [Message("user", "<|im_end|>"), Message("user", "x")]):
+        whole = tokenizer.prompt_ids([asked, answered, *told])
+        reply = tokenizer.reply_ids(told, ended=True)
+        np.testing.assert_array_equal(np.concatenate([context, response, reply]), whole)
+        assert reply.dtype == np.int32
+        # A turn that was cut has no end token: the reply begins with it.
+        cut = tokenizer.reply_ids(told, ended=False)
+        np.testing.assert_array_equal(np.concatenate([context, response[:-1], cut]), whole)
+
+
+def test_a_template_that_never_ends_a_turn_says_nothing_after_it(tmp_path: Path) -> None:
+    endless = TEMPLATE.replace(" <end> ", "{{ ' <end> ' if m['role'] == 'user' else ' text ' }}")
+    tokenizer = ChatTokenizer(write_tokenizer(tmp_path, template=endless, eos_token="<end>"))
+    with pytest.raises(ValueError, match="does not close an assistant's turn .* `tell_ids`"):
+        tokenizer.reply_ids([Message("user", "say")], ended=True)
 
 
 def test_end_tokens_are_the_turn_end_then_those_of_tokenizer_and_generation_config(

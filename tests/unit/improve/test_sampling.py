@@ -73,6 +73,12 @@ class LetterScorer:
     """Criterion i is met where the text has the letter `abcd`[i]; "?" cannot be scored and "!"
     ends the judge."""
 
+    def start_judging(self, prompt: Prompt, text: str) -> None:
+        """Nobody judges early here."""
+
+    def paused_s(self) -> float:
+        return 0.0
+
     async def score_group(self, prompt: Prompt, texts: Sequence[str]) -> list[Score]:
         return [self._score(text) for text in texts]
 
@@ -181,7 +187,7 @@ def test_round_0_is_the_evaluation_and_arrival_order_changes_nothing() -> None:
     prompts, config = make_prompts(5), make_config()
     evaluation = RolloutPipeline(
         [FakeEngine()], FakeScorer(), CharTokenizer(), config.rollout, None,
-        max_experience_tokens=10_000, seed=7, group_size=2,
+        seed=7, group_size=2,
         sampling=SamplingSettings(0.9, 0.95, max_tokens=8),
     )  # fmt: skip
     groups = asyncio.run(evaluation.run(prompts, step=0))

@@ -27,6 +27,7 @@ from herl_megatron.types import (
     Scored,
     ScoredGroup,
     Segment,
+    Turn,
     Unscored,
     Verdict,
 )
@@ -46,7 +47,10 @@ def group() -> ScoredGroup:
     prompt = Prompt("p\u2028", (Message("user", "hi\x0c"),), Rubric((criterion,)), extra={"k": [1]})
     results = (CriterionResult("c", Verdict.NOT_FOLLOWED, "why", grade=0.5),)
     scores = (Scored(0.25, results, (), ("c",)), Unscored("judge is away", results))
-    rollouts = (Rollout(0, completion("ab"), "ab"), Rollout(1, completion(""), ""))
+    talk = dataclasses.replace(completion("a?b"), drawn=np.array([True, False, True]))
+    talk = dataclasses.replace(talk, log_probs=np.array([-0.1, -np.inf], np.float32))
+    turns = (Turn(True, "a", 1), Turn(False, "?", 1), Turn(True, "b", 1))
+    rollouts = (Rollout(0, talk, "b", turns), Rollout(1, completion(""), ""))
     experience = HindsightExperience(0, "E", np.array([7, 8], np.int32), (), ("c",))
     wild = Rollout(0, completion("z", log_prob=-np.inf), "z")
     return ScoredGroup(
@@ -54,7 +58,7 @@ def group() -> ScoredGroup:
         scores,
         revisions=(Revision(experience, wild, Scored(1.0, (), ("c",), ())),),
         experiences_too_long=2,
-        replays=(Replay(1, "less", np.array([5], np.int32), ("c",)),),
+        replays=(Replay(1, "less", np.array([5], np.int32), ("c",), reward=0.25),),
         replays_impossible=1,
     )
 

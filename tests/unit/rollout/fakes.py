@@ -50,6 +50,9 @@ class CharTokenizer:
     def decode(self, ids: IntArray) -> str:
         return "".join(chr(i) for i in ids)
 
+    def reply_ids(self, messages: Sequence[Message], *, ended: bool) -> IntArray:
+        return np.concatenate([self.plain_ids("" if ended else "|"), self.prompt_ids(messages)])
+
 
 class RefusingEngine:
     """A `RolloutEngine` that refuses every call; a test's engine has those that it is asked."""
@@ -127,6 +130,12 @@ class FakeScorer:
     def __init__(self, delay_seed: int | None = None, events: list[str] | None = None) -> None:
         self._delays = None if delay_seed is None else random.Random(delay_seed)
         self.events = [] if events is None else events
+
+    def start_judging(self, prompt: Prompt, text: str) -> None:
+        """Scores a group at once."""
+
+    def paused_s(self) -> float:
+        return 0.0
 
     async def score_group(self, prompt: Prompt, texts: Sequence[str]) -> list[Score]:
         self.events.append(f"score {prompt.id} {len(texts)}")

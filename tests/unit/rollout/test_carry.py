@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from herl_megatron.rollout.carry import (
-    Progress,
+    GroupProgress,
     continuation,
     dump_progress,
     join,
@@ -99,7 +99,7 @@ def test_progress_survives_json_bit_for_bit() -> None:
         CriterionResult("d", Verdict.FOLLOWED),
     )
     scores = (Scored(1 / 3, results, ("d",), ()), Unscored("no judge", results[:1]))
-    progress = Progress(
+    progress = GroupProgress(
         {"first samples": (mixed, _part([], 2)), "revisions": (_part([5], 6),)},
         {"scoring": scores},
     )

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from herl_megatron.config.schema import HindsightConfig, RolloutConfig
+from herl_megatron.rollout.hindsight_stage import open_stage
 from herl_megatron.rollout.pipeline import PipelineError, RolloutPipeline
 from herl_megatron.rubrics.scorer import Scorer
 from herl_megatron.types import (
@@ -43,6 +44,9 @@ class CountingJudge:
         self.asked: list[str] = []
         self._fails = fails
 
+    def paused_s(self) -> float:
+        return 0.0
+
     async def judge(
         self, prompt: Prompt, response: str, criteria: Sequence[Criterion]
     ) -> list[CriterionResult]:
@@ -68,17 +72,24 @@ class HeldEngine(FakeEngine):
         return await super().generate(requests)
 
 
+class LateScorer(Scorer):
+    """Judges whole groups alone."""
+
+    def start_judging(self, prompt: Prompt, text: str) -> None:
+        pass
+
+
 def pipeline(engine: Any, judge: Any, *, early: bool, streamed: bool = True) -> RolloutPipeline:
-    scorer = Scorer(None, judge)  # type: ignore[arg-type]  # no rules, so no pool
+    kind = Scorer if early else LateScorer
+    scorer = kind(None, judge)  # type: ignore[arg-type]  # no rules, so no pool
+    rollout = ROLLOUT.model_copy(update={"streamed": streamed})
     return RolloutPipeline(
         [engine],
         scorer,
         CharTokenizer(),
-        ROLLOUT.model_copy(update={"streamed": streamed}),
-        HINDSIGHT,
-        max_experience_tokens=10_000,
+        rollout,
+        open_stage(HINDSIGHT, rollout, max_tokens=10_000),
         seed=5,
-        start_judging=scorer.start_judging if early else None,
     )
 
 

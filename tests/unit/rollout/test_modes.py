@@ -23,6 +23,7 @@ from herl_megatron.config.schema import (
     TrainConfig,
 )
 from herl_megatron.observability.metrics import is_measured
+from herl_megatron.rollout.hindsight_stage import open_stage
 from herl_megatron.rollout.modes import GroupSource, open_source, prompts_in_flight
 from herl_megatron.rollout.pipeline import PipelineError, RolloutPipeline
 from herl_megatron.seeds import continuation_seed, request_seed
@@ -132,8 +133,9 @@ def make_source(
         TickScorer() if scorer is None else scorer,
         CharTokenizer(),
         config.rollout,
-        HindsightConfig(max_experiences=1) if hindsight else None,
-        max_experience_tokens=10_000,
+        open_stage(
+            HindsightConfig(max_experiences=1, enabled=hindsight), config.rollout, max_tokens=10_000
+        ),
         seed=SEED,
     )
     source = open_source(

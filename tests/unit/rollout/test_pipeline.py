@@ -13,6 +13,7 @@ import pytest
 
 from herl_megatron.config.reference_compat import effective
 from herl_megatron.config.schema import HindsightConfig, RolloutConfig
+from herl_megatron.rollout.hindsight_stage import open_stage
 from herl_megatron.rollout.pipeline import PipelineError, RolloutPipeline
 from herl_megatron.seeds import request_seed
 from herl_megatron.types import (
@@ -38,11 +39,18 @@ def _pipeline(
     *,
     hindsight: HindsightConfig | None = HINDSIGHT,
     rollout: RolloutConfig = ROLLOUT,
+    max_experience_tokens: int = 10_000,
+    answer_after: str = "",
     **options: Any,
 ) -> RolloutPipeline:
-    options = {"max_experience_tokens": 10_000, "seed": 11} | options
+    stage = None
+    if hindsight is not None:
+        stage = open_stage(
+            hindsight, rollout, max_tokens=max_experience_tokens, answer_after=answer_after
+        )
     scorer = FakeScorer() if scorer is None else scorer
-    return RolloutPipeline(engines, scorer, CharTokenizer(), rollout, hindsight, **options)
+    options = {"seed": 11} | options
+    return RolloutPipeline(engines, scorer, CharTokenizer(), rollout, stage, **options)
 
 
 def _plain(value: Any) -> Any:
@@ -225,14 +233,14 @@ def test_barriers_hold_every_phase_back() -> None:
     rollout = ROLLOUT.model_copy(update={"streamed": False})
     pipeline = _pipeline([FakeEngine(3, events)], FakeScorer(4, events), rollout=rollout)
     asyncio.run(pipeline.run(make_prompts(6), step=0))
-    # Six groups end and are scored, then revisions start, end and are scored.
-    first, scored = events[:12], events[12:18]
-    assert all(event.endswith(" rollout0") for event in first)
+    # Six groups of four end and are scored, then revisions start, end and are scored.
+    first, scored = events[:48], events[48:54]
+    assert {event.split()[2] for event in first} == {f"rollout{i}" for i in range(4)}
     assert [event.split()[0] for event in scored] == ["score"] * 6
-    later = [event.split()[0] for event in events[18:]]
-    groups = len(later) // 3
-    assert set(later[: 2 * groups]) == {"start", "end"} and groups >= 4
-    assert later[2 * groups :] == ["score"] * groups
+    later = [event.split()[0] for event in events[54:]]
+    groups = later.count("score")
+    assert groups >= 4 and later[-groups:] == ["score"] * groups
+    assert later.count("start") == later.count("end") >= groups
 
 
 def test_without_hindsight_nothing_is_revised() -> None:
@@ -336,7 +344,7 @@ def test_a_stuck_engine_ends_the_wait(streamed: bool) -> None:
     with pytest.raises(PipelineError, match=r"'q1', first samples: engine 0 gave no .* 0.2 s"):
         asyncio.run(_pipeline([engine], rollout=rollout).run(make_prompts(3), step=0))
     assert time.monotonic() - start < 2
-    assert engine.cancelled == 1
+    assert engine.cancelled == 4
     assert engine.aborted == [f"step0-prompt1-rollout{i}" for i in range(4)]
 
 
@@ -349,7 +357,7 @@ def test_the_first_failure_cancels_the_rest() -> None:
         return hanging, asyncio.all_tasks() - {asyncio.current_task()}
 
     hanging, left = asyncio.run(main())
-    assert hanging.cancelled == 1 and not left
+    assert hanging.cancelled == 4 and not left
     assert hanging.aborted == [f"step0-prompt1-rollout{i}" for i in range(4)]
 
 
@@ -396,13 +404,12 @@ def test_time_that_scoring_is_paused_does_not_count(paused_s: float) -> None:
             await asyncio.sleep(1)
             return await super().score_group(prompt, texts)
 
+        def paused_s(self) -> float:
+            return min(time.monotonic() - start, paused_s)
+
     start = time.monotonic()
-    pipeline = _pipeline(
-        [FakeEngine()],
-        Slow(),
-        rollout=ROLLOUT.model_copy(update={"timeout_s": 0.3}),
-        scoring_paused_s=lambda: min(time.monotonic() - start, paused_s),
-    )
+    rollout = ROLLOUT.model_copy(update={"timeout_s": 0.3})
+    pipeline = _pipeline([FakeEngine()], Slow(), rollout=rollout)
     if paused_s:
         groups = asyncio.run(pipeline.run(make_prompts(2), step=0))
         assert [group.group.prompt.id for group in groups] == ["q0", "q1"]

@@ -171,7 +171,7 @@ def nan_rollouts() -> Exception:
 
     pipeline = RolloutPipeline(
         [Nan()], FakeScorer(), CharTokenizer(), RolloutConfig(), None,
-        max_experience_tokens=10_000, seed=7,
+        seed=7,
     )  # fmt: skip
     with pytest.raises(PipelineError, match="not finite") as caught:
         asyncio.run(pipeline.run(make_prompts(2), step=0))

@@ -1,4 +1,4 @@
-"""Hindsight instruction replay: a failed response as a success of a smaller instruction (HiR).
+"""HiR, `hindsight.method: replay`: a failed response as a success of a smaller instruction.
 
 A response that meets some criteria of its prompt and misses others answers the instruction that
 asks for the met ones alone. It is replayed in that context, with the reward of a whole success,
@@ -20,11 +20,19 @@ in `extra.instruction`; the met ones are then listed below it. Other failures ar
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from statistics import fmean
 
-from herl_megatron.config.schema import HindsightConfig
+from herl_megatron.config.schema import HindsightConfig, RolloutConfig
 from herl_megatron.hindsight.experience import PromptTokenizer
+from herl_megatron.hindsight.method import (
+    HindsightMethod,
+    Join,
+    Proposal,
+    ProposalContext,
+    plain_join,
+    replay_rows,
+)
 from herl_megatron.hindsight.revision_prompts import plain_text
 from herl_megatron.rubrics.rubric import answer_part, describe
 from herl_megatron.types import (
@@ -35,10 +43,9 @@ from herl_megatron.types import (
     RolloutGroup,
     Score,
     Scored,
+    ScoredGroup,
 )
 
-REPLAY_REWARD = 1.0
-"""A replayed response meets its whole instruction."""
 _AGGREGATIONS = ("explicit", "all_or_nothing", "herl_reference")
 """Those under which that is the reward of a response which meets everything."""
 _LAST_GROWTH_STEP, _MAX_INTEGRITY = 1000, 1e6
@@ -46,6 +53,48 @@ _LAST_GROWTH_STEP, _MAX_INTEGRITY = 1000, 1e6
 ties, which a larger one would round away."""
 _MARKER = re.compile(r"\s*(?:[-*]|\d+[.)])?\s*")
 _NUMBERED = re.compile(r"(\s*)(\d+)([.)]\s.*)", re.DOTALL)
+
+
+class HiR(HindsightMethod):
+    """Replays of failed responses; nothing is sampled."""
+
+    keys = frozenset({"replays_per_group", "replay_integrity", "replay_integrity_growth"})
+    samples = False
+
+    @property
+    def rows_added(self) -> int:
+        """See `HindsightMethod.rows_added`."""
+        return self.config.replays_per_group
+
+    def problems(self, rollout: RolloutConfig) -> Iterator[str]:
+        """See `HindsightMethod.problems`."""
+        if self.config.behavior == "sampler" and rollout.temperature == 0:
+            yield (
+                "hindsight.method is 'replay' with rollout.temperature 0: a greedy sampler has no"
+                " token probabilities; raise it"
+            )
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """See `HindsightMethod.check_prompts`."""
+        check_replayable(prompts)
+
+    def propose(self, group: ScoredGroup, context: ProposalContext) -> Proposal:
+        """The replays that `build_replays` chooses; all of them join."""
+        replays, impossible = build_replays(
+            group.group,
+            group.scores,
+            self.config,
+            context.tokenizer,
+            step=context.step,
+            max_tokens=context.max_tokens,
+            answer_after=context.answer_after,
+        )
+        return Proposal(replays=replays, impossible=impossible)
+
+    def join(self, group: ScoredGroup, seed: int) -> Join:
+        """The group as it was sampled, and its replays."""
+        plain = plain_join(group)
+        return Join(plain.bonuses, plain.origins + replay_rows(group))
 
 
 def build_replays(

@@ -14,12 +14,13 @@ import pytest
 from herl_megatron.batching.rows import build_rows
 from herl_megatron.config.schema import AlgorithmConfig, HindsightConfig, RolloutConfig
 from herl_megatron.data.toy import draw_prompt
-from herl_megatron.hindsight.replay import (
+from herl_megatron.hindsight.hir import (
     build_replays,
     check_replayable,
     reduced_messages,
     without_wordings,
 )
+from herl_megatron.rollout.hindsight_stage import open_stage
 from herl_megatron.rollout.pipeline import RolloutPipeline
 from herl_megatron.types import (
     Criterion,
@@ -212,9 +213,10 @@ def test_the_pipeline_replays_instead_of_sampling_revisions() -> None:
     text = "Question. Rule 0. Rule 1. Rule 2. Rule 3."
     prompts = [Prompt("q", (Message("user", text),), Rubric(criteria))]
     engine, scorer = FakeEngine(), FakeScorer()
+    rollout = RolloutConfig(group_size=8, max_response_tokens=8)
     pipeline = RolloutPipeline(
-        [engine], scorer, CharTokenizer(), RolloutConfig(group_size=8, max_response_tokens=8),
-        REPLAY, max_experience_tokens=10_000, seed=3,
+        [engine], scorer, CharTokenizer(), rollout,
+        open_stage(REPLAY, rollout, max_tokens=10_000), seed=3,
     )  # fmt: skip
     (group,) = asyncio.run(pipeline.run(prompts, step=2))
     assert len(engine.requests) == 8 and group.revisions == ()
