@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 import torch
 
 from herl_megatron.megatron.convert.megatron_reader import MegatronFolder
+from herl_megatron.models.architecture import Architecture
 from herl_megatron.models.groups import Groups
 from herl_megatron.models.hf_reader import HFFolder
 from herl_megatron.models.local_parameters import local_parameters
-from herl_megatron.models.parameters import Architecture, Parameter, parameters, shard
+from herl_megatron.models.parameters import Parameter, parameters, shard
 
 _ReadTensor = Callable[[str, tuple[int, ...]], torch.Tensor]
 Write = Callable[[torch.nn.Parameter, torch.Tensor], object]

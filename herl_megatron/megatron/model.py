@@ -42,8 +42,9 @@ from herl_megatron.device import has_transformer_engine
 from herl_megatron.megatron.attention import CausalAttention
 from herl_megatron.megatron.norms import RMSNorm
 from herl_megatron.megatron.transformer_config import rope_arguments, transformer_config
+from herl_megatron.models.architecture import Architecture
 from herl_megatron.models.groups import Groups
-from herl_megatron.models.parameters import Architecture, padded_vocab_size
+from herl_megatron.models.parameters import padded_vocab_size
 
 
 def build_model(

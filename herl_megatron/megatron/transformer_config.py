@@ -9,7 +9,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from herl_megatron.config.schema import MegatronConfig
 from herl_megatron.megatron.precision import precision_fields
-from herl_megatron.models.parameters import Architecture
+from herl_megatron.models.architecture import Architecture
 
 
 def transformer_config(

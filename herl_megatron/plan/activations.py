@@ -28,7 +28,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from herl_megatron.config.schema import MegatronConfig
-from herl_megatron.models.parameters import Architecture
+from herl_megatron.models.architecture import Architecture
 
 _BYTES = {"fp32": 4, "bf16": 2}
 _UNFUSED_NORM_BYTES = 8  # PyTorch's RMSNorm on the CPU keeps two float32 copies per element

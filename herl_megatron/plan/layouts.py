@@ -15,9 +15,9 @@ from pathlib import Path
 
 from herl_megatron.config.schema import Config, MegatronConfig
 from herl_megatron.megatron.meta import RankBytes, rank_bytes, stage_ranks
+from herl_megatron.models.architecture import Architecture
 from herl_megatron.models.flops import model_parameters
 from herl_megatron.models.hf_config import read_architecture
-from herl_megatron.models.parameters import Architecture
 from herl_megatron.plan.activations import chunk_layers
 from herl_megatron.plan.build import Plan, find_problems, make_plan
 from herl_megatron.plan.engine_memory import plan_engine

@@ -13,8 +13,8 @@ import math
 from herl_megatron.config.schema import Config
 from herl_megatron.device import Transport
 from herl_megatron.gpus import Gpu
+from herl_megatron.models.architecture import Architecture
 from herl_megatron.models.flops import forward_flops_per_token, model_parameters
-from herl_megatron.models.parameters import Architecture
 from herl_megatron.plan.engine_memory import EnginePlan, mean_tokens
 from herl_megatron.plan.judge import step_responses
 from herl_megatron.plan.machines import Assumptions

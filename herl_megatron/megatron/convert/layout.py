@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from herl_megatron.models.architecture import Architecture
 from herl_megatron.models.parameters import (
     EMBEDDING,
-    Architecture,
     Layout,
     Parameter,
     padded_vocab_size,

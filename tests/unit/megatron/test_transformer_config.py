@@ -9,7 +9,8 @@ import pytest
 
 from herl_megatron.config.schema import MegatronConfig
 from herl_megatron.megatron import transformer_config
-from herl_megatron.models.parameters import Architecture, architecture_from_config
+from herl_megatron.models.architecture import Architecture
+from herl_megatron.models.registry import architecture_from_config
 from tests.distributed.tiny_models import config
 
 

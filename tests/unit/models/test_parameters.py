@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from herl_megatron.models.architecture import Architecture
 from herl_megatron.models.parameters import (
-    Architecture,
     Layout,
     Parameter,
-    architecture_from_config,
     canonical_name,
     padded_vocab_size,
     parameters,
@@ -19,6 +18,7 @@ from herl_megatron.models.parameters import (
     stage_of_layer,
     unfuse,
 )
+from herl_megatron.models.registry import architecture_from_config
 
 CONFIG: dict[str, Any] = {
     "model_type": "qwen3",

@@ -1,0 +1,53 @@
+"""The shape of a model and what its layers compute, whatever family it is of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary embedding; `factor` is read for kinds `linear` and `llama3`."""
+
+    theta: float
+    kind: str = "default"
+    factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Mixture of experts; `layers[i]` says whether layer i has experts or a dense MLP."""
+
+    count: int
+    top_k: int
+    ffn_size: int
+    normalize_top_k: bool
+    layers: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The shape of a model, read from its HF config and checked to be expressible.
+
+    family: the `model_type`, by which the names of its Hugging Face tensors are looked up and by
+        which messages call it; nothing is computed otherwise because of it.
+    """
+
+    family: str
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    ffn_size: int
+    vocab_size: int
+    max_positions: int
+    norm_eps: float
+    initializer_range: float
+    tied: bool
+    qkv_bias: bool
+    qk_norm: bool
+    rope: Rope
+    window: int | None = None
+    """Tokens a token attends to, itself included; none for all."""
+    experts: Experts | None = None
