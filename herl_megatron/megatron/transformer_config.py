@@ -10,6 +10,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from herl_megatron.config.schema import MegatronConfig
 from herl_megatron.megatron.precision import precision_fields
 from herl_megatron.models.architecture import Architecture
+from herl_megatron.models.stages import chunk_sizes
 
 
 def transformer_config(
@@ -43,6 +44,7 @@ def transformer_config(
         window_size=None if a.window is None else (a.window - 1, 0),
     )
     fields |= precision_fields(config) | _parallel_fields(config) | _recompute_fields(config)
+    fields["pipeline_model_parallel_layout"] = _pipeline_layout(a.num_layers, config)
     fields |= _expert_fields(architecture, transformer_engine=transformer_engine)
     if transformer_engine:
         fields |= _engine_fields(architecture, config)
@@ -70,11 +72,9 @@ def _fill_nan(weight: torch.Tensor) -> None:
 
 def _check_divisible(a: Architecture, config: MegatronConfig) -> None:
     tp = config.tensor_parallel
-    chunks = config.pipeline_parallel * (config.virtual_pipeline or 1)
     sizes = {
         "num_attention_heads": (a.num_heads, "tensor_parallel", tp),
         "intermediate_size": (a.ffn_size, "tensor_parallel", tp),
-        "num_hidden_layers": (a.num_layers, "pipeline_parallel * virtual_pipeline", chunks),
     }
     if a.experts is not None:
         ep = config.expert_parallel
@@ -95,6 +95,16 @@ def _check_divisible(a: Architecture, config: MegatronConfig) -> None:
             f"the model's num_key_value_heads {a.num_kv_heads} and tensor_parallel {tp}: one must"
             " divide the other"
         )
+
+
+def _pipeline_layout(num_layers: int, config: MegatronConfig) -> list[list[str]] | None:
+    """What each model chunk holds, in Megatron's words; none where all hold equally many layers."""
+    chunks = config.pipeline_parallel * (config.virtual_pipeline or 1)
+    sizes = chunk_sizes(num_layers, chunks)
+    if len(set(sizes)) == 1:
+        return None
+    layout = [["decoder"] * size for size in sizes]
+    return [["embedding", *layout[0]], *layout[1:-1], [*layout[-1], "loss"]]
 
 
 def _parallel_fields(config: MegatronConfig) -> dict[str, Any]:

@@ -166,11 +166,6 @@ def padded_vocab_size(vocab_size: int, tp: int) -> int:
     return -(-vocab_size // unit) * unit
 
 
-def stage_of_layer(layer: int, *, num_layers: int, pp: int, vpp: int) -> int:
-    """Pipeline stage that holds a layer; `vpp` chunks per stage are dealt out in turn."""
-    return layer // (num_layers // (pp * vpp)) % pp
-
-
 def shard(
     parameter: Parameter,
     tensors: Sequence[torch.Tensor],

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 
 from herl_megatron.config.schema import MegatronConfig
 from herl_megatron.models.architecture import Architecture
+from herl_megatron.models.stages import layers_of_rank
 
 _BYTES = {"fp32": 4, "bf16": 2}
 _UNFUSED_NORM_BYTES = 8  # PyTorch's RMSNorm on the CPU keeps two float32 copies per element
@@ -78,10 +79,11 @@ class ActivationModel:
 
     def peak_bytes(self, pp_rank: int, shape: MicroBatchShape, micro_batches: int) -> int:
         """Kept at most by pipeline rank `pp_rank` in a step of so many micro-batches."""
-        chunks = chunk_layers(self.architecture, self.megatron, pp_rank)
+        # Chunks of one rank differ by a layer at most; the longest is taken for all in flight.
+        longest = max(chunk_layers(self.architecture, self.megatron, pp_rank), key=len)
         flying = chunks_in_flight(self.megatron, pp_rank, micro_batches)
-        kept = flying * self.kept_bytes(chunks[0], shape)
-        again = self.recompute_bytes(chunks[0], shape)
+        kept = flying * self.kept_bytes(longest, shape)
+        again = self.recompute_bytes(longest, shape)
         if pp_rank < self.megatron.pipeline_parallel - 1:
             return kept + again
         # The head's backward pass is over before the last layer is computed again.
@@ -180,10 +182,12 @@ def chunk_layers(
     architecture: Architecture, megatron: MegatronConfig, pp_rank: int
 ) -> list[tuple[int, ...]]:
     """Layers of each model chunk of a pipeline rank, in Megatron's interleaved order."""
-    vpp = megatron.virtual_pipeline or 1
-    size = architecture.num_layers // (megatron.pipeline_parallel * vpp)
-    starts = [(chunk * megatron.pipeline_parallel + pp_rank) * size for chunk in range(vpp)]
-    return [tuple(range(start, start + size)) for start in starts]
+    return layers_of_rank(
+        architecture.num_layers,
+        rank=pp_rank,
+        pp=megatron.pipeline_parallel,
+        vpp=megatron.virtual_pipeline or 1,
+    )
 
 
 def chunks_in_flight(megatron: MegatronConfig, pp_rank: int, micro_batches: int) -> int:

@@ -51,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All tiny models, and their logits row by row."""
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("models")
-    for name in (*MODELS, "mistral", "qwen3_moe_1e6"):
+    for name in (*MODELS, "mistral", "qwen3_moe_1e6", "qwen3_five"):
         model = tiny_models.save(name, root / name)
         with torch.no_grad():
             logits = [[model(input_ids=row[None]).logits[0] for row in rows] for rows in batches()]
@@ -212,6 +212,12 @@ def test_logits_and_round_trip(layout: str, folder: Path, tmp_path: Path) -> Non
 def test_sliding_window_and_experts(folder: Path, tmp_path: Path) -> None:
     run_layout(folder, tmp_path / "single", ("mistral", "qwen3_moe_1e6"))
     run_layout(folder, tmp_path / "ep2", ("qwen3_moe_1e6",), expert_parallel=2, data_parallel=2)
+
+
+def test_stages_of_unequal_size(folder: Path, tmp_path: Path) -> None:
+    run_layout(folder, tmp_path / "pp3", ("qwen2_tied", "qwen3_moe_1e6"), pipeline_parallel=3)
+    interleaved = dict(pipeline_parallel=2, virtual_pipeline=2)
+    run_layout(folder, tmp_path / "vpp2", ("qwen3_five",), **interleaved)
 
 
 @pytest.mark.parametrize(

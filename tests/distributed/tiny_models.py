@@ -46,6 +46,13 @@ def config(name: str) -> transformers.PretrainedConfig:
         return transformers.Qwen3Config(
             **_COMMON, head_dim=32, tie_word_embeddings=False, rope_parameters=_THETA_1E6
         )
+    if name == "qwen3_five":  # layers, which no layout divides
+        return transformers.Qwen3Config(
+            **(_COMMON | dict(num_hidden_layers=5)),
+            head_dim=32,
+            tie_word_embeddings=True,
+            rope_parameters=_THETA_1E6,
+        )
     if name == "llama_tied":
         return transformers.LlamaConfig(
             **_COMMON, head_dim=16, tie_word_embeddings=True, rope_parameters=_LLAMA3_ROPE

@@ -11,13 +11,8 @@ import math
 from dataclasses import dataclass
 
 from herl_megatron.models.architecture import Architecture
-from herl_megatron.models.parameters import (
-    EMBEDDING,
-    Layout,
-    Parameter,
-    padded_vocab_size,
-    stage_of_layer,
-)
+from herl_megatron.models.parameters import EMBEDDING, Layout, Parameter, padded_vocab_size
+from herl_megatron.models.stages import chunk_sizes, stage_of_layer
 
 _NORMS = {
     "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
@@ -77,7 +72,6 @@ class TrainerLayout:
         sizes = {
             "num_attention_heads": (a.num_heads, "tp", tp),
             "intermediate_size": (a.ffn_size, "tp", tp),
-            "num_hidden_layers": (a.num_layers, "pp * vpp", self.pp * self.vpp),
         }
         if a.experts is not None:
             sizes["num_experts"] = (a.experts.count, "ep", self.ep)
@@ -88,6 +82,7 @@ class TrainerLayout:
             raise ValueError(f"etp is {self.etp} but a {a.family} model has no experts")
         if self.vpp > 1 and self.pp == 1:
             raise ValueError(f"vpp is {self.vpp} with pp 1; an interleaved pipeline needs pp > 1")
+        chunk_sizes(a.num_layers, self.pp * self.vpp)
         for key, (size, by, parts) in sizes.items():
             if size % parts:
                 raise ValueError(f"the model's {key} {size} is not divisible by {by} {parts}")

@@ -15,7 +15,6 @@ from herl_megatron.models.parameters import (
     padded_vocab_size,
     parameters,
     shard,
-    stage_of_layer,
     unfuse,
 )
 from herl_megatron.models.registry import architecture_from_config
@@ -164,13 +163,6 @@ def test_transformer_engine_names_mean_the_same_parameters() -> None:
         "mlp.linear_fc1.weight": "mlp.linear_fc1.weight",
     }.items():
         assert canonical_name(layer + te_name) == layer + name
-
-
-def test_stages_of_interleaved_layers() -> None:
-    stages = [stage_of_layer(i, num_layers=8, pp=2, vpp=1) for i in range(8)]
-    assert stages == [0, 0, 0, 0, 1, 1, 1, 1]
-    stages = [stage_of_layer(i, num_layers=8, pp=2, vpp=2) for i in range(8)]
-    assert stages == [0, 0, 1, 1, 0, 0, 1, 1]
 
 
 def test_window_only_where_all_layers_have_it() -> None:
