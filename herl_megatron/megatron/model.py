@@ -41,6 +41,7 @@ from herl_megatron.config.schema import MegatronConfig
 from herl_megatron.device import has_transformer_engine
 from herl_megatron.megatron.attention import CausalAttention
 from herl_megatron.megatron.norms import RMSNorm
+from herl_megatron.megatron.output_norms import add_output_norms
 from herl_megatron.megatron.transformer_config import rope_arguments, transformer_config
 from herl_megatron.models.architecture import Architecture
 from herl_megatron.models.groups import Groups
@@ -107,8 +108,22 @@ def _build_chunk(
         vp_stage=chunk,
         **rope_arguments(architecture),
     )
+    if architecture.output_norms:
+        assert architecture.experts is None, "experts' outputs have no norm"
+        add_output_norms(model, _norm_class(use_te=use_te))
     _mark_experts(model, groups)
     return model.to(groups.torch_device)
+
+
+def _norm_class(*, use_te: bool) -> type[torch.nn.Module]:
+    """The norm of the layer spec that is used."""
+    if not use_te:
+        return RMSNorm
+    # Imported here: without Transformer Engine there is no such name.
+    from megatron.core.extensions.transformer_engine import TENorm
+
+    norm: type[torch.nn.Module] = TENorm
+    return norm
 
 
 def _mark_experts(model: GPTModel, groups: Groups) -> None:

@@ -39,6 +39,7 @@ def transformer_config(
         add_bias_linear=False,
         add_qkv_bias=a.qkv_bias,
         qk_layernorm=a.qk_norm,
+        rotary_interleaved=a.rope.interleaved,
         hidden_dropout=0.0,
         attention_dropout=0.0,
         window_size=None if a.window is None else (a.window - 1, 0),
@@ -58,7 +59,11 @@ def transformer_config(
 def rope_arguments(architecture: Architecture) -> dict[str, Any]:
     """GPTModel's arguments for the rotary embedding."""
     rope = architecture.rope
-    arguments: dict[str, Any] = {"position_embedding_type": "rope", "rotary_base": rope.theta}
+    arguments: dict[str, Any] = {
+        "position_embedding_type": "rope",
+        "rotary_base": rope.theta,
+        "rotary_percent": rope.fraction,
+    }
     if rope.kind == "llama3":
         arguments |= {"rope_scaling": True, "rope_scaling_factor": rope.factor}
     elif rope.kind == "linear":
@@ -136,11 +141,13 @@ def _engine_fields(a: Architecture, config: MegatronConfig) -> dict[str, Any]:
     """What Transformer Engine's layers need or do better.
 
     Its rotary kernel takes packed rows as they are; Megatron's own code goes from row to row, and
-    waits for the GPU in every layer to know where they end. Its attention passes key and value
-    around the CP ranks (`p2p`), but with a window it has to exchange sequences for heads (`a2a`).
+    waits for the GPU in every layer to know where they end. But for packed rows Megatron-Core
+    0.16.1 does not tell the kernel that neighbours rotate together. Its attention passes key and
+    value around the CP ranks (`p2p`), but with a window it has to exchange sequences for heads
+    (`a2a`).
     """
     fields: dict[str, Any] = {
-        "apply_rope_fusion": True,
+        "apply_rope_fusion": not a.rope.interleaved,
         # One kernel for gate, product and (experts) routing weight, which keeps its input alone for
         # the backward pass; without it an expert's weighted outputs would be stored in fp32.
         "bias_activation_fusion": True,

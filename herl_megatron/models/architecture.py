@@ -7,11 +7,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary embedding; `factor` is read for kinds `linear` and `llama3`."""
+    """Rotary embedding; `factor` is read for kinds `linear` and `llama3`.
+
+    fraction: of a head's dimensions the first ones rotate, so many of all.
+    interleaved: neighbouring dimensions rotate together, not those that are half of them apart.
+    """
 
     theta: float
     kind: str = "default"
     factor: float = 1.0
+    fraction: float = 1.0
+    interleaved: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,3 +57,5 @@ class Architecture:
     window: int | None = None
     """Tokens a token attends to, itself included; none for all."""
     experts: Experts | None = None
+    output_norms: bool = False
+    """Whether the outputs of attention and MLP are normalised before they are added."""

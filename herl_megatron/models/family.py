@@ -36,14 +36,17 @@ class LayerNames:
     qkv: tuple[str, str, str] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
     qk_norms: tuple[str, str] = ("self_attn.q_norm", "self_attn.k_norm")
     attention_output: str = "self_attn.o_proj"
+    attention_output_norm: str = ""
+    """Where the architecture has `output_norms`; as `mlp_output_norm`."""
     mlp_norm: str = "post_attention_layernorm"
     """On the input of the MLP."""
     mlp: str = "mlp"
     experts: str = "mlp.experts"
     router: str = "mlp.gate"
     gate_up: tuple[str, ...] = ("gate_proj", "up_proj")
-    """Below the MLP or an expert."""
+    """Below the MLP or an expert: two tensors, or one that has the gate above."""
     down: str = "down_proj"
+    mlp_output_norm: str = ""
 
 
 @dataclass(frozen=True)

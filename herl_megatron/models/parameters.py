@@ -20,6 +20,8 @@ from herl_megatron.models.registry import FAMILIES
 
 EMBEDDING = "embedding.word_embeddings.weight"
 OUTPUT = "output_layer.weight"
+OUTPUT_NORM = "post_layernorm"
+"""Module below the linear layer whose output it normalises."""
 VOCAB_MULTIPLE = 128
 """Vocabulary rows per TP rank are a multiple of this (tensor-core friendly, as in Megatron)."""
 
@@ -70,7 +72,7 @@ def parameters(architecture: Architecture) -> Iterator[Parameter]:
         if a.experts is not None and a.experts.layers[number]:
             yield from layer.experts(a.experts)
         else:
-            yield from layer.mlp("mlp", names.mlp, a.ffn_size)
+            yield from layer.dense_mlp()
     norm_shape = (a.hidden_size,)
     norm = "decoder.final_layernorm.weight"
     yield Parameter(norm, Layout.PLAIN, ("model.norm.weight",), (norm_shape,))
@@ -105,9 +107,19 @@ class _Layer:
                 yield self._plain(f"self_attention.{x}_layernorm.weight", name, (a.head_dim,))
         output = {f"{names.attention_output}.weight": (a.hidden_size, q_rows)}
         yield self._make("self_attention.linear_proj.weight", Layout.ROW, output)
+        if a.output_norms:
+            ours, theirs = f"self_attention.linear_proj.{OUTPUT_NORM}", names.attention_output_norm
+            yield self._plain(f"{ours}.weight", theirs, (a.hidden_size,))
         yield self._plain("pre_mlp_layernorm.weight", names.mlp_norm, (a.hidden_size,))
 
-    def mlp(
+    def dense_mlp(self) -> Iterator[Parameter]:
+        a, names = self.architecture, self.names
+        yield from self._mlp("mlp", names.mlp, a.ffn_size)
+        if a.output_norms:
+            ours = f"mlp.linear_fc2.{OUTPUT_NORM}.weight"
+            yield self._plain(ours, names.mlp_output_norm, (a.hidden_size,))
+
+    def _mlp(
         self, ours: str, theirs: str, ffn: int, *, expert: int | None = None
     ) -> Iterator[Parameter]:
         """A dense MLP or an expert; where it lies here and there."""
@@ -123,7 +135,7 @@ class _Layer:
         yield self._plain("mlp.router.weight", self.names.router, shape)
         for e in range(experts.count):
             theirs = f"{self.names.experts}.{e}"
-            yield from self.mlp(f"mlp.experts.{e}", theirs, experts.ffn_size, expert=e)
+            yield from self._mlp(f"mlp.experts.{e}", theirs, experts.ffn_size, expert=e)
 
     def _plain(self, ours: str, theirs: str, shape: tuple[int, ...]) -> Parameter:
         return self._make(ours, Layout.PLAIN, {f"{theirs}.weight": shape})

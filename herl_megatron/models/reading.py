@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from herl_megatron.config.shape import is_positive
@@ -17,9 +18,9 @@ _LLAMA3_FIXED = {
 """Megatron-Core 0.16.1 hard-codes these three; only `factor` can be set."""
 
 
-def decoder(config: HFConfig) -> Architecture:
-    """The plain decoder that a family's file starts from: pre-norms, grouped-query attention, one
-    rotary embedding over whole heads, gated MLP, no biases, every token sees all before it.
+def decoder(config: HFConfig, *, rope: Rope | None = None) -> Architecture:
+    """The plain decoder that a family's file starts from: pre-norms, grouped-query attention,
+    gated MLP, no biases, every token sees all before it. `rope`: none reads one over whole heads.
 
     Raises:
         ValueError: a rotary embedding that Megatron-Core cannot express.
@@ -41,12 +42,30 @@ def decoder(config: HFConfig) -> Architecture:
         tied=config["tie_word_embeddings"],
         qkv_bias=False,
         qk_norm=False,
-        rope=read_rope(config["rope_parameters"]),
+        rope=rope or read_rope(config["rope_parameters"]),
     )
 
 
+def partial_rope(config: HFConfig) -> Rope:
+    """A rotary embedding over the first part of each head.
+
+    Raises:
+        ValueError: as `read_rope`, or that part is no whole number of pairs.
+    """
+    rope = dict(config["rope_parameters"])
+    fraction = rope.pop("partial_rotary_factor", 1.0)
+    head_dim = config["head_dim"]
+    turning = head_dim * fraction if is_positive(fraction) and fraction <= 1 else 0
+    if not turning or turning % 2:
+        raise ValueError(
+            f"rope partial_rotary_factor is {fraction!r:.40} with head_dim {head_dim!r:.40}; it"
+            " must be a number up to 1 and leave an even number of dimensions to rotate"
+        )
+    return replace(read_rope(rope), fraction=fraction)
+
+
 def read_rope(rope: Mapping[str, Any]) -> Rope:
-    """One rotary embedding, from `rope_parameters` or one of its parts.
+    """One rotary embedding over whole heads, from `rope_parameters` or one of its parts.
 
     Raises:
         ValueError: a kind or a number that is not supported.

@@ -8,6 +8,7 @@ sequence parallelism, else 1:
 
     norms        2 (n h + b h) / s         input and output; n = b, or 8 without a fused norm
     q, k norm    (n + b) (q + kv) / t      models that have them
+    output norms 2 n h / s                 models that have them: on attention's and MLP's output
     attention    b (2 q + 3 kv) / t + b q / t + 4 heads / t      q k v, rotated q k, output, log-sum
     dense MLP    5 b f / t                 gate and up (2), silu, up once more, product
     experts      k (b h e + 6 b f_e) / t   of each token's k experts, the probability's product too;
@@ -152,7 +153,12 @@ class ActivationModel:
             heads = each * (3 * q + 2 * kv * self.megatron.context_parallel) / tp
             heads += 4 * a.num_heads / tp
         qk_norm = (self._norm + each) * (q + kv) / tp - each * (q + kv) / tp if a.qk_norm else 0
-        return norm + heads + qk_norm
+        return norm + heads + qk_norm + self._output_norm()
+
+    def _output_norm(self) -> float:
+        """Its input; the output is added and not kept."""
+        a = self.architecture
+        return a.hidden_size * self._norm / self._split if a.output_norms else 0.0
 
     @property
     def _gathers_keys(self) -> bool:
@@ -171,7 +177,7 @@ class ActivationModel:
         a, each, tp = self.architecture, self.element_bytes, self.megatron.tensor_parallel
         norm = a.hidden_size * (self._norm + each) / self._split
         if a.experts is None or not a.experts.layers[layer]:
-            return norm + 5 * each * a.ffn_size / tp
+            return norm + 5 * each * a.ffn_size / tp + self._output_norm()
         # An expert's ETP ranks see the tokens of as many of the TP ranks' shares.
         per_expert = each * (a.hidden_size * self.megatron.etp + 6 * a.experts.ffn_size) / tp
         router = 14 * a.experts.count / self._split  # scores, probabilities and the routing map

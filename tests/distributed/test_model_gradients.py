@@ -90,7 +90,7 @@ def _reference(model: torch.nn.Module) -> tuple[torch.Tensor, dict[str, torch.Te
     }
 
 
-@pytest.mark.parametrize("name", ["qwen2_tied", "qwen3"])
+@pytest.mark.parametrize("name", ["qwen2_tied", "qwen3", "glm4"])
 def test_log_probs_and_gradients_equal_hf(name: str, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     want, hf = _reference(tiny_models.save(name, tmp_path))
@@ -98,11 +98,20 @@ def test_log_probs_and_gradients_equal_hf(name: str, tmp_path: Path) -> None:
     pairs = {
         layer + "self_attention.linear_proj.weight": hf[hf_layer + "self_attn.o_proj.weight"],
         layer + "input_layernorm.weight": hf[hf_layer + "input_layernorm.weight"],
-        layer + "mlp.linear_fc1.weight": torch.cat(
-            [hf[hf_layer + f"mlp.{x}_proj.weight"] for x in ("gate", "up")]
-        ),
         "decoder.final_layernorm.weight": hf["model.norm.weight"],
     }
+    if name == "glm4":
+        for ours, theirs in {
+            "mlp.linear_fc1.weight": "mlp.gate_up_proj.weight",
+            "pre_mlp_layernorm.weight": "post_attention_layernorm.weight",
+            "self_attention.linear_proj.post_layernorm.weight": "post_self_attn_layernorm.weight",
+            "mlp.linear_fc2.post_layernorm.weight": "post_mlp_layernorm.weight",
+        }.items():
+            pairs[layer + ours] = hf[hf_layer + theirs]
+    else:
+        pairs[layer + "mlp.linear_fc1.weight"] = torch.cat(
+            [hf[hf_layer + f"mlp.{x}_proj.weight"] for x in ("gate", "up")]
+        )
     if name == "qwen3":
         pairs[layer + "self_attention.k_layernorm.weight"] = hf[
             hf_layer + "self_attn.k_norm.weight"

@@ -51,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All tiny models, and their logits row by row."""
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("models")
-    for name in (*MODELS, "mistral", "qwen3_moe_1e6", "qwen3_five"):
+    for name in (*MODELS, "mistral", "qwen3_moe_1e6", "qwen3_five", "glm4"):
         model = tiny_models.save(name, root / name)
         with torch.no_grad():
             logits = [[model(input_ids=row[None]).logits[0] for row in rows] for rows in batches()]
@@ -212,6 +212,21 @@ def test_logits_and_round_trip(layout: str, folder: Path, tmp_path: Path) -> Non
 def test_sliding_window_and_experts(folder: Path, tmp_path: Path) -> None:
     run_layout(folder, tmp_path / "single", ("mistral", "qwen3_moe_1e6"))
     run_layout(folder, tmp_path / "ep2", ("qwen3_moe_1e6",), expert_parallel=2, data_parallel=2)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        dict(),
+        dict(tensor_parallel=2, pipeline_parallel=2, sequence_parallel=True),
+        dict(tensor_parallel=4),
+    ],
+    ids=str,
+)
+def test_output_norms_and_partial_rotation(
+    layout: dict[str, Any], folder: Path, tmp_path: Path
+) -> None:
+    run_layout(folder, tmp_path, ("glm4",), **layout)
 
 
 def test_stages_of_unequal_size(folder: Path, tmp_path: Path) -> None:

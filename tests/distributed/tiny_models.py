@@ -53,6 +53,15 @@ def config(name: str) -> transformers.PretrainedConfig:
             tie_word_embeddings=True,
             rope_parameters=_THETA_1E6,
         )
+    if name == "glm4":
+        return transformers.Glm4Config(
+            **(_COMMON | dict(num_hidden_layers=3)),
+            head_dim=16,
+            tie_word_embeddings=False,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+            pad_token_id=0,
+            eos_token_id=1,
+        )
     if name == "llama_tied":
         return transformers.LlamaConfig(
             **_COMMON, head_dim=16, tie_word_embeddings=True, rope_parameters=_LLAMA3_ROPE

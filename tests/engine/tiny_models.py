@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from transformers import (
+    Glm4Config,
+    Glm4ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -37,6 +39,7 @@ def make_model(
         "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
         "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 32}),
         "llama": (LlamaConfig, LlamaForCausalLM, {}),
+        "glm4": (Glm4Config, Glm4ForCausalLM, {"head_dim": 32}),
         "qwen3_moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM, {"head_dim": 32, **_MOE}),
     }[family]
     config = config_class(

@@ -168,13 +168,15 @@ def blocks(parameter: Parameter, architecture: Architecture, *, rank: int, tp: i
         rows = shape[0] // tp
         return [Block((rank * rows, *rest), (rows, *shape[1:]))]
     if parameter.layout is Layout.GATE_UP:
-        ffn = parameter.hf_shapes[0][0]
+        ffn, fused = shape[0] // 2, len(parameter.hf_shapes) == 1
         rows = ffn // tp
-        first, last = rank * rows, (rank + 1) * rows
-        return [
-            Block((half * ffn + first, *rest), (rows, *shape[1:]), tensor=half, rows=(first, last))
-            for half in range(2)
-        ]
+        found = []
+        for half in range(2):
+            first = half * ffn + rank * rows
+            tensor, above = (0, 0) if fused else (half, half * ffn)
+            part = (first - above, first - above + rows)
+            found.append(Block((first, *rest), (rows, *shape[1:]), tensor=tensor, rows=part))
+        return found
     rows = shape[0] // tp
     first, last = rank * rows, (rank + 1) * rows
     real = max(first, min(last, architecture.vocab_size))

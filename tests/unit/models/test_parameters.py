@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from herl_megatron.megatron.convert.layout import blocks
 from herl_megatron.models.architecture import Architecture
 from herl_megatron.models.parameters import (
     Layout,
@@ -74,6 +75,36 @@ def test_each_rank_holds_its_gate_above_its_up() -> None:
     assert halves[1][:, 0].tolist() == [2, 3, 102, 103]
     got_gate, got_up = unfuse(parameter, torch.stack(halves), a)
     assert torch.equal(got_gate, gate) and torch.equal(got_up, up)
+
+
+GLM4: dict[str, Any] = {
+    "model_type": "glm4",
+    "head_dim": 4,
+    "attention_bias": True,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+}
+
+
+def test_gate_above_up_in_one_tensor_is_cut_like_two() -> None:
+    a = architecture(**GLM4)
+    parameter = by_name(a)["decoder.layers.0.mlp.linear_fc1.weight"]
+    assert parameter.hf_names == ("model.layers.0.mlp.gate_up_proj.weight",)
+    both = torch.tensor([0, 1, 2, 3, 100, 101, 102, 103])[:, None].expand(8, 3)
+    halves = [shard(parameter, [both], a, rank=rank, size=2) for rank in range(2)]
+    assert halves[0][:, 0].tolist() == [0, 1, 100, 101]
+    assert halves[1][:, 0].tolist() == [2, 3, 102, 103]
+    (back,) = unfuse(parameter, torch.stack(halves), a)
+    assert torch.equal(back, both)
+    # In a checkpoint: rows 2 and 3 of the gate, and rows 6 and 7 of the same tensor, up's.
+    found = [(b.offsets, b.tensor, b.rows) for b in blocks(parameter, a, rank=1, tp=2)]
+    assert found == [((2, 0), 0, (2, 4)), ((6, 0), 0, (6, 8))]
+
+
+@pytest.mark.parametrize("factor", [0, -0.5, 1.5, 0.3, "half", True])
+def test_rotated_part_of_a_head_is_whole_pairs(factor: object) -> None:
+    rope = GLM4["rope_parameters"] | {"partial_rotary_factor": factor}
+    with pytest.raises(ValueError, match="partial_rotary_factor is .* with head_dim 4; it must"):
+        architecture(**(GLM4 | {"rope_parameters": rope}))
 
 
 def test_row_parallel_weights_are_cut_by_columns() -> None:
