@@ -42,7 +42,8 @@ from herl_megatron.device import has_transformer_engine
 from herl_megatron.megatron.attention import CausalAttention
 from herl_megatron.megatron.norms import RMSNorm
 from herl_megatron.megatron.output_norms import add_output_norms
-from herl_megatron.megatron.transformer_config import rope_arguments, transformer_config
+from herl_megatron.megatron.rotary import rope_arguments, set_frequencies
+from herl_megatron.megatron.transformer_config import transformer_config
 from herl_megatron.models.architecture import Architecture
 from herl_megatron.models.groups import Groups
 from herl_megatron.models.parameters import padded_vocab_size
@@ -108,6 +109,7 @@ def _build_chunk(
         vp_stage=chunk,
         **rope_arguments(architecture),
     )
+    set_frequencies(model, architecture)
     if architecture.output_norms:
         assert architecture.experts is None, "experts' outputs have no norm"
         add_output_norms(model, _norm_class(use_te=use_te))

@@ -9,6 +9,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from herl_megatron.config.schema import MegatronConfig
 from herl_megatron.megatron.precision import precision_fields
+from herl_megatron.megatron.rotary import can_be_fused, lengthen_rotated_part, softmax_scale
 from herl_megatron.models.architecture import Architecture
 from herl_megatron.models.stages import chunk_sizes
 
@@ -40,6 +41,7 @@ def transformer_config(
         add_qkv_bias=a.qkv_bias,
         qk_layernorm=a.qk_norm,
         rotary_interleaved=a.rope.interleaved,
+        softmax_scale=softmax_scale(a),
         hidden_dropout=0.0,
         attention_dropout=0.0,
         window_size=None if a.window is None else (a.window - 1, 0),
@@ -53,22 +55,9 @@ def transformer_config(
     # Megatron's own initialisation stays on: it also marks the weights that TP cuts, without
     # which gradient norms are wrong in silence.
     fields |= {"init_method": _fill_nan, "output_layer_init_method": _fill_nan}
-    return TransformerConfig(**fields)
-
-
-def rope_arguments(architecture: Architecture) -> dict[str, Any]:
-    """GPTModel's arguments for the rotary embedding."""
-    rope = architecture.rope
-    arguments: dict[str, Any] = {
-        "position_embedding_type": "rope",
-        "rotary_base": rope.theta,
-        "rotary_percent": rope.fraction,
-    }
-    if rope.kind == "llama3":
-        arguments |= {"rope_scaling": True, "rope_scaling_factor": rope.factor}
-    elif rope.kind == "linear":
-        arguments |= {"seq_len_interpolation_factor": rope.factor}
-    return arguments
+    made = TransformerConfig(**fields)
+    lengthen_rotated_part(made, a)
+    return made
 
 
 def _fill_nan(weight: torch.Tensor) -> None:
@@ -141,13 +130,11 @@ def _engine_fields(a: Architecture, config: MegatronConfig) -> dict[str, Any]:
     """What Transformer Engine's layers need or do better.
 
     Its rotary kernel takes packed rows as they are; Megatron's own code goes from row to row, and
-    waits for the GPU in every layer to know where they end. But for packed rows Megatron-Core
-    0.16.1 does not tell the kernel that neighbours rotate together. Its attention passes key and
-    value around the CP ranks (`p2p`), but with a window it has to exchange sequences for heads
-    (`a2a`).
+    waits for the GPU in every layer to know where they end. Its attention passes key and value
+    around the CP ranks (`p2p`), but with a window it has to exchange sequences for heads (`a2a`).
     """
     fields: dict[str, Any] = {
-        "apply_rope_fusion": not a.rope.interleaved,
+        "apply_rope_fusion": can_be_fused(a),
         # One kernel for gate, product and (experts) routing weight, which keeps its input alone for
         # the backward pass; without it an expert's weighted outputs would be stored in fp32.
         "bias_activation_fusion": True,

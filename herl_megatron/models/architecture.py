@@ -4,20 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-
-@dataclass(frozen=True)
-class Rope:
-    """Rotary embedding; `factor` is read for kinds `linear` and `llama3`.
-
-    fraction: of a head's dimensions the first ones rotate, so many of all.
-    interleaved: neighbouring dimensions rotate together, not those that are half of them apart.
-    """
-
-    theta: float
-    kind: str = "default"
-    factor: float = 1.0
-    fraction: float = 1.0
-    interleaved: bool = False
+from herl_megatron.models.rope import Rope
 
 
 @dataclass(frozen=True)

@@ -2,20 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
-
-from herl_megatron.config.shape import is_positive
-from herl_megatron.models.architecture import Architecture, Experts, Rope
+from herl_megatron.models.architecture import Architecture, Experts
 from herl_megatron.models.family import HFConfig
-
-_LLAMA3_FIXED = {
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
-"""Megatron-Core 0.16.1 hard-codes these three; only `factor` can be set."""
+from herl_megatron.models.rope import Rope, read_rope
 
 
 def decoder(config: HFConfig, *, rope: Rope | None = None) -> Architecture:
@@ -44,50 +33,6 @@ def decoder(config: HFConfig, *, rope: Rope | None = None) -> Architecture:
         qk_norm=False,
         rope=rope or read_rope(config["rope_parameters"]),
     )
-
-
-def partial_rope(config: HFConfig) -> Rope:
-    """A rotary embedding over the first part of each head.
-
-    Raises:
-        ValueError: as `read_rope`, or that part is no whole number of pairs.
-    """
-    rope = dict(config["rope_parameters"])
-    fraction = rope.pop("partial_rotary_factor", 1.0)
-    head_dim = config["head_dim"]
-    turning = head_dim * fraction if is_positive(fraction) and fraction <= 1 else 0
-    if not turning or turning % 2:
-        raise ValueError(
-            f"rope partial_rotary_factor is {fraction!r:.40} with head_dim {head_dim!r:.40}; it"
-            " must be a number up to 1 and leave an even number of dimensions to rotate"
-        )
-    return replace(read_rope(rope), fraction=fraction)
-
-
-def read_rope(rope: Mapping[str, Any]) -> Rope:
-    """One rotary embedding over whole heads, from `rope_parameters` or one of its parts.
-
-    Raises:
-        ValueError: a kind or a number that is not supported.
-    """
-    kind = rope.get("rope_type")
-    _require("partial_rotary_factor", rope, 1.0)
-    if kind not in ("default", "linear", "llama3"):
-        raise ValueError(f"rope_type {kind!r} is not supported; default, linear or llama3")
-    for key in ("rope_theta",) if kind == "default" else ("rope_theta", "factor"):
-        if not is_positive(rope.get(key)):
-            raise ValueError(f"rope {key} is {rope.get(key)!r:.40}; it must be a number above 0")
-    if kind == "default":
-        return Rope(theta=rope["rope_theta"])
-    if kind == "llama3":
-        for key, value in _LLAMA3_FIXED.items():
-            _require(key, rope, value)
-    return Rope(theta=rope["rope_theta"], kind=kind, factor=rope["factor"])
-
-
-def _require(key: str, values: Mapping[str, Any], only: float) -> None:
-    if key in values and values[key] != only:
-        raise ValueError(f"rope {key} is {values[key]}; Megatron-Core supports only {only}")
 
 
 def window_of_all_layers(config: HFConfig) -> int | None:

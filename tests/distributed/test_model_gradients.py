@@ -101,13 +101,13 @@ def test_log_probs_and_gradients_equal_hf(name: str, tmp_path: Path) -> None:
         "decoder.final_layernorm.weight": hf["model.norm.weight"],
     }
     if name == "glm4":
-        for ours, theirs in {
+        for name_here, name_there in {
             "mlp.linear_fc1.weight": "mlp.gate_up_proj.weight",
             "pre_mlp_layernorm.weight": "post_attention_layernorm.weight",
             "self_attention.linear_proj.post_layernorm.weight": "post_self_attn_layernorm.weight",
             "mlp.linear_fc2.post_layernorm.weight": "post_mlp_layernorm.weight",
         }.items():
-            pairs[layer + ours] = hf[hf_layer + theirs]
+            pairs[layer + name_here] = hf[hf_layer + name_there]
     else:
         pairs[layer + "mlp.linear_fc1.weight"] = torch.cat(
             [hf[hf_layer + f"mlp.{x}_proj.weight"] for x in ("gate", "up")]

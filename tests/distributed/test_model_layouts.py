@@ -22,6 +22,7 @@ pytestmark = pytest.mark.distributed
 ROWS = ((11, 3, 16), (7, 16, 2))
 """Two micro-batches (the pipeline needs them), with the lengths of their rows."""
 MODELS = ("qwen2", "qwen2_tied", "qwen3", "llama_tied")
+ROPES = ("llama_linear", "qwen3_yarn", "glm4_yarn")
 LAYOUTS = {
     "single": dict(),
     "tp2": dict(tensor_parallel=2),
@@ -51,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All tiny models, and their logits row by row."""
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("models")
-    for name in (*MODELS, "mistral", "qwen3_moe_1e6", "qwen3_five", "glm4"):
+    for name in (*MODELS, "mistral", "qwen3_moe_1e6", "qwen3_five", "glm4", *ROPES):
         model = tiny_models.save(name, root / name)
         with torch.no_grad():
             logits = [[model(input_ids=row[None]).logits[0] for row in rows] for rows in batches()]
@@ -227,6 +228,11 @@ def test_output_norms_and_partial_rotation(
     layout: dict[str, Any], folder: Path, tmp_path: Path
 ) -> None:
     run_layout(folder, tmp_path, ("glm4",), **layout)
+
+
+def test_scaled_rotary_embeddings(folder: Path, tmp_path: Path) -> None:
+    run_layout(folder, tmp_path / "single", ROPES)
+    run_layout(folder, tmp_path / "tp2", ROPES[1:], tensor_parallel=2, sequence_parallel=True)
 
 
 def test_stages_of_unequal_size(folder: Path, tmp_path: Path) -> None:

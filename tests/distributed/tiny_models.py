@@ -28,6 +28,16 @@ _LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "beta_fast": 3.0,
+    "beta_slow": 0.5,
+    "original_max_position_embeddings": 16,
+    "truncate": False,
+}
+"""Over 16 tokens pairs turn 2.5 times and less: some are kept, some in between, some slowed."""
 _THETA_1E6 = {"rope_type": "default", "rope_theta": 1e6}
 
 
@@ -53,12 +63,22 @@ def config(name: str) -> transformers.PretrainedConfig:
             tie_word_embeddings=True,
             rope_parameters=_THETA_1E6,
         )
-    if name == "glm4":
+    if name == "qwen3_yarn":
+        return transformers.Qwen3Config(
+            **_COMMON, head_dim=16, tie_word_embeddings=False, rope_parameters=dict(_YARN)
+        )
+    if name == "llama_linear":
+        linear = {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
+        return transformers.LlamaConfig(
+            **_COMMON, head_dim=16, tie_word_embeddings=True, rope_parameters=linear
+        )
+    if name in ("glm4", "glm4_yarn"):
+        plain = {"rope_type": "default", "rope_theta": 1e4}
         return transformers.Glm4Config(
             **(_COMMON | dict(num_hidden_layers=3)),
             head_dim=16,
             tie_word_embeddings=False,
-            rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+            rope_parameters=plain if name == "glm4" else dict(_YARN),
             pad_token_id=0,
             eos_token_id=1,
         )

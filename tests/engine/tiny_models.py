@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,13 @@ from transformers import (
 from herl_megatron.types import GenerateRequest, SamplingSettings
 
 VOCAB = 250  # not a multiple of 64: vLLM pads the embedding
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 8.0,
+    "original_max_position_embeddings": 256,
+    "truncate": False,
+}
 _MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
 
 
@@ -35,11 +43,14 @@ def make_model(
     dtype: torch.dtype = torch.float32,
 ) -> PreTrainedModel:
     """Save a random model whose next-token distributions are far from uniform; returns it."""
+    yarn: dict[str, Any] = {"head_dim": 32, "rope_parameters": dict(_YARN)}
     config_class, model_class, extra = {
         "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
         "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 32}),
         "llama": (LlamaConfig, LlamaForCausalLM, {}),
         "glm4": (Glm4Config, Glm4ForCausalLM, {"head_dim": 32}),
+        "glm4_yarn": (Glm4Config, Glm4ForCausalLM, yarn),
+        "qwen3_yarn": (Qwen3Config, Qwen3ForCausalLM, yarn),
         "qwen3_moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM, {"head_dim": 32, **_MOE}),
     }[family]
     config = config_class(

@@ -14,12 +14,14 @@ from herl_megatron.models.family import (
     HFConfig,
     LayerNames,
 )
-from herl_megatron.models.reading import decoder, partial_rope
+from herl_megatron.models.reading import decoder
+from herl_megatron.models.rope import read_partial_rope
 
 
 def _read(config: HFConfig) -> Architecture:
+    rope = read_partial_rope(config["rope_parameters"], head_dim=config["head_dim"])
     return replace(
-        decoder(config, rope=replace(partial_rope(config), interleaved=True)),
+        decoder(config, rope=replace(rope, interleaved=True)),
         qkv_bias=config["attention_bias"],
         output_norms=True,
     )
