@@ -110,11 +110,21 @@ def _build_chunk(
         **rope_arguments(architecture),
     )
     set_frequencies(model, architecture)
+    if architecture.scaled_embedding and model.pre_process:
+        model.embedding.register_forward_hook(_scale_embedding)
     if architecture.output_norms:
         assert architecture.experts is None, "experts' outputs have no norm"
         add_output_norms(model, _norm_class(use_te=use_te))
     _mark_experts(model, groups)
     return model.to(groups.torch_device)
+
+
+def _scale_embedding(
+    embedding: torch.nn.Module, inputs: tuple[object, ...], embedded: torch.Tensor
+) -> torch.Tensor:
+    """`[seq, batch, hidden]` times sqrt(hidden), which is rounded to the same dtype before."""
+    scale = embedded.shape[-1] ** 0.5
+    return embedded * torch.full((), scale, dtype=embedded.dtype, device=embedded.device)
 
 
 def _norm_class(*, use_te: bool) -> type[torch.nn.Module]:

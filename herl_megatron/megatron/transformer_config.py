@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from herl_megatron.config.schema import MegatronConfig
@@ -36,7 +37,7 @@ def transformer_config(
         layernorm_epsilon=a.norm_eps,
         normalization="RMSNorm",
         gated_linear_unit=True,
-        activation_func=torch.nn.functional.silu,
+        activation_func=F.silu if a.activation == "silu" else _gelu_tanh,
         add_bias_linear=False,
         add_qkv_bias=a.qkv_bias,
         qk_layernorm=a.qk_norm,
@@ -44,7 +45,9 @@ def transformer_config(
         softmax_scale=softmax_scale(a),
         hidden_dropout=0.0,
         attention_dropout=0.0,
+        layernorm_zero_centered_gamma=a.zero_centered_norms,
         window_size=None if a.window is None else (a.window - 1, 0),
+        window_attn_skip_freq=None if a.windowed is None else [int(w) for w in a.windowed],
     )
     fields |= precision_fields(config) | _parallel_fields(config) | _recompute_fields(config)
     fields["pipeline_model_parallel_layout"] = _pipeline_layout(a.num_layers, config)
@@ -58,6 +61,10 @@ def transformer_config(
     made = TransformerConfig(**fields)
     lengthen_rotated_part(made, a)
     return made
+
+
+def _gelu_tanh(gate: torch.Tensor) -> torch.Tensor:
+    return F.gelu(gate, approximate="tanh")
 
 
 def _fill_nan(weight: torch.Tensor) -> None:
@@ -139,6 +146,8 @@ def _engine_fields(a: Architecture, config: MegatronConfig) -> dict[str, Any]:
         # the backward pass; without it an expert's weighted outputs would be stored in fp32.
         "bias_activation_fusion": True,
     }
+    if a.activation == "gelu_tanh":
+        fields["activation_func"] = F.gelu  # asks for the fused kernel, which has tanh
     if a.window is not None and config.context_parallel > 1:
         tp, cp = config.tensor_parallel, config.context_parallel
         if a.num_kv_heads % (tp * cp):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from herl_megatron.models.rope import Rope
 
@@ -43,6 +44,22 @@ class Architecture:
     rope: Rope
     window: int | None = None
     """Tokens a token attends to, itself included; none for all."""
+    windowed: tuple[bool, ...] | None = None
+    """Which layers have the window; none where all have it."""
+    window_rope: Rope | None = None
+    """Rotary embedding of the layers with the window; none where it is `rope`."""
     experts: Experts | None = None
     output_norms: bool = False
     """Whether the outputs of attention and MLP are normalised before they are added."""
+    zero_centered_norms: bool = False
+    """Whether a norm multiplies by 1 + its weight, in fp32."""
+    activation: Literal["silu", "gelu_tanh"] = "silu"
+    """Of the gate; the latter with the tanh approximation."""
+    score_scale: float | None = None
+    """What the products of queries and keys are multiplied with; none for 1 / sqrt(head_dim)."""
+    scaled_embedding: bool = False
+    """Whether embeddings are multiplied by sqrt(hidden_size), rounded to the compute dtype."""
+
+    def has_window(self, layer: int) -> bool:
+        """Whether layer `layer` attends within the window."""
+        return self.window is not None and (self.windowed is None or self.windowed[layer])

@@ -7,13 +7,13 @@ from types import MappingProxyType
 
 from herl_megatron.config.shape import size_problems
 from herl_megatron.models.architecture import Architecture
-from herl_megatron.models.families import glm4, llama, mistral, qwen2, qwen3, qwen3_moe
+from herl_megatron.models.families import gemma3_text, glm4, llama, mistral, qwen2, qwen3, qwen3_moe
 from herl_megatron.models.family import Family, HFConfig
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         module.FAMILY.model_type: module.FAMILY
-        for module in (glm4, llama, mistral, qwen2, qwen3, qwen3_moe)
+        for module in (gemma3_text, glm4, llama, mistral, qwen2, qwen3, qwen3_moe)
     }
 )
 """By `model_type`."""

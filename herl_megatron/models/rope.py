@@ -147,8 +147,8 @@ def _number(key: str, parameters: Mapping[str, Any]) -> float:
     if not is_positive(value):
         name = key if key.startswith("rope_") else f"rope {key}"
         raise ValueError(f"{name} is {value!r:.40}; it must be a number above 0")
-    number: float = value
-    return number
+    assert isinstance(value, int | float)
+    return value
 
 
 def inverse_frequencies(rope: Rope, head_dim: int) -> torch.Tensor:

@@ -52,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All tiny models, and their logits row by row."""
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("models")
-    for name in (*MODELS, "mistral", "qwen3_moe_1e6", "qwen3_five", "glm4", *ROPES):
+    for name in (*MODELS, "mistral", "qwen3_moe_1e6", "qwen3_five", "glm4", "gemma3_text", *ROPES):
         model = tiny_models.save(name, root / name)
         with torch.no_grad():
             logits = [[model(input_ids=row[None]).logits[0] for row in rows] for rows in batches()]
@@ -230,6 +230,22 @@ def test_output_norms_and_partial_rotation(
     run_layout(folder, tmp_path, ("glm4",), **layout)
 
 
+@pytest.mark.parametrize(
+    "layout",
+    [
+        dict(),
+        dict(tensor_parallel=2, sequence_parallel=True),
+        dict(pipeline_parallel=2, virtual_pipeline=2),
+        dict(tensor_parallel=2, pipeline_parallel=3),
+    ],
+    ids=str,
+)
+def test_windows_and_rotations_by_layer(
+    layout: dict[str, Any], folder: Path, tmp_path: Path
+) -> None:
+    run_layout(folder, tmp_path, ("gemma3_text",), **layout)
+
+
 def test_scaled_rotary_embeddings(folder: Path, tmp_path: Path) -> None:
     run_layout(folder, tmp_path / "single", ROPES)
     run_layout(folder, tmp_path / "tp2", ROPES[1:], tensor_parallel=2, sequence_parallel=True)
@@ -262,10 +278,11 @@ def test_more_tp_ranks_than_key_value_heads(folder: Path, tmp_path: Path) -> Non
     run_layout(folder, tmp_path, ("qwen2",), tensor_parallel=4)
 
 
-def test_bf16_is_as_exact_as_hugging_face_in_bf16(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["qwen3", "gemma3_text"])
+def test_bf16_is_as_exact_as_hugging_face_in_bf16(name: str, folder: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    name, layout = "qwen3", {"tensor_parallel": 2, "precision": "bf16"}
+    layout = {"tensor_parallel": 2, "precision": "bf16"}
     staging = start_export(tmp_path / "bf16")
     by_rank = run_ranks(work, 2, layout, ((str(folder / name), str(staging)),))
     answers = [answers[0] for answers in by_rank]

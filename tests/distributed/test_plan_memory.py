@@ -39,6 +39,10 @@ LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {
         "glm4",
         dict(tensor_parallel=2, sequence_parallel=True, precision="bf16"),
     ),
+    "PP2 bf16, norms of 1 + w, packed": (
+        "gemma3_text",
+        dict(pipeline_parallel=2, precision="bf16", packing=True),
+    ),
     "PP2 VPP2 bf16": (
         "qwen3",
         dict(pipeline_parallel=2, virtual_pipeline=2, precision="bf16"),

@@ -82,6 +82,18 @@ def config(name: str) -> transformers.PretrainedConfig:
             pad_token_id=0,
             eos_token_id=1,
         )
+    if name == "gemma3_text":
+        sliding = {"rope_type": "default", "rope_theta": 1e4}
+        linear = {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0}
+        return transformers.Gemma3TextConfig(
+            **_COMMON,
+            head_dim=16,
+            tie_word_embeddings=True,
+            sliding_window=5,
+            layer_types=[f"{kind}_attention" for kind in ("sliding", "full", "sliding", "sliding")],
+            query_pre_attn_scalar=24,
+            rope_parameters={"sliding_attention": sliding, "full_attention": linear},
+        )
     if name == "llama_tied":
         return transformers.LlamaConfig(
             **_COMMON, head_dim=16, tie_word_embeddings=True, rope_parameters=_LLAMA3_ROPE
@@ -115,7 +127,7 @@ def build(name: str) -> transformers.PreTrainedModel:
     model = transformers.AutoModelForCausalLM.from_config(config(name), dtype=torch.float32)
     for key, parameter in model.named_parameters():
         if key.endswith("norm.weight"):
-            parameter.data.normal_(1.0, 0.1)
+            parameter.data.normal_(0.0 if name.startswith("gemma") else 1.0, 0.1)
         elif key.endswith("bias"):
             parameter.data.normal_(0.0, 0.5)
         else:

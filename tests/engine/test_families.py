@@ -14,7 +14,7 @@ from tests.engine.tiny_models import VOCAB, hf_logits, make_model, picked
 pytestmark = pytest.mark.engine
 
 
-@pytest.mark.parametrize("family", ["glm4", "glm4_yarn", "qwen3_yarn"])
+@pytest.mark.parametrize("family", ["gemma3_text", "glm4", "glm4_yarn", "qwen3_yarn"])
 def test_log_probs_equal_those_of_transformers(family: str, tmp_path: Path) -> None:
     """Of given tokens, in fp32, far enough for every rotation and window to count."""
     model = make_model(tmp_path, family=family)

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     Glm4Config,
     Glm4ForCausalLM,
     LlamaConfig,
@@ -31,6 +33,16 @@ _YARN = {
     "original_max_position_embeddings": 256,
     "truncate": False,
 }
+_GEMMA3: dict[str, Any] = {
+    "head_dim": 32,
+    "query_pre_attn_scalar": 48,
+    "sliding_window": 70,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+    },
+}
 _MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
 
 
@@ -48,6 +60,7 @@ def make_model(
         "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
         "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 32}),
         "llama": (LlamaConfig, LlamaForCausalLM, {}),
+        "gemma3_text": (Gemma3TextConfig, Gemma3ForCausalLM, _GEMMA3),
         "glm4": (Glm4Config, Glm4ForCausalLM, {"head_dim": 32}),
         "glm4_yarn": (Glm4Config, Glm4ForCausalLM, yarn),
         "qwen3_yarn": (Qwen3Config, Qwen3ForCausalLM, yarn),

@@ -19,6 +19,7 @@ from herl_megatron.files.run_files import MANIFEST
 from herl_megatron.files.strict_json import read_object
 
 SUPPORTED_MODELS = {
+    "gemma3_text": "Gemma3ForCausalLM",
     "glm4": "Glm4ForCausalLM",
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
