@@ -229,10 +229,18 @@ def test_the_debugging_page_reads_a_rollout_file(
 
 
 def test_the_extending_pages_check_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (snippet,) = (block.text for block in blocks("python") if block.page == "docs/extending.md")
+    snippet, _ = (block.text for block in blocks("python") if block.page == "docs/extending.md")
     (tmp_path / "polite.py").write_text(snippet)
     load_check_modules(["polite"], folder=str(tmp_path))
     criterion = Criterion("p", "rule", "mine/starts_politely", {"word": "Please"})
     assert run_check(criterion, " please, go on").verdict is Verdict.FOLLOWED
     assert run_check(criterion, "Go on, please").verdict is Verdict.NOT_FOLLOWED
     forget_user_checks()
+
+
+def test_the_extending_pages_family_is_the_file() -> None:
+    """All but the docstring and `from __future__`."""
+    _, shown = (block.text for block in blocks("python") if block.page == "docs/extending.md")
+    file = ROOT / "herl_megatron" / "models" / "families" / "glm4.py"
+    wanted = ast.parse(file.read_text(encoding="utf-8")).body[2:]
+    assert [ast.unparse(node) for node in ast.parse(shown).body] == list(map(ast.unparse, wanted))

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from transformers import AutoConfig
 
 from herl_megatron.config.load import load_config
 from herl_megatron.config.machine import Machine
@@ -39,6 +40,9 @@ from herl_megatron.data.toy_files import write_toy_task
 from herl_megatron.files.manifest import write_manifest
 from herl_megatron.megatron.convert.conversion import hf_to_megatron
 from herl_megatron.megatron.convert.layout import TrainerLayout
+from herl_megatron.models.hf_config import read_architecture
+from herl_megatron.models.registry import FAMILIES
+from herl_megatron.models.rope import inverse_frequencies
 from herl_megatron.run.checkpoints import (
     DriverState,
     find_checkpoint,
@@ -220,6 +224,42 @@ def fuzz_models(folder: Path, inputs: int, draw: random.Random) -> Outcome:
     return outcome
 
 
+def fuzz_families(folder: Path, inputs: int, draw: random.Random) -> Outcome:
+    """The `config.json` of a family, as transformers writes or as models are published, with one
+    value in it changed: its rules, and what becomes of it."""
+    outcome = Outcome()
+    file = folder / "config.json"
+    sizes = ["megatron.tensor_parallel=1", f"rollout.kv_cache_bytes={1 << 40}"]
+    config = load_config(QUICKSTART, [f"model.path={folder}", *sizes])
+    published = {
+        "rope_theta": 1e6, "rope_scaling": {"rope_type": "linear", "factor": 8.0, "truncate": True},
+        "rope_local_base_freq": 1e4, "sliding_window_pattern": 3, "partial_rotary_factor": 0.5,
+    }  # fmt: skip
+    yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "beta_fast": 32, "mscale": 1.0}
+    yarn |= {"original_max_position_embeddings": 4096, "mscale_all_dim": 1.0}
+    sources: list[Any] = []
+    for name in FAMILIES:
+        written = AutoConfig.for_model(name).to_dict()
+        kept = {key: value for key, value in written.items() if "rope" not in key}
+        sources += [written, kept | published, written | {"rope_parameters": yarn}]
+
+    def read() -> None:
+        shape = read_shape(file)
+        if problems := list(shape_problems(config, shape, purpose="train", device="cpu")):
+            raise ValueError("; ".join(problems))
+        architecture = read_architecture(str(folder))
+        inverse_frequencies(architecture.rope, architecture.head_dim)
+
+    for _ in range(inputs):
+        source = draw.choice(sources)
+        changed, how = mutated(source, draw) if draw.random() < 0.95 else (source, "as it is")
+        file.write_text(json.dumps(changed))
+        places = ["model.path", str(file), "the model's", "rollout.", "data.max"]
+        said = f"{source['model_type']}: {how}"
+        outcome.attempt(read, said=said, places=places)
+    return outcome
+
+
 def fuzz_configs(folder: Path, inputs: int, draw: random.Random) -> Outcome:
     """The quickstart's configuration, in a file and as overrides, with a value or bytes changed."""
     outcome = Outcome()
@@ -336,6 +376,7 @@ def _linked_copy(source: Path, target: Path) -> None:
 FUZZERS: dict[str, Callable[[Path, int, random.Random], Outcome]] = {
     "rows": fuzz_rows,
     "models": fuzz_models,
+    "families": fuzz_families,
     "configs": fuzz_configs,
     "checkpoints": fuzz_checkpoints,
 }

@@ -37,8 +37,8 @@ from herl_megatron.engine import Bucket
 from herl_megatron.errors import LostPolicyError
 from herl_megatron.files.manifest import FileFacts
 from herl_megatron.megatron.soundness import merge_reports
+from herl_megatron.models.architecture import Architecture
 from herl_megatron.models.hf_config import read_architecture
-from herl_megatron.models.parameters import Architecture
 from herl_megatron.observability.peaks import merge_peaks
 from herl_megatron.observability.phases import counted, phases
 from herl_megatron.types import (

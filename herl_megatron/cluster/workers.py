@@ -18,8 +18,8 @@ from herl_megatron.config.trainer_sections import TrainerSections
 from herl_megatron.device import Transport, device_name, take_peak_memory
 from herl_megatron.engine import Bucket, EngineConfig, HostedEngine
 from herl_megatron.megatron.soundness import WeightReport
+from herl_megatron.models.architecture import Architecture
 from herl_megatron.models.hf_folder import WrittenShards
-from herl_megatron.models.parameters import Architecture
 from herl_megatron.observability.peaks import Peaks
 from herl_megatron.types import (
     CoefficientRow,

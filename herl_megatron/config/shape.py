@@ -69,8 +69,8 @@ def _names(shape: Mapping[str, Any]) -> Iterator[str]:
     listed = isinstance(kinds, list) and kinds and all(isinstance(kind, str) for kind in kinds)
     if kinds is not None and not listed:
         yield (
-            f"architectures is {kinds!r:.40}; it must be a list of one name, such as"
-            " [LlamaForCausalLM]"
+            f"architectures is {kinds!r:.40}; it must be a list of one name, that of the model's"
+            " class"
         )
 
 

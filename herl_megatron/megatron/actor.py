@@ -59,11 +59,11 @@ from herl_megatron.megatron.soundness import (
     merge_reports,
     weight_report,
 )
+from herl_megatron.models.architecture import Architecture
 from herl_megatron.models.dtypes import compute_dtype
 from herl_megatron.models.groups import Groups
 from herl_megatron.models.hf_config import read_architecture
 from herl_megatron.models.local_parameters import local_parameters
-from herl_megatron.models.parameters import Architecture
 from herl_megatron.types import CoefficientRow, FloatArray, TokenRow, TrainRow
 
 Sums = dict[str, torch.Tensor]

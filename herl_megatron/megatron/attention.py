@@ -19,6 +19,7 @@ from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.utils import is_layer_window_attention
 
 from herl_megatron.batching.context_parallel import ContextRank
 
@@ -48,7 +49,10 @@ class CausalAttention(MegatronModule):  # type: ignore[misc]  # Megatron-Core ha
         assert config.attention_dropout == 0.0, "attention dropout is not implemented"
         assert pg_collection is not None, "attention was built without its process groups"
         self.softmax_scale = softmax_scale
-        self.window = None if config.window_size is None else config.window_size[0] + 1
+        windowed = is_layer_window_attention(
+            config.window_size, config.window_attn_skip_freq, layer_number
+        )
+        self.window = config.window_size[0] + 1 if windowed else None
         self._group = pg_collection.cp
         self._context = ContextRank(rank=self._group.rank(), size=self._group.size())
 

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.moe.router import Router
 
-from herl_megatron.models.parameters import Experts
+from herl_megatron.models.architecture import Experts
 
 
 class ExpertLoad:

@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 import torch
 
 from herl_megatron.megatron.convert.megatron_reader import MegatronFolder
+from herl_megatron.models.architecture import Architecture
 from herl_megatron.models.groups import Groups
 from herl_megatron.models.hf_reader import HFFolder
 from herl_megatron.models.local_parameters import local_parameters
-from herl_megatron.models.parameters import Architecture, Parameter, parameters, shard
+from herl_megatron.models.parameters import Parameter, parameters, shard
 
 _ReadTensor = Callable[[str, tuple[int, ...]], torch.Tensor]
 Write = Callable[[torch.nn.Parameter, torch.Tensor], object]
@@ -84,13 +85,14 @@ def init_random_weights(
 ) -> None:
     """Draw every parameter from `seed` and its HF name, so that any layout gets the same model.
 
-    As Hugging Face initialises: matrices from N(0, `initializer_range`), norms 1, biases 0.
+    As Hugging Face initialises: matrices from N(0, `initializer_range`), norms 1 (their weight 0
+    where that is added to 1), biases 0.
     `write` as in `load_hf_weights`.
     """
 
     def draw(name: str, shape: tuple[int, ...]) -> torch.Tensor:
         if name.endswith("norm.weight"):
-            return torch.ones(shape)
+            return torch.zeros(shape) if architecture.zero_centered_norms else torch.ones(shape)
         if name.endswith(".bias"):
             return torch.zeros(shape)
         digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()

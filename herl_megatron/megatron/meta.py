@@ -30,8 +30,8 @@ from herl_megatron.megatron import cpu
 from herl_megatron.megatron.model import build_model
 from herl_megatron.megatron.optimizer import Optimizer
 from herl_megatron.megatron.parallel import arrange_ranks, shutdown_parallel
+from herl_megatron.models.architecture import Architecture
 from herl_megatron.models.groups import Groups
-from herl_megatron.models.parameters import Architecture
 
 _FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.full, torch.tensor, torch.arange)
 _MOMENTS = 2  # Adam's, of the dtype and size of the main weights

@@ -41,9 +41,12 @@ from herl_megatron.config.schema import MegatronConfig
 from herl_megatron.device import has_transformer_engine
 from herl_megatron.megatron.attention import CausalAttention
 from herl_megatron.megatron.norms import RMSNorm
-from herl_megatron.megatron.transformer_config import rope_arguments, transformer_config
+from herl_megatron.megatron.output_norms import add_output_norms
+from herl_megatron.megatron.rotary import rope_arguments, set_frequencies
+from herl_megatron.megatron.transformer_config import transformer_config
+from herl_megatron.models.architecture import Architecture
 from herl_megatron.models.groups import Groups
-from herl_megatron.models.parameters import Architecture, padded_vocab_size
+from herl_megatron.models.parameters import padded_vocab_size
 
 
 def build_model(
@@ -106,8 +109,33 @@ def _build_chunk(
         vp_stage=chunk,
         **rope_arguments(architecture),
     )
+    set_frequencies(model, architecture)
+    if architecture.scaled_embedding and model.pre_process:
+        model.embedding.register_forward_hook(_scale_embedding)
+    if architecture.output_norms:
+        assert architecture.experts is None, "experts' outputs have no norm"
+        add_output_norms(model, _norm_class(use_te=use_te))
     _mark_experts(model, groups)
     return model.to(groups.torch_device)
+
+
+def _scale_embedding(
+    embedding: torch.nn.Module, inputs: tuple[object, ...], embedded: torch.Tensor
+) -> torch.Tensor:
+    """`[seq, batch, hidden]` times sqrt(hidden), which is rounded to the same dtype before."""
+    scale = embedded.shape[-1] ** 0.5
+    return embedded * torch.full((), scale, dtype=embedded.dtype, device=embedded.device)
+
+
+def _norm_class(*, use_te: bool) -> type[torch.nn.Module]:
+    """The norm of the layer spec that is used."""
+    if not use_te:
+        return RMSNorm
+    # Imported here: without Transformer Engine there is no such name.
+    from megatron.core.extensions.transformer_engine import TENorm
+
+    norm: type[torch.nn.Module] = TENorm
+    return norm
 
 
 def _mark_experts(model: GPTModel, groups: Groups) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from herl_megatron.config.schema import MegatronConfig
 from herl_megatron.megatron.precision import precision_fields
-from herl_megatron.models.parameters import Architecture
+from herl_megatron.megatron.rotary import can_be_fused, lengthen_rotated_part, softmax_scale
+from herl_megatron.models.architecture import Architecture
+from herl_megatron.models.stages import chunk_sizes
 
 
 def transformer_config(
@@ -34,15 +37,20 @@ def transformer_config(
         layernorm_epsilon=a.norm_eps,
         normalization="RMSNorm",
         gated_linear_unit=True,
-        activation_func=torch.nn.functional.silu,
+        activation_func=F.silu if a.activation == "silu" else _gelu_tanh,
         add_bias_linear=False,
         add_qkv_bias=a.qkv_bias,
         qk_layernorm=a.qk_norm,
+        rotary_interleaved=a.rope.interleaved,
+        softmax_scale=softmax_scale(a),
         hidden_dropout=0.0,
         attention_dropout=0.0,
+        layernorm_zero_centered_gamma=a.zero_centered_norms,
         window_size=None if a.window is None else (a.window - 1, 0),
+        window_attn_skip_freq=None if a.windowed is None else [int(w) for w in a.windowed],
     )
     fields |= precision_fields(config) | _parallel_fields(config) | _recompute_fields(config)
+    fields["pipeline_model_parallel_layout"] = _pipeline_layout(a.num_layers, config)
     fields |= _expert_fields(architecture, transformer_engine=transformer_engine)
     if transformer_engine:
         fields |= _engine_fields(architecture, config)
@@ -50,18 +58,13 @@ def transformer_config(
     # Megatron's own initialisation stays on: it also marks the weights that TP cuts, without
     # which gradient norms are wrong in silence.
     fields |= {"init_method": _fill_nan, "output_layer_init_method": _fill_nan}
-    return TransformerConfig(**fields)
+    made = TransformerConfig(**fields)
+    lengthen_rotated_part(made, a)
+    return made
 
 
-def rope_arguments(architecture: Architecture) -> dict[str, Any]:
-    """GPTModel's arguments for the rotary embedding."""
-    rope = architecture.rope
-    arguments: dict[str, Any] = {"position_embedding_type": "rope", "rotary_base": rope.theta}
-    if rope.kind == "llama3":
-        arguments |= {"rope_scaling": True, "rope_scaling_factor": rope.factor}
-    elif rope.kind == "linear":
-        arguments |= {"seq_len_interpolation_factor": rope.factor}
-    return arguments
+def _gelu_tanh(gate: torch.Tensor) -> torch.Tensor:
+    return F.gelu(gate, approximate="tanh")
 
 
 def _fill_nan(weight: torch.Tensor) -> None:
@@ -70,11 +73,9 @@ def _fill_nan(weight: torch.Tensor) -> None:
 
 def _check_divisible(a: Architecture, config: MegatronConfig) -> None:
     tp = config.tensor_parallel
-    chunks = config.pipeline_parallel * (config.virtual_pipeline or 1)
     sizes = {
         "num_attention_heads": (a.num_heads, "tensor_parallel", tp),
         "intermediate_size": (a.ffn_size, "tensor_parallel", tp),
-        "num_hidden_layers": (a.num_layers, "pipeline_parallel * virtual_pipeline", chunks),
     }
     if a.experts is not None:
         ep = config.expert_parallel
@@ -95,6 +96,16 @@ def _check_divisible(a: Architecture, config: MegatronConfig) -> None:
             f"the model's num_key_value_heads {a.num_kv_heads} and tensor_parallel {tp}: one must"
             " divide the other"
         )
+
+
+def _pipeline_layout(num_layers: int, config: MegatronConfig) -> list[list[str]] | None:
+    """What each model chunk holds, in Megatron's words; none where all hold equally many layers."""
+    chunks = config.pipeline_parallel * (config.virtual_pipeline or 1)
+    sizes = chunk_sizes(num_layers, chunks)
+    if len(set(sizes)) == 1:
+        return None
+    layout = [["decoder"] * size for size in sizes]
+    return [["embedding", *layout[0]], *layout[1:-1], [*layout[-1], "loss"]]
 
 
 def _parallel_fields(config: MegatronConfig) -> dict[str, Any]:
@@ -130,11 +141,13 @@ def _engine_fields(a: Architecture, config: MegatronConfig) -> dict[str, Any]:
     around the CP ranks (`p2p`), but with a window it has to exchange sequences for heads (`a2a`).
     """
     fields: dict[str, Any] = {
-        "apply_rope_fusion": True,
+        "apply_rope_fusion": can_be_fused(a),
         # One kernel for gate, product and (experts) routing weight, which keeps its input alone for
         # the backward pass; without it an expert's weighted outputs would be stored in fp32.
         "bias_activation_fusion": True,
     }
+    if a.activation == "gelu_tanh":
+        fields["activation_func"] = F.gelu  # asks for the fused kernel, which has tanh
     if a.window is not None and config.context_parallel > 1:
         tp, cp = config.tensor_parallel, config.context_parallel
         if a.num_kv_heads % (tp * cp):

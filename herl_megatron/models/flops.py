@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
-from herl_megatron.models.parameters import Architecture, parameters
+from herl_megatron.models.architecture import Architecture
+from herl_megatron.models.parameters import parameters
 
 
 @lru_cache(maxsize=8)  # a plan that looks for what fits asks some thousand times

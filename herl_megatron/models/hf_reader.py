@@ -19,7 +19,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from herl_megatron.files.strict_json import read_object
-from herl_megatron.models.parameters import Architecture, Parameter, parameters
+from herl_megatron.models.architecture import Architecture
+from herl_megatron.models.parameters import Parameter, parameters
 
 INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"

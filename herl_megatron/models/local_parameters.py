@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
+from herl_megatron.models.architecture import Architecture
 from herl_megatron.models.groups import Groups
-from herl_megatron.models.parameters import Architecture, canonical_name
+from herl_megatron.models.parameters import canonical_name
 
 
 def local_parameters(

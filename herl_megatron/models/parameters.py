@@ -1,8 +1,8 @@
 """What a Hugging Face model is made of, and how its tensors make up Megatron-Core's.
 
-Pure: torch, but neither Megatron nor a model. A family is one row of `FAMILIES`. `parameters`
-lists every Megatron parameter in stream order with the HF tensors that it is made of; `shard`
-makes one TP rank's part from HF tensors, `unfuse` goes back from all parts.
+Pure: torch, but neither Megatron nor a model. `parameters` lists every Megatron parameter in
+stream order with the HF tensors that it is made of (named by the family); `shard` makes one TP
+rank's part from HF tensors, `unfuse` goes back from all parts.
 """
 
 from __future__ import annotations
@@ -11,181 +11,19 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
 import torch
 
-from herl_megatron.config.shape import is_positive, size_problems
+from herl_megatron.models.architecture import Architecture, Experts
+from herl_megatron.models.family import LayerNames
+from herl_megatron.models.registry import FAMILIES
 
 EMBEDDING = "embedding.word_embeddings.weight"
 OUTPUT = "output_layer.weight"
+OUTPUT_NORM = "post_layernorm"
+"""Module below the linear layer whose output it normalises."""
 VOCAB_MULTIPLE = 128
 """Vocabulary rows per TP rank are a multiple of this (tensor-core friendly, as in Megatron)."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """How a `model_type` differs from Llama."""
-
-    qkv_bias: bool = False
-    qk_norm: bool = False
-    experts: bool = False
-
-
-FAMILIES: Mapping[str, Family] = {
-    "llama": Family(),
-    "mistral": Family(),
-    "qwen2": Family(qkv_bias=True),
-    "qwen3": Family(qk_norm=True),
-    "qwen3_moe": Family(qk_norm=True, experts=True),
-}
-
-
-@dataclass(frozen=True)
-class Rope:
-    """Rotary embedding; `factor` is read for kinds `linear` and `llama3`."""
-
-    theta: float
-    kind: str = "default"
-    factor: float = 1.0
-
-
-@dataclass(frozen=True)
-class Experts:
-    """Mixture of experts; `layers[i]` says whether layer i has experts or a dense MLP."""
-
-    count: int
-    top_k: int
-    ffn_size: int
-    normalize_top_k: bool
-    layers: tuple[bool, ...]
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """The shape of a model, read from its HF config and checked to be expressible."""
-
-    family: str
-    num_layers: int
-    hidden_size: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    ffn_size: int
-    vocab_size: int
-    max_positions: int
-    norm_eps: float
-    initializer_range: float
-    tied: bool
-    qkv_bias: bool
-    qk_norm: bool
-    rope: Rope
-    window: int | None = None
-    """Tokens a token attends to, itself included; none for all."""
-    experts: Experts | None = None
-
-
-_LLAMA3_FIXED = {
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
-"""Megatron-Core 0.16.1 hard-codes these three; only `factor` can be set."""
-
-_MUST_BE: Mapping[str, tuple[Any, ...]] = {
-    "hidden_act": ("silu",),
-    "mlp_bias": (False,),
-    "attention_bias": (False,),
-    "attention_dropout": (0, 0.0),
-    "partial_rotary_factor": (1.0, 1),
-    "quantization_config": (None,),
-}
-"""HF fields that may be absent but, when present, must have one of these values."""
-
-
-def architecture_from_config(config: Mapping[str, Any]) -> Architecture:
-    """Read a complete HF config (defaults filled in, rope in `rope_parameters`).
-
-    Raises:
-        ValueError: an unknown `model_type`, or a field whose value Megatron-Core cannot express.
-    """
-    model_type = config["model_type"]
-    if model_type not in FAMILIES:
-        raise ValueError(f"model_type {model_type!r} is not supported; one of {sorted(FAMILIES)}")
-    if problems := list(size_problems(config)):
-        raise ValueError("; ".join(problems))
-    for key, allowed in _MUST_BE.items():
-        if key in config and config[key] not in allowed:
-            raise ValueError(f"{key} is {config[key]!r}; {model_type} supports only {allowed[0]!r}")
-    family = FAMILIES[model_type]
-    heads, hidden = config["num_attention_heads"], config["hidden_size"]
-    head_dim = config["head_dim"] if "head_dim" in config else None
-    return Architecture(
-        family=model_type,
-        num_layers=config["num_hidden_layers"],
-        hidden_size=hidden,
-        num_heads=heads,
-        num_kv_heads=config["num_key_value_heads"],
-        head_dim=head_dim or hidden // heads,
-        ffn_size=config["intermediate_size"],
-        vocab_size=config["vocab_size"],
-        max_positions=config["max_position_embeddings"],
-        norm_eps=config["rms_norm_eps"],
-        initializer_range=config["initializer_range"],
-        tied=config["tie_word_embeddings"],
-        qkv_bias=family.qkv_bias,
-        qk_norm=family.qk_norm,
-        rope=_rope(config["rope_parameters"]),
-        window=_window(config),
-        experts=_experts(config) if family.experts else None,
-    )
-
-
-def _rope(rope: Mapping[str, Any]) -> Rope:
-    kind = rope.get("rope_type")
-    _require("partial_rotary_factor", rope, 1.0)
-    if kind not in ("default", "linear", "llama3"):
-        raise ValueError(f"rope_type {kind!r} is not supported; default, linear or llama3")
-    for key in ("rope_theta",) if kind == "default" else ("rope_theta", "factor"):
-        if not is_positive(rope.get(key)):
-            raise ValueError(f"rope {key} is {rope.get(key)!r:.40}; it must be a number above 0")
-    if kind == "default":
-        return Rope(theta=rope["rope_theta"])
-    if kind == "llama3":
-        for key, value in _LLAMA3_FIXED.items():
-            _require(key, rope, value)
-    return Rope(theta=rope["rope_theta"], kind=kind, factor=rope["factor"])
-
-
-def _require(key: str, values: Mapping[str, Any], only: float) -> None:
-    if key in values and values[key] != only:
-        raise ValueError(f"rope {key} is {values[key]}; Megatron-Core supports only {only}")
-
-
-def _window(config: Mapping[str, Any]) -> int | None:
-    if "use_sliding_window" in config and not config["use_sliding_window"]:
-        return None
-    window = config["sliding_window"] if "sliding_window" in config else None
-    kinds = set(config["layer_types"] or ()) if "layer_types" in config else set()
-    if window and kinds - {"sliding_attention"}:
-        raise ValueError(
-            f"layer_types mixes {sorted(kinds)}; layers must be all sliding_attention or all full"
-        )
-    return window or None
-
-
-def _experts(config: Mapping[str, Any]) -> Experts:
-    key = "num_local_experts" if "num_local_experts" in config else "num_experts"
-    dense, step = set(config["mlp_only_layers"] or ()), config["decoder_sparse_step"]
-    return Experts(
-        count=config[key],
-        top_k=config["num_experts_per_tok"],
-        ffn_size=config["moe_intermediate_size"],
-        normalize_top_k=config["norm_topk_prob"],
-        layers=tuple(
-            i not in dense and (i + 1) % step == 0 for i in range(config["num_hidden_layers"])
-        ),
-    )
 
 
 class Layout(Enum):
@@ -193,7 +31,7 @@ class Layout(Enum):
 
     PLAIN: as is, on every TP rank. ROW: axis 1 cut. VOCAB: rows padded, then cut. QKV: per
     key/value group its query heads, then key, then value; cut by rows. GATE_UP: each rank holds
-    its rows of gate above its rows of up.
+    its rows of gate above its rows of up, which HF has in two tensors or, gate above up, in one.
     """
 
     PLAIN = "plain"
@@ -227,12 +65,14 @@ def parameters(architecture: Architecture) -> Iterator[Parameter]:
     a = architecture
     vocab_shape = (a.vocab_size, a.hidden_size)
     yield Parameter(EMBEDDING, Layout.VOCAB, ("model.embed_tokens.weight",), (vocab_shape,))
-    for layer in range(a.num_layers):
-        yield from _attention(a, layer)
-        if a.experts is not None and a.experts.layers[layer]:
-            yield from _expert_mlps(a, a.experts, layer)
+    names = FAMILIES[a.family].names
+    for number in range(a.num_layers):
+        layer = _Layer(a, names, number)
+        yield from layer.attention()
+        if a.experts is not None and a.experts.layers[number]:
+            yield from layer.experts(a.experts)
         else:
-            yield from _mlp(layer, "mlp", "mlp", a.hidden_size, a.ffn_size)
+            yield from layer.dense_mlp()
     norm_shape = (a.hidden_size,)
     norm = "decoder.final_layernorm.weight"
     yield Parameter(norm, Layout.PLAIN, ("model.norm.weight",), (norm_shape,))
@@ -240,76 +80,81 @@ def parameters(architecture: Architecture) -> Iterator[Parameter]:
     yield Parameter(OUTPUT, Layout.VOCAB, (head,), (vocab_shape,), tied_copy=a.tied)
 
 
-def _attention(a: Architecture, layer: int) -> Iterator[Parameter]:
-    ours, theirs = f"decoder.layers.{layer}", f"model.layers.{layer}"
-    q_rows, kv_rows = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
+@dataclass(frozen=True)
+class _Layer:
+    """The parameters of one layer: Megatron's names are those of its local layer spec."""
 
-    def plain(name: str, hf_name: str, size: int) -> Parameter:
-        return Parameter(
-            f"{ours}.{name}", Layout.PLAIN, (f"{theirs}.{hf_name}",), ((size,),), layer
-        )
+    architecture: Architecture
+    names: LayerNames
+    number: int
 
-    def qkv(what: str, columns: tuple[int, ...]) -> Parameter:
-        return Parameter(
-            f"{ours}.self_attention.linear_qkv.{what}",
-            Layout.QKV,
-            tuple(f"{theirs}.self_attn.{x}_proj.{what}" for x in "qkv"),
-            ((q_rows, *columns), (kv_rows, *columns), (kv_rows, *columns)),
-            layer,
-        )
-
-    yield plain("input_layernorm.weight", "input_layernorm.weight", a.hidden_size)
-    yield qkv("weight", (a.hidden_size,))
-    if a.qkv_bias:
-        yield qkv("bias", ())
-    if a.qk_norm:
-        for x in "qk":
-            yield plain(
-                f"self_attention.{x}_layernorm.weight", f"self_attn.{x}_norm.weight", a.head_dim
+    def attention(self) -> Iterator[Parameter]:
+        a, names = self.architecture, self.names
+        q_rows, kv_rows = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
+        yield self._plain("input_layernorm.weight", names.attention_norm, (a.hidden_size,))
+        for what in ("weight", "bias") if a.qkv_bias else ("weight",):
+            columns = (a.hidden_size,) if what == "weight" else ()
+            yield self._make(
+                f"self_attention.linear_qkv.{what}",
+                Layout.QKV,
+                {
+                    f"{name}.{what}": (rows, *columns)
+                    for name, rows in zip(names.qkv, (q_rows, kv_rows, kv_rows), strict=True)
+                },
             )
-    yield Parameter(
-        f"{ours}.self_attention.linear_proj.weight",
-        Layout.ROW,
-        (f"{theirs}.self_attn.o_proj.weight",),
-        ((a.hidden_size, q_rows),),
-        layer,
-    )
-    yield plain("pre_mlp_layernorm.weight", "post_attention_layernorm.weight", a.hidden_size)
+        if a.qk_norm:
+            for x, name in zip("qk", names.qk_norms, strict=True):
+                yield self._plain(f"self_attention.{x}_layernorm.weight", name, (a.head_dim,))
+        output = {f"{names.attention_output}.weight": (a.hidden_size, q_rows)}
+        yield self._make("self_attention.linear_proj.weight", Layout.ROW, output)
+        if a.output_norms:
+            ours, theirs = f"self_attention.linear_proj.{OUTPUT_NORM}", names.attention_output_norm
+            yield self._plain(f"{ours}.weight", theirs, (a.hidden_size,))
+        yield self._plain("pre_mlp_layernorm.weight", names.mlp_norm, (a.hidden_size,))
 
+    def dense_mlp(self) -> Iterator[Parameter]:
+        a, names = self.architecture, self.names
+        yield from self._mlp("mlp", names.mlp, a.ffn_size)
+        if a.output_norms:
+            ours = f"mlp.linear_fc2.{OUTPUT_NORM}.weight"
+            yield self._plain(ours, names.mlp_output_norm, (a.hidden_size,))
 
-def _mlp(
-    layer: int, ours: str, theirs: str, hidden: int, ffn: int, expert: int | None = None
-) -> Iterator[Parameter]:
-    ours, theirs = f"decoder.layers.{layer}.{ours}", f"model.layers.{layer}.{theirs}"
-    yield Parameter(
-        f"{ours}.linear_fc1.weight",
-        Layout.GATE_UP,
-        (f"{theirs}.gate_proj.weight", f"{theirs}.up_proj.weight"),
-        ((ffn, hidden), (ffn, hidden)),
-        layer,
-        expert,
-    )
-    yield Parameter(
-        f"{ours}.linear_fc2.weight",
-        Layout.ROW,
-        (f"{theirs}.down_proj.weight",),
-        ((hidden, ffn),),
-        layer,
-        expert,
-    )
+    def _mlp(
+        self, ours: str, theirs: str, ffn: int, *, expert: int | None = None
+    ) -> Iterator[Parameter]:
+        """A dense MLP or an expert; where it lies here and there."""
+        hidden, names = self.architecture.hidden_size, self.names
+        rows = 2 * ffn // len(names.gate_up)
+        first = {f"{theirs}.{name}.weight": (rows, hidden) for name in names.gate_up}
+        yield self._make(f"{ours}.linear_fc1.weight", Layout.GATE_UP, first, expert)
+        second = {f"{theirs}.{names.down}.weight": (hidden, ffn)}
+        yield self._make(f"{ours}.linear_fc2.weight", Layout.ROW, second, expert)
 
+    def experts(self, experts: Experts) -> Iterator[Parameter]:
+        shape = (experts.count, self.architecture.hidden_size)
+        yield self._plain("mlp.router.weight", self.names.router, shape)
+        for e in range(experts.count):
+            theirs = f"{self.names.experts}.{e}"
+            yield from self._mlp(f"mlp.experts.{e}", theirs, experts.ffn_size, expert=e)
 
-def _expert_mlps(a: Architecture, experts: Experts, layer: int) -> Iterator[Parameter]:
-    yield Parameter(
-        f"decoder.layers.{layer}.mlp.router.weight",
-        Layout.PLAIN,
-        (f"model.layers.{layer}.mlp.gate.weight",),
-        ((experts.count, a.hidden_size),),
-        layer,
-    )
-    for e in range(experts.count):
-        name = f"mlp.experts.{e}"
-        yield from _mlp(layer, name, name, a.hidden_size, experts.ffn_size, expert=e)
+    def _plain(self, ours: str, theirs: str, shape: tuple[int, ...]) -> Parameter:
+        return self._make(ours, Layout.PLAIN, {f"{theirs}.weight": shape})
+
+    def _make(
+        self,
+        ours: str,
+        layout: Layout,
+        theirs: Mapping[str, tuple[int, ...]],
+        expert: int | None = None,
+    ) -> Parameter:
+        return Parameter(
+            f"decoder.layers.{self.number}.{ours}",
+            layout,
+            tuple(f"model.layers.{self.number}.{name}" for name in theirs),
+            tuple(theirs.values()),
+            self.number,
+            expert,
+        )
 
 
 _TE_NAMES = (
@@ -333,11 +178,6 @@ def padded_vocab_size(vocab_size: int, tp: int) -> int:
     return -(-vocab_size // unit) * unit
 
 
-def stage_of_layer(layer: int, *, num_layers: int, pp: int, vpp: int) -> int:
-    """Pipeline stage that holds a layer; `vpp` chunks per stage are dealt out in turn."""
-    return layer // (num_layers // (pp * vpp)) % pp
-
-
 def shard(
     parameter: Parameter,
     tensors: Sequence[torch.Tensor],
@@ -353,7 +193,8 @@ def shard(
     if parameter.layout is Layout.ROW:
         return first.chunk(size, dim=1)[rank]
     if parameter.layout is Layout.GATE_UP:
-        return torch.cat([t.chunk(size)[rank] for t in tensors])
+        halves = first.chunk(2) if len(tensors) == 1 else tensors
+        return torch.cat([half.chunk(size)[rank] for half in halves])
     if parameter.layout is Layout.QKV:
         groups, dim = architecture.num_kv_heads, architecture.head_dim
         parts = [t.reshape(groups, -1, dim, *t.shape[1:]) for t in tensors]
@@ -379,8 +220,10 @@ def unfuse(
     if parameter.layout is Layout.VOCAB:
         return [shards.flatten(0, 1)[: architecture.vocab_size]]
     if parameter.layout is Layout.GATE_UP:
-        halves = shards.unflatten(1, (2, -1))  # [tp, 2, rows, hidden]
-        return [halves[:, i].flatten(0, 1).contiguous() for i in range(2)]
+        halves = shards.unflatten(1, (2, -1)).transpose(0, 1)  # [2, tp, rows, hidden]
+        if len(parameter.hf_names) == 1:
+            return [halves.flatten(0, 2).contiguous()]
+        return [half.flatten(0, 1).contiguous() for half in halves]
     groups, dim = architecture.num_kv_heads, architecture.head_dim
     heads = architecture.num_heads // groups
     full = shards.flatten(0, 1).unflatten(0, (groups, heads + 2, dim))

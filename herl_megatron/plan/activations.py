@@ -8,6 +8,7 @@ sequence parallelism, else 1:
 
     norms        2 (n h + b h) / s         input and output; n = b, or 8 without a fused norm
     q, k norm    (n + b) (q + kv) / t      models that have them
+    output norms 2 n h / s                 models that have them: on attention's and MLP's output
     attention    b (2 q + 3 kv) / t + b q / t + 4 heads / t      q k v, rotated q k, output, log-sum
     dense MLP    5 b f / t                 gate and up (2), silu, up once more, product
     experts      k (b h e + 6 b f_e) / t   of each token's k experts, the probability's product too;
@@ -28,7 +29,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from herl_megatron.config.schema import MegatronConfig
-from herl_megatron.models.parameters import Architecture
+from herl_megatron.models.architecture import Architecture
+from herl_megatron.models.stages import layers_of_rank
 
 _BYTES = {"fp32": 4, "bf16": 2}
 _UNFUSED_NORM_BYTES = 8  # PyTorch's RMSNorm on the CPU keeps two float32 copies per element
@@ -78,10 +80,11 @@ class ActivationModel:
 
     def peak_bytes(self, pp_rank: int, shape: MicroBatchShape, micro_batches: int) -> int:
         """Kept at most by pipeline rank `pp_rank` in a step of so many micro-batches."""
-        chunks = chunk_layers(self.architecture, self.megatron, pp_rank)
+        # Chunks of one rank differ by a layer at most; the longest is taken for all in flight.
+        longest = max(chunk_layers(self.architecture, self.megatron, pp_rank), key=len)
         flying = chunks_in_flight(self.megatron, pp_rank, micro_batches)
-        kept = flying * self.kept_bytes(chunks[0], shape)
-        again = self.recompute_bytes(chunks[0], shape)
+        kept = flying * self.kept_bytes(longest, shape)
+        again = self.recompute_bytes(longest, shape)
         if pp_rank < self.megatron.pipeline_parallel - 1:
             return kept + again
         # The head's backward pass is over before the last layer is computed again.
@@ -150,7 +153,12 @@ class ActivationModel:
             heads = each * (3 * q + 2 * kv * self.megatron.context_parallel) / tp
             heads += 4 * a.num_heads / tp
         qk_norm = (self._norm + each) * (q + kv) / tp - each * (q + kv) / tp if a.qk_norm else 0
-        return norm + heads + qk_norm
+        return norm + heads + qk_norm + self._output_norm()
+
+    def _output_norm(self) -> float:
+        """Its input; the output is added and not kept."""
+        a = self.architecture
+        return a.hidden_size * self._norm / self._split if a.output_norms else 0.0
 
     @property
     def _gathers_keys(self) -> bool:
@@ -169,7 +177,7 @@ class ActivationModel:
         a, each, tp = self.architecture, self.element_bytes, self.megatron.tensor_parallel
         norm = a.hidden_size * (self._norm + each) / self._split
         if a.experts is None or not a.experts.layers[layer]:
-            return norm + 5 * each * a.ffn_size / tp
+            return norm + 5 * each * a.ffn_size / tp + self._output_norm()
         # An expert's ETP ranks see the tokens of as many of the TP ranks' shares.
         per_expert = each * (a.hidden_size * self.megatron.etp + 6 * a.experts.ffn_size) / tp
         router = 14 * a.experts.count / self._split  # scores, probabilities and the routing map
@@ -180,10 +188,12 @@ def chunk_layers(
     architecture: Architecture, megatron: MegatronConfig, pp_rank: int
 ) -> list[tuple[int, ...]]:
     """Layers of each model chunk of a pipeline rank, in Megatron's interleaved order."""
-    vpp = megatron.virtual_pipeline or 1
-    size = architecture.num_layers // (megatron.pipeline_parallel * vpp)
-    starts = [(chunk * megatron.pipeline_parallel + pp_rank) * size for chunk in range(vpp)]
-    return [tuple(range(start, start + size)) for start in starts]
+    return layers_of_rank(
+        architecture.num_layers,
+        rank=pp_rank,
+        pp=megatron.pipeline_parallel,
+        vpp=megatron.virtual_pipeline or 1,
+    )
 
 
 def chunks_in_flight(megatron: MegatronConfig, pp_rank: int, micro_batches: int) -> int:

@@ -20,9 +20,9 @@ from herl_megatron.config.validate import rule_problems, shape_problems
 from herl_megatron.device import Device, Transport, choose_transport, memory_bytes
 from herl_megatron.files.os_errors import absent
 from herl_megatron.megatron.meta import RankBytes, rank_bytes, stage_ranks
+from herl_megatron.models.architecture import Architecture
 from herl_megatron.models.flops import model_parameters
 from herl_megatron.models.hf_config import read_architecture
-from herl_megatron.models.parameters import Architecture
 from herl_megatron.plan.engine_memory import EnginePlan, mean_tokens, plan_engine
 from herl_megatron.plan.environment import environment_warnings
 from herl_megatron.plan.host import SHARED, cpu_host_bytes, host_bytes

@@ -8,8 +8,9 @@ from functools import lru_cache
 
 from herl_megatron.config.schema import Config
 from herl_megatron.gpus import Gpu
+from herl_megatron.models.architecture import Architecture
 from herl_megatron.models.flops import model_parameters
-from herl_megatron.models.parameters import Architecture, parameters
+from herl_megatron.models.parameters import parameters
 from herl_megatron.plan.machines import GIB, Assumptions
 
 _BYTES = {"fp32": 4, "bf16": 2}

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from herl_megatron.config.schema import Config, MegatronConfig
 from herl_megatron.megatron.meta import RankBytes, rank_bytes, stage_ranks
+from herl_megatron.models.architecture import Architecture
 from herl_megatron.models.flops import model_parameters
 from herl_megatron.models.hf_config import read_architecture
-from herl_megatron.models.parameters import Architecture
+from herl_megatron.models.stages import chunk_sizes
 from herl_megatron.plan.activations import chunk_layers
 from herl_megatron.plan.build import Plan, find_problems, make_plan
 from herl_megatron.plan.engine_memory import plan_engine
@@ -25,6 +26,7 @@ from herl_megatron.plan.machines import GIB, Assumptions, Cluster
 from herl_megatron.plan.rank_memory import largest_micro_batch
 
 _MOST_STAGES = 16
+_LONGEST_STAGE = 1.05  # layers of the longest stage over those of the mean one
 _MOST_CONTEXT = 16
 _MOST_BUILT = 12  # layouts whose model is built; each takes up to some seconds
 _SIZES = (
@@ -139,7 +141,7 @@ def _candidates(
     sizes = []
     for tp, pp, cp in product(
         divisors(cluster.gpus_per_node),
-        [pp for pp in divisors(architecture.num_layers) if pp <= _MOST_STAGES],
+        _stage_counts(architecture.num_layers),
         divisors(_MOST_CONTEXT) if _one_row_fills_it(config) else [1],
     ):
         if world % (tp * pp * cp) == 0:
@@ -163,6 +165,15 @@ def _candidates(
                 "recompute": "full" if recompute else "none",
             }
         )
+
+
+def _stage_counts(num_layers: int) -> list[int]:
+    """Numbers of stages that hold about equally many layers."""
+    return [
+        pp
+        for pp in range(1, min(_MOST_STAGES, num_layers) + 1)
+        if max(chunk_sizes(num_layers, pp)) * pp <= _LONGEST_STAGE * num_layers
+    ]
 
 
 def _one_row_fills_it(config: Config) -> bool:

@@ -19,8 +19,8 @@ from herl_megatron.batching.shards import length_multiple, padded_length
 from herl_megatron.config.schema import Config, MegatronConfig
 from herl_megatron.device import Transport, scratch_bytes
 from herl_megatron.megatron.meta import RankBytes
+from herl_megatron.models.architecture import Architecture
 from herl_megatron.models.dtypes import compute_dtype
-from herl_megatron.models.parameters import Architecture
 from herl_megatron.plan.activations import ActivationModel, MicroBatchShape, chunk_layers
 from herl_megatron.plan.engine_memory import EnginePlan
 from herl_megatron.weight_sync.buckets import plan_buckets

@@ -19,8 +19,8 @@ from typing import Any
 from herl_megatron.config.decides import keys
 from herl_megatron.config.schema import Config
 from herl_megatron.config.schema.base import Decides
+from herl_megatron.models.architecture import Architecture
 from herl_megatron.models.hf_config import read_architecture
-from herl_megatron.models.parameters import Architecture
 from herl_megatron.plan.build import Plan, find_problems
 from herl_megatron.plan.engine_memory import plan_engine
 from herl_megatron.plan.layouts import Layouts, divisors

@@ -2,7 +2,8 @@
 
 Floating point operations are those of `models.flops`; a backward pass takes twice as many as a
 forward pass, full recomputation once more. A pipeline of P stages, V chunks and m micro-batches
-idles for (P - 1) / (m V) of its time (Narayanan et al. 2021, arXiv 2104.04473, section 2.2).
+idles for (P - 1) / (m V) of its time (Narayanan et al. 2021, arXiv 2104.04473, section 2.2), and
+goes at the pace of its longest chunk.
 Decoding reads all weights and the cache of all running sequences for each token.
 """
 
@@ -10,12 +11,13 @@ from __future__ import annotations
 
 import math
 
-from herl_megatron.config.schema import Config
+from herl_megatron.config.schema import Config, MegatronConfig
 from herl_megatron.device import Transport
 from herl_megatron.gpus import Gpu
 from herl_megatron.hindsight.registry import open_method
+from herl_megatron.models.architecture import Architecture
 from herl_megatron.models.flops import forward_flops_per_token, model_parameters
-from herl_megatron.models.parameters import Architecture
+from herl_megatron.models.stages import chunk_sizes
 from herl_megatron.plan.engine_memory import EnginePlan, mean_tokens
 from herl_megatron.plan.judge import step_responses
 from herl_megatron.plan.machines import Assumptions
@@ -51,6 +53,7 @@ def step_seconds(
     if architecture.experts is not None:
         peak *= assumed.experts_mfu
     idle = (megatron.pipeline_parallel - 1) / (micro_batches * (megatron.virtual_pipeline or 1))
+    forward *= _unevenness(architecture.num_layers, megatron)
     passes = log_prob_passes(train, config.algorithm)
     backward = 4 if megatron.recompute == "full" else 3
     weights = model_parameters(architecture) * _BYTES[megatron.precision]
@@ -66,6 +69,12 @@ def step_seconds(
         "train": backward * forward * (1 + idle) / (peak * assumed.train_mfu),
         "weight sync": assumed.sync_fixed_s + weights / (sync_rate * 1e9),
     }
+
+
+def _unevenness(num_layers: int, megatron: MegatronConfig) -> float:
+    """Layers of the longest model chunk over those of the mean one."""
+    chunks = megatron.pipeline_parallel * (megatron.virtual_pipeline or 1)
+    return max(chunk_sizes(num_layers, chunks)) * chunks / num_layers
 
 
 def _rollout_s(

@@ -13,13 +13,9 @@ from dataclasses import dataclass
 import torch
 
 from herl_megatron.config.schema import MegatronConfig
-from herl_megatron.models.parameters import (
-    EMBEDDING,
-    Architecture,
-    Parameter,
-    parameters,
-    stage_of_layer,
-)
+from herl_megatron.models.architecture import Architecture
+from herl_megatron.models.parameters import EMBEDDING, Parameter, parameters
+from herl_megatron.models.stages import stage_of_layer
 
 
 @dataclass(frozen=True)

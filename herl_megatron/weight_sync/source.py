@@ -17,10 +17,11 @@ import torch
 import torch.distributed as dist
 
 from herl_megatron.config.schema import MegatronConfig
+from herl_megatron.models.architecture import Architecture
 from herl_megatron.models.dtypes import compute_dtype
 from herl_megatron.models.groups import Groups
 from herl_megatron.models.local_parameters import local_parameters
-from herl_megatron.models.parameters import Architecture, Parameter, unfuse
+from herl_megatron.models.parameters import Parameter, unfuse
 from herl_megatron.weight_sync.buckets import BucketPlan, plan_buckets
 
 

@@ -122,8 +122,10 @@ def check(
     [
         ("qwen2", TP2_DP2, PP2_DP2, "fp32"),
         ("qwen2_tied", TP2_PP2, DP4, "bf16"),
-        ("qwen3", DP4, TP2_PP2, "fp32"),
+        ("qwen3_five", DP4, TP2_PP2, "fp32"),
         ("llama_tied", PP2_DP2, TP2_DP2, "bf16"),
+        ("glm4", TP2_PP2, DP4, "bf16"),
+        ("gemma3_text", PP2_DP2, TP2_DP2, "fp32"),
         ("mistral", TP2_PP2, PP2_DP2, "fp32"),
         ("qwen3_moe", TP2_DP2 | dict(expert_parallel=4, expert_tensor_parallel=1),
          PP2_DP2 | dict(expert_tensor_parallel=2), "fp32"),

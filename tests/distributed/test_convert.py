@@ -110,7 +110,9 @@ def assert_equal(found: list[Any], wanted: list[Any]) -> None:
     [
         ("qwen2_tied", TrainerLayout(tp=2, pp=2, vpp=2),
          dict(tensor_parallel=2, pipeline_parallel=2, virtual_pipeline=2)),
-        ("qwen3", TrainerLayout(tp=4, pp=2), dict(tensor_parallel=2, data_parallel=2)),
+        ("gemma3_text", TrainerLayout(tp=2), dict(pipeline_parallel=3)),
+        ("glm4", TrainerLayout(pp=2), dict(tensor_parallel=2, sequence_parallel=True)),
+        ("qwen3", TrainerLayout(tp=4, pp=3), dict(tensor_parallel=2, data_parallel=2)),
         ("qwen3_moe", TrainerLayout(tp=2, ep=4, etp=1),
          dict(tensor_parallel=2, data_parallel=2, expert_parallel=4, expert_tensor_parallel=1,
               sequence_parallel=True)),

@@ -90,7 +90,29 @@ def _reference(model: torch.nn.Module) -> tuple[torch.Tensor, dict[str, torch.Te
     }
 
 
-@pytest.mark.parametrize("name", ["qwen2_tied", "qwen3"])
+K_NORM = {"self_attention.k_layernorm.weight": "self_attn.k_norm.weight"}
+OUTPUT_NORM = "self_attention.linear_proj.post_layernorm.weight"
+MLP_OUTPUT_NORM = "mlp.linear_fc2.post_layernorm.weight"
+OWN: dict[str, dict[str, str]] = {
+    "qwen2_tied": {},
+    "qwen3": K_NORM,
+    "glm4": {
+        "mlp.linear_fc1.weight": "mlp.gate_up_proj.weight",
+        "pre_mlp_layernorm.weight": "post_attention_layernorm.weight",
+        OUTPUT_NORM: "post_self_attn_layernorm.weight",
+        MLP_OUTPUT_NORM: "post_mlp_layernorm.weight",
+    },
+    "gemma3_text": K_NORM
+    | {
+        "pre_mlp_layernorm.weight": "pre_feedforward_layernorm.weight",
+        OUTPUT_NORM: "post_attention_layernorm.weight",
+        MLP_OUTPUT_NORM: "post_feedforward_layernorm.weight",
+    },
+}
+"""What a layer has that not all families have, here and there."""
+
+
+@pytest.mark.parametrize("name", OWN)
 def test_log_probs_and_gradients_equal_hf(name: str, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     want, hf = _reference(tiny_models.save(name, tmp_path))
@@ -98,15 +120,14 @@ def test_log_probs_and_gradients_equal_hf(name: str, tmp_path: Path) -> None:
     pairs = {
         layer + "self_attention.linear_proj.weight": hf[hf_layer + "self_attn.o_proj.weight"],
         layer + "input_layernorm.weight": hf[hf_layer + "input_layernorm.weight"],
-        layer + "mlp.linear_fc1.weight": torch.cat(
-            [hf[hf_layer + f"mlp.{x}_proj.weight"] for x in ("gate", "up")]
-        ),
         "decoder.final_layernorm.weight": hf["model.norm.weight"],
     }
-    if name == "qwen3":
-        pairs[layer + "self_attention.k_layernorm.weight"] = hf[
-            hf_layer + "self_attn.k_norm.weight"
-        ]
+    for name_here, name_there in OWN[name].items():
+        pairs[layer + name_here] = hf[hf_layer + name_there]
+    if name != "glm4":
+        pairs[layer + "mlp.linear_fc1.weight"] = torch.cat(
+            [hf[hf_layer + f"mlp.{x}_proj.weight"] for x in ("gate", "up")]
+        )
     modes = {"none": 2, "selective": 4, "full": 4}
     answers = {}
     for mode, times in modes.items():

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.distributed
 ROWS = ((11, 3, 16), (7, 16, 2))
 """Two micro-batches (the pipeline needs them), with the lengths of their rows."""
 MODELS = ("qwen2", "qwen2_tied", "qwen3", "llama_tied")
+ROPES = ("llama_linear", "qwen3_yarn", "glm4_yarn")
 LAYOUTS = {
     "single": dict(),
     "tp2": dict(tensor_parallel=2),
@@ -51,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All tiny models, and their logits row by row."""
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("models")
-    for name in (*MODELS, "mistral", "qwen3_moe_1e6"):
+    for name in (*MODELS, "mistral", "qwen3_moe_1e6", "qwen3_five", "glm4", "gemma3_text", *ROPES):
         model = tiny_models.save(name, root / name)
         with torch.no_grad():
             logits = [[model(input_ids=row[None]).logits[0] for row in rows] for rows in batches()]
@@ -217,6 +218,48 @@ def test_sliding_window_and_experts(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "layout",
     [
+        dict(),
+        dict(tensor_parallel=2, pipeline_parallel=2, sequence_parallel=True),
+        dict(tensor_parallel=4),
+    ],
+    ids=str,
+)
+def test_output_norms_and_partial_rotation(
+    layout: dict[str, Any], folder: Path, tmp_path: Path
+) -> None:
+    run_layout(folder, tmp_path, ("glm4",), **layout)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        dict(),
+        dict(tensor_parallel=2, sequence_parallel=True),
+        dict(pipeline_parallel=2, virtual_pipeline=2),
+        dict(tensor_parallel=2, pipeline_parallel=3),
+    ],
+    ids=str,
+)
+def test_windows_and_rotations_by_layer(
+    layout: dict[str, Any], folder: Path, tmp_path: Path
+) -> None:
+    run_layout(folder, tmp_path, ("gemma3_text",), **layout)
+
+
+def test_scaled_rotary_embeddings(folder: Path, tmp_path: Path) -> None:
+    run_layout(folder, tmp_path / "single", ROPES)
+    run_layout(folder, tmp_path / "tp2", ROPES[1:], tensor_parallel=2, sequence_parallel=True)
+
+
+def test_stages_of_unequal_size(folder: Path, tmp_path: Path) -> None:
+    run_layout(folder, tmp_path / "pp3", ("qwen2_tied", "qwen3_moe_1e6"), pipeline_parallel=3)
+    interleaved = dict(pipeline_parallel=2, virtual_pipeline=2)
+    run_layout(folder, tmp_path / "vpp2", ("qwen3_five",), **interleaved)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
         dict(tensor_parallel=2, expert_tensor_parallel=1, expert_parallel=2),
         dict(data_parallel=2, expert_tensor_parallel=2, pipeline_parallel=2),
         dict(tensor_parallel=2, data_parallel=2, expert_tensor_parallel=1, expert_parallel=4),
@@ -235,10 +278,11 @@ def test_more_tp_ranks_than_key_value_heads(folder: Path, tmp_path: Path) -> Non
     run_layout(folder, tmp_path, ("qwen2",), tensor_parallel=4)
 
 
-def test_bf16_is_as_exact_as_hugging_face_in_bf16(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["qwen3", "gemma3_text"])
+def test_bf16_is_as_exact_as_hugging_face_in_bf16(name: str, folder: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    name, layout = "qwen3", {"tensor_parallel": 2, "precision": "bf16"}
+    layout = {"tensor_parallel": 2, "precision": "bf16"}
     staging = start_export(tmp_path / "bf16")
     by_rank = run_ranks(work, 2, layout, ((str(folder / name), str(staging)),))
     answers = [answers[0] for answers in by_rank]

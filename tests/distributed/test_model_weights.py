@@ -143,6 +143,13 @@ def test_random_init_is_the_same_for_every_layout(qwen3: Path) -> None:
     assert not torch.equal(weight, other), "every tensor has its own numbers"
 
 
+def test_norms_that_are_added_to_1_begin_at_0(tmp_path: Path) -> None:
+    tiny_models.config("gemma3_text").save_pretrained(tmp_path)
+    drawn, _ = _stream(tmp_path)
+    norms = {name: tensor for name, tensor in drawn.items() if name.endswith("norm.weight")}
+    assert len(norms) == 4 * 6 + 1 and not any(tensor.any() for tensor in norms.values())
+
+
 def test_stream_in_bf16_rounds_once(qwen3: Path) -> None:
     exact, _ = _stream(qwen3)
     rounded, _ = _stream(qwen3, dtype=torch.bfloat16, tensor_parallel=2)

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from herl_megatron.config.schema import MegatronConfig
-from herl_megatron.models.parameters import Architecture, architecture_from_config
+from herl_megatron.models.architecture import Architecture
+from herl_megatron.models.registry import architecture_from_config
 from herl_megatron.plan.activations import ActivationModel, MicroBatchShape
 from herl_megatron.types import TrainRow
 from tests.distributed import tiny_models
@@ -33,6 +34,15 @@ LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "DP1 bf16, packed": ("qwen2_tied", dict(precision="bf16", packing=True)),
     "PP2 fp32, tied": ("llama_tied", dict(pipeline_parallel=2)),
+    "PP2 bf16, five layers": ("qwen3_five", dict(pipeline_parallel=2, precision="bf16")),
+    "TP2 SP bf16, output norms": (
+        "glm4",
+        dict(tensor_parallel=2, sequence_parallel=True, precision="bf16"),
+    ),
+    "PP2 bf16, norms of 1 + w, packed": (
+        "gemma3_text",
+        dict(pipeline_parallel=2, precision="bf16", packing=True),
+    ),
     "PP2 VPP2 bf16": (
         "qwen3",
         dict(pipeline_parallel=2, virtual_pipeline=2, precision="bf16"),

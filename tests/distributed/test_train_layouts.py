@@ -32,7 +32,7 @@ from tests.distributed.train_case import (
 pytestmark = pytest.mark.distributed
 
 TOLERANCE = 1e-5
-MODELS = ("qwen2_tied", "qwen3", "mistral", "qwen3_moe")
+MODELS = ("qwen2_tied", "qwen3", "qwen3_five", "mistral", "qwen3_moe", "glm4", "gemma3_text")
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,8 @@ def check(name: str, case: Case, key: Case | None = None) -> dict[str, float]:
 @pytest.mark.parametrize(
     ("name", "layout"),
     [("qwen2_tied", layout) for layout in LAYOUTS]
-    + [("qwen3", layout) for layout in ("TP1 PP1 DP1", "TP2 SP", "PP2 VPP2", "TP2 PP2 SP")],
+    + [("qwen3", layout) for layout in ("TP1 PP1 DP1", "TP2 SP", "PP2 VPP2", "TP2 PP2 SP")]
+    + [("qwen3_five", "PP2 VPP2"), ("glm4", "TP2 PP2 SP"), ("gemma3_text", "TP2 PP2 SP")],
 )
 def test_loss_gradient_and_log_probs(cases: dict[str, Case], name: str, layout: str) -> None:
     check_with_log_probs(name, cases[name], LAYOUTS[layout])
@@ -106,6 +107,8 @@ CP2 = dict(context_parallel=2)
         ("mistral", dict(context_parallel=4)),
         ("mistral", CP2 | dict(packing=True)),
         ("qwen3_moe", CP2 | dict(packing=True, expert_parallel=2)),
+        ("glm4", CP2 | dict(packing=True)),
+        ("gemma3_text", CP2 | dict(packing=True, recompute="full")),
     ],
     ids=str,
 )

@@ -28,6 +28,16 @@ _LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "beta_fast": 3.0,
+    "beta_slow": 0.5,
+    "original_max_position_embeddings": 16,
+    "truncate": False,
+}
+"""Over 16 tokens pairs turn 2.5 times and less: some are kept, some in between, some slowed."""
 _THETA_1E6 = {"rope_type": "default", "rope_theta": 1e6}
 
 
@@ -45,6 +55,44 @@ def config(name: str) -> transformers.PretrainedConfig:
         # Head size 32 is not hidden / heads.
         return transformers.Qwen3Config(
             **_COMMON, head_dim=32, tie_word_embeddings=False, rope_parameters=_THETA_1E6
+        )
+    if name == "qwen3_five":  # layers, which no layout divides
+        return transformers.Qwen3Config(
+            **(_COMMON | dict(num_hidden_layers=5)),
+            head_dim=32,
+            tie_word_embeddings=True,
+            rope_parameters=_THETA_1E6,
+        )
+    if name == "qwen3_yarn":
+        return transformers.Qwen3Config(
+            **_COMMON, head_dim=16, tie_word_embeddings=False, rope_parameters=dict(_YARN)
+        )
+    if name == "llama_linear":
+        linear = {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
+        return transformers.LlamaConfig(
+            **_COMMON, head_dim=16, tie_word_embeddings=True, rope_parameters=linear
+        )
+    if name in ("glm4", "glm4_yarn"):
+        plain = {"rope_type": "default", "rope_theta": 1e4}
+        return transformers.Glm4Config(
+            **(_COMMON | dict(num_hidden_layers=3)),
+            head_dim=16,
+            tie_word_embeddings=False,
+            rope_parameters=plain if name == "glm4" else dict(_YARN),
+            pad_token_id=0,
+            eos_token_id=1,
+        )
+    if name == "gemma3_text":
+        sliding = {"rope_type": "default", "rope_theta": 1e4}
+        linear = {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0}
+        return transformers.Gemma3TextConfig(
+            **_COMMON,
+            head_dim=16,
+            tie_word_embeddings=True,
+            sliding_window=5,
+            layer_types=[f"{kind}_attention" for kind in ("sliding", "full", "sliding", "sliding")],
+            query_pre_attn_scalar=24,
+            rope_parameters={"sliding_attention": sliding, "full_attention": linear},
         )
     if name == "llama_tied":
         return transformers.LlamaConfig(
@@ -79,7 +127,7 @@ def build(name: str) -> transformers.PreTrainedModel:
     model = transformers.AutoModelForCausalLM.from_config(config(name), dtype=torch.float32)
     for key, parameter in model.named_parameters():
         if key.endswith("norm.weight"):
-            parameter.data.normal_(1.0, 0.1)
+            parameter.data.normal_(0.0 if name.startswith("gemma") else 1.0, 0.1)
         elif key.endswith("bias"):
             parameter.data.normal_(0.0, 0.5)
         else:

@@ -95,6 +95,8 @@ def shuffled(folder: Path, dtype: torch.dtype | None = None) -> list[tuple[str, 
         ("qwen3", False, torch.float32, True, None),
         ("llama", False, torch.bfloat16, False, None),
         ("qwen3_moe", False, torch.float32, False, None),
+        ("gemma3_text", True, torch.float32, True, None),
+        ("glm4", False, torch.bfloat16, False, None),
     ],
 )
 def test_update_equals_a_fresh_engine(

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    Glm4Config,
+    Glm4ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -21,6 +26,23 @@ from transformers import (
 from herl_megatron.types import GenerateRequest, SamplingSettings
 
 VOCAB = 250  # not a multiple of 64: vLLM pads the embedding
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 8.0,
+    "original_max_position_embeddings": 256,
+    "truncate": False,
+}
+_GEMMA3: dict[str, Any] = {
+    "head_dim": 32,
+    "query_pre_attn_scalar": 48,
+    "sliding_window": 70,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+    },
+}
 _MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
 
 
@@ -33,10 +55,15 @@ def make_model(
     dtype: torch.dtype = torch.float32,
 ) -> PreTrainedModel:
     """Save a random model whose next-token distributions are far from uniform; returns it."""
+    yarn: dict[str, Any] = {"head_dim": 32, "rope_parameters": dict(_YARN)}
     config_class, model_class, extra = {
         "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
         "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 32}),
         "llama": (LlamaConfig, LlamaForCausalLM, {}),
+        "gemma3_text": (Gemma3TextConfig, Gemma3ForCausalLM, _GEMMA3),
+        "glm4": (Glm4Config, Glm4ForCausalLM, {"head_dim": 32}),
+        "glm4_yarn": (Glm4Config, Glm4ForCausalLM, yarn),
+        "qwen3_yarn": (Qwen3Config, Qwen3ForCausalLM, yarn),
         "qwen3_moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM, {"head_dim": 32, **_MOE}),
     }[family]
     config = config_class(

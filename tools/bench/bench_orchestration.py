@@ -49,8 +49,8 @@ from herl_megatron.config.trainer_sections import TrainerSections, trainer_secti
 from herl_megatron.data.chat import ChatTokenizer, open_chat_tokenizer
 from herl_megatron.data.toy_model import write_model_folder
 from herl_megatron.megatron.soundness import WeightReport
+from herl_megatron.models.architecture import Architecture
 from herl_megatron.models.hf_config import read_architecture
-from herl_megatron.models.parameters import Architecture
 from herl_megatron.rollout.hindsight_stage import open_stage
 from herl_megatron.rollout.pipeline import RolloutPipeline
 from herl_megatron.rubrics.pool import ScoringPool

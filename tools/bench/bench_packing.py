@@ -23,9 +23,9 @@ import numpy as np
 
 from herl_megatron.batching.shards import length_multiple, padded_length, plan_micro_batches
 from herl_megatron.config.schema import MegatronConfig
+from herl_megatron.models.architecture import Architecture
 from herl_megatron.models.flops import forward_flops_per_token
 from herl_megatron.models.hf_config import read_architecture
-from herl_megatron.models.parameters import Architecture
 from tools.bench._bench import Row, machine, report
 from tools.bench._out import new_file
 

@@ -18,8 +18,17 @@ from herl_megatron.files.os_errors import absent
 from herl_megatron.files.run_files import MANIFEST
 from herl_megatron.files.strict_json import read_object
 
-SUPPORTED_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe")
-"""Families that `models.parameters` knows (a test keeps the two equal)."""
+SUPPORTED_MODELS = {
+    "gemma3_text": "Gemma3ForCausalLM",
+    "glm4": "Glm4ForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+}
+"""`model_type` -> the class that writes texts, of the families that `models.registry` knows (a test
+keeps the two equal)."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
@@ -138,20 +147,20 @@ def read_shape(path: Path) -> Mapping[str, Any]:
 
 def family_problems(shape: Mapping[str, Any]) -> Iterator[str]:
     """Whether a model's `config.json` is of a family that is supported."""
-    if shape["model_type"] not in SUPPORTED_MODEL_TYPES:
+    model_type = shape["model_type"]
+    if not isinstance(model_type, str) or model_type not in SUPPORTED_MODELS:
         yield (
-            f"model.path: model_type {shape['model_type']!r} is not supported; one of"
-            f" {', '.join(SUPPORTED_MODEL_TYPES)}"
+            f"model.path: model_type {model_type!r} is not supported; one of"
+            f" {', '.join(SUPPORTED_MODELS)}"
         )
         return
-    parts = shape["model_type"].split("_")
-    language_model = f"{''.join(part.capitalize() for part in parts)}ForCausalLM"
+    language_model = SUPPORTED_MODELS[model_type]
     kinds = shape.get("architectures")
     if kinds and isinstance(kinds, list) and language_model not in kinds:
         yield (
             f"model.path: architectures in config.json is {kinds!r:.80}, which the engine would"
-            f" take for another kind of model than the trainer; of a {shape['model_type']} that"
-            f" writes texts it is [{language_model}]"
+            f" take for another kind of model than the trainer; of a {model_type} that writes"
+            f" texts it is [{language_model}]"
         )
 
 

@@ -108,18 +108,18 @@ def shape_problems(
 
 
 def _cut_model(config: Config, shape: Mapping[str, Any]) -> Iterator[str]:
-    """TP cuts heads and MLP, PP cuts layers. A size that config.json leaves out is not judged."""
+    """TP cuts heads and MLP, PP deals out layers. What config.json leaves out is not judged."""
     megatron = config.megatron
     names = ("num_attention_heads", "intermediate_size")
     yield from split_problems("megatron.tensor_parallel", megatron.tensor_parallel, shape, names)
     layers, chunks = shape.get("num_hidden_layers"), megatron.pipeline_parallel
     if megatron.virtual_pipeline:
         chunks *= megatron.virtual_pipeline
-    if layers and layers % chunks:
+    if layers and layers < chunks:
         yield (
             f"megatron.pipeline_parallel {megatron.pipeline_parallel} * virtual_pipeline"
-            f" {megatron.virtual_pipeline or 1} = {chunks} does not divide the model's"
-            f" num_hidden_layers {layers}"
+            f" {megatron.virtual_pipeline or 1} = {chunks} is more than the model's"
+            f" num_hidden_layers {layers}; every model chunk needs a layer, so lower one of them"
         )
     yield from _experts(config, shape)
 

@@ -24,7 +24,8 @@ class MegatronConfig(Section):
     tensor_parallel: Speed[int] = Field(default=1, gt=0, le=MOST_AT_ONCE)
     """TP: ranks that share every matrix."""
     pipeline_parallel: Speed[int] = Field(default=1, gt=0, le=MOST_AT_ONCE)
-    """PP: ranks that share the layers."""
+    """PP: ranks that share the layers. Where those do not divide, the stages just before the last
+    hold one more each: 94 layers on 4 stages are 23, 24, 24 and 23."""
     virtual_pipeline: Speed[int | None] = Field(default=None, le=MOST_AT_ONCE)
     """Model chunks per pipeline rank (interleaved 1F1B); none for plain 1F1B."""
     context_parallel: Speed[int] = Field(default=1, gt=0, le=MOST_AT_ONCE)

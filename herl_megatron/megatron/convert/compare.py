@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 
 from herl_megatron.megatron.convert.megatron_reader import MegatronFolder
+from herl_megatron.models.architecture import Architecture
 from herl_megatron.models.hf_config import read_architecture
 from herl_megatron.models.hf_reader import HFFolder
-from herl_megatron.models.parameters import Architecture, parameters
+from herl_megatron.models.parameters import parameters
 
 
 def compare_tensors(

@@ -34,10 +34,10 @@ from herl_megatron.megatron.convert.layout import TrainerLayout
 from herl_megatron.megatron.convert.megatron_reader import MegatronFolder, weights_folder
 from herl_megatron.megatron.convert.megatron_writer import MegatronWriter
 from herl_megatron.megatron.scratch import Scratch
+from herl_megatron.models.architecture import Architecture
 from herl_megatron.models.hf_config import read_architecture
 from herl_megatron.models.hf_folder import complete_export, copy_other_files, start_export
 from herl_megatron.models.hf_reader import HFFolder
-from herl_megatron.models.parameters import Architecture
 
 HF_PART = "hf"
 """Configuration and tokenizer inside a converted folder."""

@@ -19,8 +19,9 @@ from herl_megatron.files.manifest import FileFacts, HashedFile
 from herl_megatron.megatron.convert.megatron_writer import ParameterSource
 from herl_megatron.megatron.scratch import Scratch
 from herl_megatron.megatron.soundness import largest_weight
+from herl_megatron.models.architecture import Architecture
 from herl_megatron.models.hf_folder import WrittenShards, shard_name
-from herl_megatron.models.parameters import Architecture, Layout, Parameter, parameters
+from herl_megatron.models.parameters import Layout, Parameter, parameters
 
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _BLOCK_BYTES = 8 << 20

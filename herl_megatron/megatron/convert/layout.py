@@ -10,14 +10,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from herl_megatron.models.parameters import (
-    EMBEDDING,
-    Architecture,
-    Layout,
-    Parameter,
-    padded_vocab_size,
-    stage_of_layer,
-)
+from herl_megatron.models.architecture import Architecture
+from herl_megatron.models.parameters import EMBEDDING, Layout, Parameter, padded_vocab_size
+from herl_megatron.models.stages import chunk_sizes, stage_of_layer
 
 _NORMS = {
     "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
@@ -77,7 +72,6 @@ class TrainerLayout:
         sizes = {
             "num_attention_heads": (a.num_heads, "tp", tp),
             "intermediate_size": (a.ffn_size, "tp", tp),
-            "num_hidden_layers": (a.num_layers, "pp * vpp", self.pp * self.vpp),
         }
         if a.experts is not None:
             sizes["num_experts"] = (a.experts.count, "ep", self.ep)
@@ -88,6 +82,7 @@ class TrainerLayout:
             raise ValueError(f"etp is {self.etp} but a {a.family} model has no experts")
         if self.vpp > 1 and self.pp == 1:
             raise ValueError(f"vpp is {self.vpp} with pp 1; an interleaved pipeline needs pp > 1")
+        chunk_sizes(a.num_layers, self.pp * self.vpp)
         for key, (size, by, parts) in sizes.items():
             if size % parts:
                 raise ValueError(f"the model's {key} {size} is not divisible by {by} {parts}")
@@ -173,13 +168,15 @@ def blocks(parameter: Parameter, architecture: Architecture, *, rank: int, tp: i
         rows = shape[0] // tp
         return [Block((rank * rows, *rest), (rows, *shape[1:]))]
     if parameter.layout is Layout.GATE_UP:
-        ffn = parameter.hf_shapes[0][0]
+        ffn, fused = shape[0] // 2, len(parameter.hf_shapes) == 1
         rows = ffn // tp
-        first, last = rank * rows, (rank + 1) * rows
-        return [
-            Block((half * ffn + first, *rest), (rows, *shape[1:]), tensor=half, rows=(first, last))
-            for half in range(2)
-        ]
+        found = []
+        for half in range(2):
+            first = half * ffn + rank * rows
+            tensor, above = (0, 0) if fused else (half, half * ffn)
+            part = (first - above, first - above + rows)
+            found.append(Block((first, *rest), (rows, *shape[1:]), tensor=tensor, rows=part))
+        return found
     rows = shape[0] // tp
     first, last = rank * rows, (rank + 1) * rows
     real = max(first, min(last, architecture.vocab_size))

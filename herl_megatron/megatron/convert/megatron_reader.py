@@ -23,7 +23,8 @@ from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMe
 from herl_megatron.megatron.convert.layout import Place, blocks, place, whole_shape
 from herl_megatron.megatron.scratch import Scratch
 from herl_megatron.megatron.torch_records import MappedFiles
-from herl_megatron.models.parameters import Architecture, Layout, Parameter, parameters, unfuse
+from herl_megatron.models.architecture import Architecture
+from herl_megatron.models.parameters import Layout, Parameter, parameters, unfuse
 
 _MAIN_WEIGHTS = ("optimizer.state.param.", "optimizer.state.fp32_param.")
 """Prefix of the fp32 main weights, as the distributed and the plain optimizer call them."""

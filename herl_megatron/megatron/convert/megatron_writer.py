@@ -39,7 +39,8 @@ from herl_megatron.files.manifest import FileFacts, HashedFile
 from herl_megatron.megatron.convert.layout import Block, Place, TrainerLayout, blocks, place
 from herl_megatron.megatron.scratch import Scratch
 from herl_megatron.megatron.torch_records import without_checksums, write_error
-from herl_megatron.models.parameters import Architecture, Layout, Parameter, parameters, shard
+from herl_megatron.models.architecture import Architecture
+from herl_megatron.models.parameters import Layout, Parameter, parameters, shard
 
 
 class ParameterSource(Protocol):

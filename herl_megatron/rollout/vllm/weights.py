@@ -82,7 +82,7 @@ class SharedMemoryWeights(
 
     def start_weight_update(self) -> None:
         """Set every layer up to be loaded anew."""
-        self._missing = hf_names(self.model)
+        self._missing, self._fused = hf_names(self.model)
         self._known = frozenset(self._missing)
         for module in self.model.modules():
             # Left in place, vLLM keeps the kernel's packed experts instead of the new ones.
@@ -97,10 +97,11 @@ class SharedMemoryWeights(
             ValueError: a tensor that the model does not have, or that came before.
         """
         for entry in update_info.bucket.tensors:
-            if entry.name not in self._missing:
-                why = "came twice" if entry.name in self._known else "is not in the model"
-                raise ValueError(f"weight update: tensor {entry.name!r} {why}")
-            del self._missing[entry.name]
+            for name in self._fused.get(entry.name, (entry.name,)):
+                if name not in self._missing:
+                    why = "came twice" if name in self._known else "is not in the model"
+                    raise ValueError(f"weight update: tensor {entry.name!r} {why}")
+                del self._missing[name]
         bucket = update_info.bucket
         in_gpu_memory = bucket.path in transport_ipc.PATHS
         read = self._mapped().read if in_gpu_memory else read_bucket
@@ -142,12 +143,15 @@ class SharedMemoryWeights(
                         call.arguments[name] = value.clone()
 
 
-def hf_names(model: Any) -> dict[str, None]:
-    """Hugging Face names of every tensor that `model` needs, in the model's order.
+def hf_names(model: Any) -> tuple[dict[str, None], dict[str, tuple[str, ...]]]:
+    """Hugging Face names of every tensor that `model` needs, in the model's order; and, of those
+    that are parts of a fused layer, the name under which they may come as one tensor.
 
-    The inverse of vLLM's `load_weights`: fused layers are taken apart by the model's own tables.
+    The inverse of vLLM's `load_weights`: fused layers are taken apart by the model's own tables,
+    although some families have one tensor there (GLM-4's gate and up projection).
     """
     names: dict[str, None] = {}
+    whole: dict[str, tuple[str, ...]] = {}
     for full_name, _ in model.named_parameters():
         path, _, parameter = full_name.rpartition(".")
         parent, _, layer = path.rpartition(".")
@@ -161,9 +165,14 @@ def hf_names(model: Any) -> dict[str, None]:
                 if fused in fused_name:
                     names[fused_name.replace(fused, single)] = None
         else:
-            for single in model.packed_modules_mapping.get(layer, [layer]):
-                names[".".join(part for part in (parent, single, parameter) if part)] = None
-    return names
+            singles = model.packed_modules_mapping.get(layer, [layer])
+            parts = tuple(
+                ".".join(part for part in (parent, single, parameter) if part) for single in singles
+            )
+            names |= dict.fromkeys(parts)
+            if len(parts) > 1:
+                whole[full_name] = parts
+    return names, whole
 
 
 def _repack_tied_output_layer(model: Any) -> None:

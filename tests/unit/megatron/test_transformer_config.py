@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from megatron.core.models.common.embeddings.yarn_rotary_pos_embedding import (
+    _yarn_get_concentration_factor_from_config,
+)
 
 from herl_megatron.config.schema import MegatronConfig
 from herl_megatron.megatron import transformer_config
-from herl_megatron.models.parameters import Architecture, architecture_from_config
+from herl_megatron.models.architecture import Architecture
+from herl_megatron.models.registry import architecture_from_config
 from tests.distributed.tiny_models import config
 
 
@@ -17,6 +22,7 @@ from tests.distributed.tiny_models import config
 def fields(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Megatron's configuration refuses Transformer Engine's kernels where it is not installed."""
     monkeypatch.setattr(transformer_config, "TransformerConfig", lambda **given: given)
+    monkeypatch.setattr(transformer_config, "lengthen_rotated_part", lambda *_: None)
 
     def of(architecture: Architecture, *, transformer_engine: bool, **layout: Any) -> Any:
         return transformer_config.transformer_config(
@@ -44,3 +50,25 @@ def test_rotary_kernel_only_where_there_is_one(fields: Any) -> None:
     qwen = architecture_from_config(config("qwen2").to_dict())
     assert fields(qwen, transformer_engine=True)["apply_rope_fusion"] is True
     assert "apply_rope_fusion" not in fields(qwen, transformer_engine=False)
+    glm = architecture_from_config(config("glm4").to_dict())
+    made = fields(glm, transformer_engine=True)
+    assert (made["rotary_interleaved"], made["apply_rope_fusion"]) == (True, False)
+
+
+def test_yarn_lengthens_the_scores_of_whole_heads(fields: Any) -> None:
+    factor = 0.1 * math.log(4) + 1
+    yarn = architecture_from_config(config("qwen3_yarn").to_dict())
+    whole = fields(yarn, transformer_engine=True)
+    assert whole["apply_rope_fusion"] is True
+    assert whole["softmax_scale"] == pytest.approx(factor**2 / math.sqrt(16))
+
+
+def test_megatron_reads_the_length_of_a_rotated_part() -> None:
+    part = transformer_config.transformer_config(
+        architecture_from_config(config("glm4_yarn").to_dict()),
+        MegatronConfig(),
+        transformer_engine=False,
+    )
+    assert part.softmax_scale is None
+    wanted = pytest.approx(0.1 * math.log(4) + 1, rel=1e-12)
+    assert _yarn_get_concentration_factor_from_config(part) == wanted

@@ -7,18 +7,18 @@ from typing import Any
 import pytest
 import torch
 
+from herl_megatron.megatron.convert.layout import blocks
+from herl_megatron.models.architecture import Architecture
 from herl_megatron.models.parameters import (
-    Architecture,
     Layout,
     Parameter,
-    architecture_from_config,
     canonical_name,
     padded_vocab_size,
     parameters,
     shard,
-    stage_of_layer,
     unfuse,
 )
+from herl_megatron.models.registry import architecture_from_config
 
 CONFIG: dict[str, Any] = {
     "model_type": "qwen3",
@@ -75,6 +75,29 @@ def test_each_rank_holds_its_gate_above_its_up() -> None:
     assert halves[1][:, 0].tolist() == [2, 3, 102, 103]
     got_gate, got_up = unfuse(parameter, torch.stack(halves), a)
     assert torch.equal(got_gate, gate) and torch.equal(got_up, up)
+
+
+GLM4: dict[str, Any] = {
+    "model_type": "glm4",
+    "head_dim": 4,
+    "attention_bias": True,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+}
+
+
+def test_gate_above_up_in_one_tensor_is_cut_like_two() -> None:
+    a = architecture(**GLM4)
+    parameter = by_name(a)["decoder.layers.0.mlp.linear_fc1.weight"]
+    assert parameter.hf_names == ("model.layers.0.mlp.gate_up_proj.weight",)
+    both = torch.tensor([0, 1, 2, 3, 100, 101, 102, 103])[:, None].expand(8, 3)
+    halves = [shard(parameter, [both], a, rank=rank, size=2) for rank in range(2)]
+    assert halves[0][:, 0].tolist() == [0, 1, 100, 101]
+    assert halves[1][:, 0].tolist() == [2, 3, 102, 103]
+    (back,) = unfuse(parameter, torch.stack(halves), a)
+    assert torch.equal(back, both)
+    # In a checkpoint: rows 2 and 3 of the gate, and rows 6 and 7 of the same tensor, up's.
+    found = [(b.offsets, b.tensor, b.rows) for b in blocks(parameter, a, rank=1, tp=2)]
+    assert found == [((2, 0), 0, (2, 4)), ((6, 0), 0, (6, 8))]
 
 
 def test_row_parallel_weights_are_cut_by_columns() -> None:
@@ -166,13 +189,6 @@ def test_transformer_engine_names_mean_the_same_parameters() -> None:
         assert canonical_name(layer + te_name) == layer + name
 
 
-def test_stages_of_interleaved_layers() -> None:
-    stages = [stage_of_layer(i, num_layers=8, pp=2, vpp=1) for i in range(8)]
-    assert stages == [0, 0, 0, 0, 1, 1, 1, 1]
-    stages = [stage_of_layer(i, num_layers=8, pp=2, vpp=2) for i in range(8)]
-    assert stages == [0, 0, 1, 1, 0, 0, 1, 1]
-
-
 def test_window_only_where_all_layers_have_it() -> None:
     window = {"use_sliding_window": True, "sliding_window": 7}
     assert architecture(**window).window == 7
@@ -191,21 +207,8 @@ def test_window_only_where_all_layers_have_it() -> None:
         ({"attention_dropout": 0.1}, "attention_dropout is 0.1"),
         ({"quantization_config": {"bits": 4}}, "quantization_config is"),
         (
-            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0, "factor": 4.0}},
-            "rope_type 'yarn' is not supported",
-        ),
-        (
-            {
-                "rope_parameters": {
-                    "rope_type": "llama3",
-                    "rope_theta": 5e5,
-                    "factor": 8.0,
-                    "low_freq_factor": 1.0,
-                    "high_freq_factor": 2.0,
-                    "original_max_position_embeddings": 8192,
-                }
-            },
-            "rope high_freq_factor is 2.0; Megatron-Core supports only 4.0",
+            {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1.0, "factor": 4.0}},
+            "rope_type 'longrope' is not supported",
         ),
     ],
 )

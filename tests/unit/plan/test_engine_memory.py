@@ -8,8 +8,8 @@ import pytest
 
 from herl_megatron.config.schema import Config, DataConfig, ModelConfig, RolloutConfig
 from herl_megatron.gpus import GPUS
+from herl_megatron.models.architecture import Architecture
 from herl_megatron.models.hf_config import read_architecture
-from herl_megatron.models.parameters import Architecture
 from herl_megatron.plan.engine_memory import kv_bytes_per_token, plan_engine, weight_bytes
 from herl_megatron.plan.machines import GIB, Assumptions
 

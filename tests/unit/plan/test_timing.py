@@ -10,9 +10,9 @@ import pytest
 from herl_megatron.config.load import load_config
 from herl_megatron.config.schema import Config
 from herl_megatron.gpus import GPUS
+from herl_megatron.models.architecture import Architecture
 from herl_megatron.models.flops import active_parameters, forward_flops_per_token
 from herl_megatron.models.hf_config import read_architecture
-from herl_megatron.models.parameters import Architecture
 from herl_megatron.plan.engine_memory import plan_engine
 from herl_megatron.plan.machines import Assumptions
 from herl_megatron.plan.timing import step_seconds

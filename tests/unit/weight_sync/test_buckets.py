@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from herl_megatron.config.schema import MegatronConfig
-from herl_megatron.models.parameters import Architecture, Rope
+from herl_megatron.models.architecture import Architecture
+from herl_megatron.models.rope import Rope
 from herl_megatron.weight_sync.buckets import plan_buckets
 
 # Bytes in bf16: embedding 2*10*4 = 80; per layer: norm 8, qkv (4+2+2)*4*2 = 64, o_proj 32, norm 8,

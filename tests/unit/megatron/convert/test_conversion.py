@@ -35,8 +35,10 @@ ROOT = Path(__file__).parents[4]
 LAYOUTS = {
     "qwen2": TrainerLayout(tp=2, pp=2, vpp=2),
     "qwen2_tied": TrainerLayout(tp=4),
-    "qwen3": TrainerLayout(tp=2, pp=4),
+    "qwen3": TrainerLayout(tp=2, pp=3),
     "llama_tied": TrainerLayout(pp=2),
+    "glm4": TrainerLayout(tp=2, pp=2),
+    "gemma3_text": TrainerLayout(tp=2, pp=3),
     "mistral": TrainerLayout(tp=4, pp=2),
     "qwen3_moe": TrainerLayout(tp=2, ep=4, pp=2, etp=1),
 }

@@ -1,0 +1,16 @@
+"""Qwen3: a norm on every head of queries and keys."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from herl_megatron.models.architecture import Architecture
+from herl_megatron.models.family import Family, HFConfig
+from herl_megatron.models.reading import decoder, window_of_all_layers
+
+
+def _read(config: HFConfig) -> Architecture:
+    return replace(decoder(config), qk_norm=True, window=window_of_all_layers(config))
+
+
+FAMILY = Family("qwen3", "Qwen3ForCausalLM", _read)
