@@ -41,7 +41,7 @@ from herl_megatron.files.manifest import write_manifest
 from herl_megatron.megatron.convert.conversion import hf_to_megatron
 from herl_megatron.megatron.convert.layout import TrainerLayout
 from herl_megatron.models.hf_config import read_architecture
-from herl_megatron.models.registry import FAMILIES
+from herl_megatron.models.known_families import FAMILIES
 from herl_megatron.models.rope import inverse_frequencies
 from herl_megatron.run.checkpoints import (
     DriverState,

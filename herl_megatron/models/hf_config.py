@@ -8,7 +8,7 @@ from typing import Any
 from herl_megatron.config.rules.data import family_problems, read_shape
 from herl_megatron.config.shape import size_problems
 from herl_megatron.models.architecture import Architecture
-from herl_megatron.models.registry import architecture_from_config
+from herl_megatron.models.known_families import architecture_from_config
 
 
 def read_architecture(folder: str) -> Architecture:

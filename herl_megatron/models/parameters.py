@@ -16,7 +16,7 @@ import torch
 
 from herl_megatron.models.architecture import Architecture, Experts
 from herl_megatron.models.family import LayerNames
-from herl_megatron.models.registry import FAMILIES
+from herl_megatron.models.known_families import FAMILIES
 
 EMBEDDING = "embedding.word_embeddings.weight"
 OUTPUT = "output_layer.weight"

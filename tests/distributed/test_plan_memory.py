@@ -15,7 +15,7 @@ import torch
 
 from herl_megatron.config.schema import MegatronConfig
 from herl_megatron.models.architecture import Architecture
-from herl_megatron.models.registry import architecture_from_config
+from herl_megatron.models.known_families import architecture_from_config
 from herl_megatron.plan.activations import ActivationModel, MicroBatchShape
 from herl_megatron.types import TrainRow
 from tests.distributed import tiny_models

@@ -27,8 +27,8 @@ SUPPORTED_MODELS = {
     "qwen3": "Qwen3ForCausalLM",
     "qwen3_moe": "Qwen3MoeForCausalLM",
 }
-"""`model_type` -> the class that writes texts, of the families that `models.registry` knows (a test
-keeps the two equal)."""
+"""`model_type` -> the class that writes texts, of the families that `models.known_families` has (a
+test keeps the two equal)."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 

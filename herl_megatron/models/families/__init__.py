@@ -1,1 +1,1 @@
-"""One file per model family; `models.registry` lists them."""
+"""One file per model family; `models.known_families` lists them."""

@@ -18,7 +18,7 @@ from herl_megatron.models.family import (
     HFConfig,
     LayerNames,
 )
-from herl_megatron.models.reading import decoder
+from herl_megatron.models.plain_decoder import decoder
 from herl_megatron.models.rope import Rope, read_rope
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"

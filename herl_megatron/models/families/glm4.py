@@ -14,7 +14,7 @@ from herl_megatron.models.family import (
     HFConfig,
     LayerNames,
 )
-from herl_megatron.models.reading import decoder
+from herl_megatron.models.plain_decoder import decoder
 from herl_megatron.models.rope import read_partial_rope
 
 

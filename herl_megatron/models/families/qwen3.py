@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from herl_megatron.models.architecture import Architecture
 from herl_megatron.models.family import Family, HFConfig
-from herl_megatron.models.reading import decoder, window_of_all_layers
+from herl_megatron.models.plain_decoder import decoder, window_of_all_layers
 
 
 def _read(config: HFConfig) -> Architecture:

@@ -148,7 +148,7 @@ def hf_names(model: Any) -> tuple[dict[str, None], dict[str, tuple[str, ...]]]:
     that are parts of a fused layer, the name under which they may come as one tensor.
 
     The inverse of vLLM's `load_weights`: fused layers are taken apart by the model's own tables,
-    although some families have one tensor there (GLM-4's gate and up projection).
+    although some families have one tensor there (of gate and up projection).
     """
     names: dict[str, None] = {}
     whole: dict[str, tuple[str, ...]] = {}

@@ -14,7 +14,7 @@ from megatron.core.models.common.embeddings.yarn_rotary_pos_embedding import (
 from herl_megatron.config.schema import MegatronConfig
 from herl_megatron.megatron import transformer_config
 from herl_megatron.models.architecture import Architecture
-from herl_megatron.models.registry import architecture_from_config
+from herl_megatron.models.known_families import architecture_from_config
 from tests.distributed.tiny_models import config
 
 

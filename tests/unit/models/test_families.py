@@ -12,14 +12,14 @@ import transformers
 
 import herl_megatron
 from herl_megatron.config.rules.data import SUPPORTED_MODELS
-from herl_megatron.models.registry import FAMILIES, architecture_from_config
+from herl_megatron.models.known_families import FAMILIES, architecture_from_config
 from herl_megatron.models.rope import Rope
 from tests.distributed import tiny_models
 
 PACKAGE = Path(herl_megatron.__file__).parent
 MAY_NAME_THEM = (
     "models/families/",
-    "models/registry.py",  # lists the files
+    "models/known_families.py",  # lists the files
     "config/rules/data.py",  # the plain list of what is supported
     "data/toy_model.py",  # makes a model and a tokenizer of one family
     "data/smollm2.py",

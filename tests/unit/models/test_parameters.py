@@ -9,6 +9,7 @@ import torch
 
 from herl_megatron.megatron.convert.layout import blocks
 from herl_megatron.models.architecture import Architecture
+from herl_megatron.models.known_families import architecture_from_config
 from herl_megatron.models.parameters import (
     Layout,
     Parameter,
@@ -18,7 +19,6 @@ from herl_megatron.models.parameters import (
     shard,
     unfuse,
 )
-from herl_megatron.models.registry import architecture_from_config
 
 CONFIG: dict[str, Any] = {
     "model_type": "qwen3",

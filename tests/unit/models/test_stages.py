@@ -7,6 +7,8 @@ import pytest
 from herl_megatron.config.schema import MegatronConfig
 from herl_megatron.megatron.transformer_config import _pipeline_layout
 from herl_megatron.models.stages import chunk_sizes, layers_of_rank, stage_of_layer
+from herl_megatron.plan.layouts import _stage_counts
+from herl_megatron.plan.timing import _unevenness
 
 
 def test_layers_that_divide_are_dealt_out_evenly() -> None:
@@ -53,3 +55,11 @@ def test_megatron_is_told_only_where_stages_differ() -> None:
 def test_more_chunks_than_layers_are_refused() -> None:
     with pytest.raises(ValueError, match="num_hidden_layers 3 is less than .* 4, .*use fewer"):
         chunk_sizes(3, 4)
+
+
+def test_a_plan_tries_stages_that_hold_about_equally_many_layers() -> None:
+    # At most 5 % more than the mean: 3 stages of 32, 31 and 31, not 9 of 11 and 10.
+    assert _stage_counts(94) == [1, 2, 3, 4, 5, 6, 7, 8, 12, 14, 16]
+    assert _stage_counts(28) == [1, 2, 4, 7, 14]
+    assert _unevenness(28, MegatronConfig(pipeline_parallel=4)) == 1.0
+    assert _unevenness(94, MegatronConfig(pipeline_parallel=4)) == 24 * 4 / 94
