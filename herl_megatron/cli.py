@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 # every few thousand, a tenth of the CPU time of a start.
 gc.set_threshold(100_000, 20, 20)
 
-Options = TypeVar("Options")
+_Options = TypeVar("_Options")
 
 _PAUSED = 3  # no scheduler should start it again before somebody has raised the cap
 _SAVED = 75  # "temporary failure" in sysexits.h: slurm/ray_cluster.sh asks for another turn
@@ -56,15 +56,15 @@ _Settings = Annotated[
 
 
 def _options_of(
-    options: type[Options],
-) -> Callable[[Callable[[Options], None]], Callable[..., None]]:
+    options: type[_Options],
+) -> Callable[[Callable[[_Options], None]], Callable[..., None]]:
     """Have a command's options read from the fields of a dataclass, which it is given filled in.
 
     Typer reads a signature: this makes one, so that a command of many options need not have as many
     parameters.
     """
 
-    def decorate(command: Callable[[Options], None]) -> Callable[..., None]:
+    def decorate(command: Callable[[_Options], None]) -> Callable[..., None]:
         def call(**given: Any) -> None:
             command(options(**given))
 

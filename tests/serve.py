@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from herl_megatron.rollout.vllm.environment import engine_environment
+from herl_megatron.rollout.vllm.engine_environment import engine_environment
 from tests.limits import HANG_S
 
 

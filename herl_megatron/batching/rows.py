@@ -14,8 +14,8 @@ from herl_megatron.algos.own_advantage import open_advantage
 from herl_megatron.batching.row_stats import GroupStats, group_stats, step_metrics
 from herl_megatron.config.reference_compat import is_resolved
 from herl_megatron.config.schema import AlgorithmConfig, HindsightConfig
+from herl_megatron.hindsight.known_methods import open_method
 from herl_megatron.hindsight.method import Join, check_joins, plain_join
-from herl_megatron.hindsight.registry import open_method
 from herl_megatron.rubrics.breakdown import reward_by_source, satisfied_by_check
 from herl_megatron.seeds import join_seed
 from herl_megatron.types import (

@@ -20,7 +20,7 @@ from herl_megatron.cluster.workers import HEALTH, EngineWorker
 from herl_megatron.config.schema import RolloutConfig
 from herl_megatron.engine import EngineConfig, EngineLost, RolloutEngine
 from herl_megatron.observability.phases import counted, phases
-from herl_megatron.rollout.vllm.environment import engine_environment
+from herl_megatron.rollout.vllm.engine_environment import engine_environment
 
 _START_TIMEOUT_S = 300.0  # at least, and as long as `rollout.timeout_s` otherwise
 _SHUTDOWN_TIMEOUT_S = 10.0

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from herl_megatron.config.schema import Config
 from herl_megatron.data.prompt_source import parsed_rows
-from herl_megatron.hindsight.registry import open_method
+from herl_megatron.hindsight.known_methods import open_method
 from herl_megatron.plan.machines import Assumptions
 from herl_megatron.rubrics.rubric import judge_format
 from herl_megatron.types import Rubric

@@ -14,7 +14,7 @@ import math
 from herl_megatron.config.schema import Config, MegatronConfig
 from herl_megatron.device import Transport
 from herl_megatron.gpus import Gpu
-from herl_megatron.hindsight.registry import open_method
+from herl_megatron.hindsight.known_methods import open_method
 from herl_megatron.models.architecture import Architecture
 from herl_megatron.models.flops import forward_flops_per_token, model_parameters
 from herl_megatron.models.stages import chunk_sizes

@@ -5,13 +5,13 @@ from __future__ import annotations
 from herl_megatron.config.reference_compat import is_resolved, revision_sampling
 from herl_megatron.config.schema import HindsightConfig, RolloutConfig
 from herl_megatron.hindsight.experience import PromptTokenizer
+from herl_megatron.hindsight.known_methods import open_method
 from herl_megatron.hindsight.method import (
     HindsightMethod,
     Proposal,
     ProposalContext,
     check_proposal,
 )
-from herl_megatron.hindsight.registry import open_method
 from herl_megatron.rollout.pipeline_run import GroupJob
 from herl_megatron.seeds import request_seed, selection_seed
 from herl_megatron.types import GenerateRequest, Prompt, SamplingSettings, ScoredGroup
@@ -107,7 +107,7 @@ def open_stage(
     """The stage of a configuration; None without hindsight.
 
     Raises:
-        ValueError: as `hindsight.registry.open_method`.
+        ValueError: as `hindsight.known_methods.open_method`.
     """
     assert is_resolved(hindsight) or not hindsight.enabled, "reference_compat: resolved by prepare"
     method = open_method(hindsight)

@@ -17,7 +17,7 @@ from herl_megatron.data.prompt_source import (
     check_prompt_lengths,
     load_prompts,
 )
-from herl_megatron.hindsight.registry import ignored_keys, open_method
+from herl_megatron.hindsight.known_methods import ignored_keys, open_method
 from herl_megatron.rollout.modes import prompts_in_flight
 from herl_megatron.rubrics.checks.isolated.wire import CheckLimits
 from herl_megatron.rubrics.checks.registry import load_check_modules

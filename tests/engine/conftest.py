@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import os
 
-from herl_megatron.rollout.vllm.environment import engine_environment
+from herl_megatron.rollout.vllm.engine_environment import engine_environment
 
 os.environ.update(engine_environment(device="cpu", threads=1))

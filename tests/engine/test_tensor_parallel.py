@@ -14,8 +14,8 @@ import pytest
 from transformers import PreTrainedModel
 
 from herl_megatron.config.schema import ParityConfig
+from herl_megatron.rollout.vllm.tp_workers import start_failure
 from herl_megatron.rollout.vllm.vllm_engine import VLLMEngine
-from herl_megatron.rollout.vllm.workers import start_failure
 from herl_megatron.types import Completion
 from herl_megatron.weight_sync.bucket_folder import BucketFolder
 from herl_megatron.weight_sync.parity import ParityError, ParityGate, make_probes

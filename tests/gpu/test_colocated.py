@@ -67,7 +67,7 @@ def test_an_engine_sleeps_and_wakes(
     toy: Path, record_property: Callable[[str, object], None]
 ) -> None:
     """In a process of its own, started with the engine's environment."""
-    from herl_megatron.rollout.vllm.environment import engine_environment
+    from herl_megatron.rollout.vllm.engine_environment import engine_environment
 
     environment = os.environ | engine_environment("cuda", 4) | {"PYTHONPATH": str(ROOT)}
     ran = subprocess.run(

@@ -36,7 +36,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from herl_megatron.engine import EngineConfig
-from herl_megatron.rollout.vllm.environment import engine_environment
+from herl_megatron.rollout.vllm.engine_environment import engine_environment
 
 os.environ.update(engine_environment(device="cpu", threads=1))  # before torch and vllm
 

@@ -9,7 +9,7 @@ from herl_megatron.config.machine import Machine
 from herl_megatron.config.purpose import Purpose
 from herl_megatron.config.schema import Config
 
-_METHODS = "herl_megatron.hindsight.registry"
+_METHODS = "herl_megatron.hindsight.known_methods"
 """A method says itself what is wrong between its keys. It is asked by name, as one from outside,
 because methods are built on this room."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from herl_megatron.data.sources.common import Converted, Options, SourceRow
 from herl_megatron.data.sources.healthbench import convert_healthbench
-from herl_megatron.data.sources.hir import convert_hir
+from herl_megatron.data.sources.hir_16k import convert_hir
 from herl_megatron.data.sources.ifeval import convert_ifbench, convert_ifeval
 from herl_megatron.data.sources.llmeval_med import add_earlier_turns, convert_llmeval_med
 from herl_megatron.data.sources.muldimif import convert_muldimif

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from vllm.outputs import RequestOutput
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from herl_megatron.rollout.vllm.workers import lost_workers
+from herl_megatron.rollout.vllm.tp_workers import lost_workers
 
 T = TypeVar("T")
 EngineCommand = tuple[Callable[[LLMEngine], Any], "Future[Any]"]

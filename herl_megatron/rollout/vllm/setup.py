@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from typing import TypeVar
 
-from herl_megatron.rollout.vllm.environment import engine_environment
+from herl_megatron.rollout.vllm.engine_environment import engine_environment
 
 # A whole number of GiB that would override EngineConfig.kv_cache_bytes.
 os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)

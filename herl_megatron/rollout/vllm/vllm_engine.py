@@ -36,8 +36,8 @@ from herl_megatron.rollout.vllm.requests import (
     sampling_params,
     scoring_params,
 )
+from herl_megatron.rollout.vllm.tp_workers import start_failure, unlink_shared_memory
 from herl_megatron.rollout.vllm.weights import BACKEND, WORKER_EXTENSION
-from herl_megatron.rollout.vllm.workers import start_failure, unlink_shared_memory
 from herl_megatron.types import Completion, FloatArray, GenerateRequest
 
 T = TypeVar("T")

@@ -34,7 +34,7 @@ from vllm.model_executor.model_loader.reload.layerwise import (
 from vllm.model_executor.model_loader.reload.meta import SKIP_TENSORS
 
 from herl_megatron.engine import Bucket
-from herl_megatron.rollout.vllm.workers import end_with_engine, unlink_shared_memory
+from herl_megatron.rollout.vllm.tp_workers import end_with_engine, unlink_shared_memory
 from herl_megatron.weight_sync import transport_ipc
 from herl_megatron.weight_sync.transport import read_bucket
 

@@ -16,6 +16,7 @@ from herl_megatron.config.hooks import OptionValue
 from herl_megatron.config.schema import AlgorithmConfig, HindsightConfig, RolloutConfig
 from herl_megatron.hindsight.herl import HeRL
 from herl_megatron.hindsight.hir import HiR
+from herl_megatron.hindsight.known_methods import SHARED_KEYS, ignored_keys, open_method
 from herl_megatron.hindsight.method import (
     HindsightMethod,
     Join,
@@ -24,7 +25,6 @@ from herl_megatron.hindsight.method import (
     check_proposal,
     plain_join,
 )
-from herl_megatron.hindsight.registry import SHARED_KEYS, ignored_keys, open_method
 from herl_megatron.run.inputs import _check_method
 from herl_megatron.types import HindsightExperience, Prompt, Replay, RowOrigin
 from tests.unit.hindsight.groups import PROMPT, make_group

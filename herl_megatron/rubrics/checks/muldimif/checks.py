@@ -17,7 +17,7 @@ from herl_megatron.rubrics.checks.muldimif.markdown import read_markdown
 from herl_megatron.rubrics.checks.muldimif.others import read_json, read_others
 from herl_megatron.rubrics.checks.muldimif.punctuation import read_punctuation
 from herl_megatron.rubrics.checks.muldimif.reading import Rule
-from herl_megatron.rubrics.checks.muldimif.tables import read_table
+from herl_megatron.rubrics.checks.muldimif.table_cells import read_table
 from herl_megatron.rubrics.checks.registry import register
 
 # Readers by the labels (level 1, level 2) that the data set gives to their constraints.
