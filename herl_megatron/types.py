@@ -106,7 +106,8 @@ class CriterionResult:
     passed or failed (unknown check, missing data): it is left out for the whole prompt, whereas
     a failure on this one response makes the response unscored.
     `grade` is there where the judge grades (`rubrics.aggregations.graded_result`): its grade over
-    the top of its scale, in (0, 1]. One grade for the whole rubric stands in every result.
+    the top of its scale, in (0, 1]. One grade for the whole rubric stands in every result. A check
+    that returns a number has it there too (`rubrics.credit`), in [0, 1].
     """
 
     criterion_id: str

@@ -16,7 +16,11 @@ from herl_megatron.config.reference_compat import is_resolved
 from herl_megatron.config.schema import AlgorithmConfig, HindsightConfig
 from herl_megatron.hindsight.method import Join, check_joins, plain_join
 from herl_megatron.hindsight.registry import open_method
-from herl_megatron.rubrics.breakdown import reward_by_source, satisfied_by_check
+from herl_megatron.rubrics.breakdown import (
+    credit_by_check,
+    reward_by_source,
+    satisfied_by_check,
+)
 from herl_megatron.seeds import join_seed
 from herl_megatron.types import (
     RowOrigin,
@@ -122,6 +126,7 @@ def build_train_batch(
         "train/optimizer_steps_empty": float(len(steps) - len(batch.optimizer_steps)),
     }
     metrics |= {f"reward/check/{name}": x for name, x in satisfied_by_check(groups).items()}
+    metrics |= {f"reward/credit/{name}": x for name, x in credit_by_check(groups).items()}
     metrics |= {f"reward/source/{name}": x for name, x in reward_by_source(groups).items()}
     return StepRows(batch, built, metrics)
 

@@ -121,13 +121,15 @@ class _Child:
             over = self._gauge.exceeded()
             if over:
                 result = local.failed(criterion, f"{criterion.check} {over}")
-            said = _OF_VERDICT.get(result.verdict, Said.UNVERIFIABLE)
+            said, text = _OF_VERDICT.get(result.verdict, Said.UNVERIFIABLE), result.reason
             if result.for_every_response:
                 said = Said.LEFT_OUT
+            elif result.grade is not None:
+                said, text = Said.MEASURED, repr(result.grade)
             # A limit that went off in an import or a table leaves the library half loaded.
             cut = result == local.late(criterion, request.timeout_s)
             worn = bool(over) or cut or self._gauge.threads_left()
-            self._reply(number + index, said, result.reason, worn=worn)
+            self._reply(number + index, said, text, worn=worn)
             if worn:
                 return
 

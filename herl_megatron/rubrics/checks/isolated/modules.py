@@ -16,6 +16,7 @@ from herl_megatron.rubrics.checks import local
 from herl_megatron.rubrics.checks.isolated.process import ChildGone, ChildProcess
 from herl_megatron.rubrics.checks.isolated.wire import CheckLimits, Load, Look, Reply, Run, Said
 from herl_megatron.rubrics.checks.local import Mode
+from herl_megatron.rubrics.credit import measured_result
 from herl_megatron.types import Criterion, CriterionResult, Verdict
 
 _log = logging.getLogger(__name__)
@@ -216,8 +217,21 @@ def _named(criterion: Criterion) -> str:
 def _result(criterion: Criterion, reply: Reply) -> CriterionResult:
     if reply.said is Said.LEFT_OUT:
         return local.left_out(criterion, reply.text)
+    if reply.said is Said.MEASURED:
+        return _measured(criterion, reply.text)
     verdict = _VERDICTS.get(reply.said, Verdict.UNVERIFIABLE)
     return CriterionResult(criterion.id, verdict, reply.text)
+
+
+def _measured(criterion: Criterion, text: str) -> CriterionResult:
+    """Looked at once more: the child runs code of others."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        return local.failed(criterion, f"{criterion.check} answered what is no number in [0, 1]")
+    return measured_result(criterion.id, value)
 
 
 def _ended(criterion: Criterion, gone: ChildGone, timeout_s: float | None) -> CriterionResult:

@@ -78,6 +78,8 @@ class Said(IntEnum):
     NOT_FOLLOWED = 7
     UNVERIFIABLE = 8
     LEFT_OUT = 9
+    MEASURED = 10
+    """A verdict as a number, which is the text."""
 
 
 @dataclass(frozen=True)
