@@ -45,6 +45,18 @@ def credit_by_check(groups: Iterable[ScoredGroup]) -> dict[str, float]:
     return {name: sum(values) / len(values) for name, values in sorted(found.items())}
 
 
+def rubric_mean(groups: Iterable[ScoredGroup]) -> dict[str, float]:
+    """`reward/rubric_mean`: mean of the rubric's rewards where `scoring.group_reward` gives others;
+    empty without it."""
+    rewards = [
+        score.rubric_reward
+        for group in groups
+        for score in group.scores
+        if isinstance(score, Scored) and score.rubric_reward is not None
+    ]
+    return {"reward/rubric_mean": sum(rewards) / len(rewards)} if rewards else {}
+
+
 def reward_by_source(groups: Iterable[ScoredGroup]) -> dict[str, float]:
     """Mean reward of the scored responses by the prompts' `source`, in order; prompts that name
     none are left out."""

@@ -240,14 +240,15 @@ def _measured(verdict: object) -> float | None:
 
 
 def _no_verdict(check: Check, verdict: object) -> str:
-    shown = f"returned {_shown(verdict)}; a check"
+    shown = f"returned {shown_value(verdict)}; a check"
     if check.measures:
         return f"{shown} that returns a number must return one from 0 to 1, or True or False"
     hint = " (or a number in [0, 1], if it says `-> float`)" if isinstance(verdict, float) else ""
     return f"{shown} must return True or False{hint}"
 
 
-def _shown(value: object) -> str:
+def shown_value(value: object) -> str:
+    """Value and type for a message, short, whatever its `__repr__` does."""
     kind = type(value)
     name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
     try:
@@ -266,7 +267,7 @@ def _said(look: Callable[..., str] | None, arguments: dict[str, Any]) -> str:
     said: object = look(**arguments)
     if said is None or isinstance(said, str):
         return plain(said or "")
-    raise TypeError(f"{look.__name__} must return a text, not {_shown(said)}")
+    raise TypeError(f"{look.__name__} must return a text, not {shown_value(said)}")
 
 
 def _variants(response: str) -> list[str]:

@@ -263,4 +263,4 @@ def test_the_frames_of_verdicts_are_what_they_were() -> None:
     head = b"\x00\x00\x00\x00\x00\x00\x00\x07"
     assert pack_reply(Reply(7, Said.FOLLOWED, False, "")) == head + b"\x06\x00"
     assert pack_reply(Reply(7, Said.NOT_FOLLOWED, True, "")) == head + b"\x07\x01"
-    assert [member.value for member in Said] == list(range(1, 11))
+    assert [member.value for member in Said] == list(range(1, 12))
