@@ -106,7 +106,8 @@ class CriterionResult:
     passed or failed (unknown check, missing data): it is left out for the whole prompt, whereas
     a failure on this one response makes the response unscored.
     `grade` is there where the judge grades (`rubrics.aggregations.graded_result`): its grade over
-    the top of its scale, in (0, 1]. One grade for the whole rubric stands in every result.
+    the top of its scale, in (0, 1]. One grade for the whole rubric stands in every result. A check
+    that returns a number has it there too (`rubrics.credit`), in [0, 1].
     """
 
     criterion_id: str
@@ -122,13 +123,15 @@ class Scored:
 
     `satisfied` names the criteria that count in the response's favour, `unmet` those that count
     against it (polarity applied); unverifiable ones are in neither, `left_out` names them. So
-    nothing unmet does not mean that the whole rubric is met.
+    nothing unmet does not mean that the whole rubric is met. `rubric_reward` is the rubric's own
+    where `reward` is what `scoring.group_reward` made of it, else None.
     """
 
     reward: float
     results: tuple[CriterionResult, ...]
     satisfied: tuple[str, ...]
     unmet: tuple[str, ...]
+    rubric_reward: float | None = None
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -145,6 +148,20 @@ class Unscored:
 
 
 Score = Scored | Unscored
+
+
+@dataclass(frozen=True)
+class GroupToReward:
+    """What a function of a user's is given (`scoring.group_reward`): a prompt, with its rubric, and
+    all responses of one group.
+
+    texts: what is scored of each response (`scoring.answer_after`), "" where it has no answer.
+    scores: of each by the rubric: `Scored` with its reward and verdicts, or `Unscored`.
+    """
+
+    prompt: Prompt
+    texts: tuple[str, ...]
+    scores: tuple[Score, ...]
 
 
 @dataclass(frozen=True)

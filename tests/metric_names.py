@@ -148,7 +148,7 @@ def expansions() -> dict[str, set[str]]:
         **{
             f"{family}/{of}/{{}}": {f"{family}/{of}/NAME"}
             for family in ("reward", "eval")
-            for of in ("check", "source")
+            for of in ("check", "credit", "source")
         },
     }
 
@@ -172,5 +172,7 @@ def from_page() -> set[str]:
 def undocumented(names: Iterable[str]) -> set[str]:
     """Logged names that the page does not explain."""
     known = from_page()
-    plain = {re.sub(r"^((?:reward|eval)/(?:check|source))/.*", r"\1/NAME", name) for name in names}
+    plain = {
+        re.sub(r"^((?:reward|eval)/(?:check|credit|source))/.*", r"\1/NAME", name) for name in names
+    }
     return plain - known - {"step"}

@@ -79,7 +79,7 @@ def likely_cause(groups: Sequence[ScoredGroup]) -> str:
             "all responses to a prompt are the same: rollout.temperature is too low, or the policy"
             " has collapsed or its weights are dead (was optimizer.lr too high?)"
         )
-    if scored and min(score.reward for score in scored) >= _SATURATED:
+    if scored and min(map(_by_rubric, scored)) >= _SATURATED:
         causes.append(
             "every response has the full reward: the prompts are too easy by now; give harder ones"
             " or more criteria"
@@ -94,6 +94,11 @@ def likely_cause(groups: Sequence[ScoredGroup]) -> str:
         "the responses differ but their rewards do not: criteria that all of them meet or miss"
         " together; raise rollout.group_size or give finer criteria"
     )
+
+
+def _by_rubric(score: Scored) -> float:
+    """A group reward has a scale of its own."""
+    return score.reward if score.rubric_reward is None else score.rubric_reward
 
 
 def _one_answer(group: ScoredGroup) -> bool:

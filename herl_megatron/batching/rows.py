@@ -16,7 +16,12 @@ from herl_megatron.config.reference_compat import is_resolved
 from herl_megatron.config.schema import AlgorithmConfig, HindsightConfig
 from herl_megatron.hindsight.known_methods import open_method
 from herl_megatron.hindsight.method import Join, check_joins, plain_join
-from herl_megatron.rubrics.breakdown import reward_by_source, satisfied_by_check
+from herl_megatron.rubrics.breakdown import (
+    credit_by_check,
+    reward_by_source,
+    rubric_mean,
+    satisfied_by_check,
+)
 from herl_megatron.seeds import join_seed
 from herl_megatron.types import (
     RowOrigin,
@@ -122,12 +127,14 @@ def build_train_batch(
         "train/optimizer_steps_empty": float(len(steps) - len(batch.optimizer_steps)),
     }
     metrics |= {f"reward/check/{name}": x for name, x in satisfied_by_check(groups).items()}
+    metrics |= rubric_mean(groups)
+    metrics |= {f"reward/credit/{name}": x for name, x in credit_by_check(groups).items()}
     metrics |= {f"reward/source/{name}": x for name, x in reward_by_source(groups).items()}
     return StepRows(batch, built, metrics)
 
 
 def _reward(group: ScoredGroup, origin: RowOrigin, bonuses: Sequence[float]) -> float | None:
-    """The reward that a row trains on: rubric reward, plus the bonus of a rollout."""
+    """The reward that a row trains on: that of its score, plus the bonus of a rollout."""
     if origin.replay_index is not None:
         return group.replays[origin.replay_index].reward
     if origin.revision_index is not None:

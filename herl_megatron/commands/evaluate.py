@@ -13,7 +13,11 @@ from herl_megatron.config.schema import Config
 from herl_megatron.files.run_files import EVALUATED
 from herl_megatron.rollout.liveness import dead_message, is_dead, responses_by_prompt
 from herl_megatron.rollout.pipeline import PipelineError
-from herl_megatron.rubrics.breakdown import reward_by_source, satisfied_by_check
+from herl_megatron.rubrics.breakdown import (
+    credit_by_check,
+    reward_by_source,
+    satisfied_by_check,
+)
 from herl_megatron.rubrics.none_scored import require_any_score
 from herl_megatron.run.folder import RunFolder
 from herl_megatron.run.inputs import load_inputs
@@ -42,6 +46,7 @@ def summarize(groups: Sequence[ScoredGroup]) -> EvalResult:
         response_tokens=sum(map(len, drawn)) / len(drawn),
         per_check=satisfied_by_check(groups),
         per_source=reward_by_source(groups),
+        credit=credit_by_check(groups),
     )
 
 

@@ -21,6 +21,7 @@ from herl_megatron.commands.results import ImproveResult
 from herl_megatron.config.paths import run_path
 from herl_megatron.config.schema import Config
 from herl_megatron.files.run_files import SAMPLES, TRAJECTORIES
+from herl_megatron.hindsight.prompt_file import revision_form
 from herl_megatron.hindsight.revision_prompts import check_prompts
 from herl_megatron.improve.sampling import Improver
 from herl_megatron.improve.trajectory import (
@@ -49,8 +50,8 @@ async def improve(config: Config) -> ImproveResult:
         RuntimeError: an engine or the judge is gone for good, or nothing could be scored; what was
             complete is on disk.
     """
-    inputs = load_inputs(config, training=False)
-    check_prompts(inputs.eval, config.hindsight.prompt_style)
+    inputs = load_inputs(config, training=False, revises=True)
+    check_prompts(inputs.eval, revision_form(config.hindsight))
     if config.run.resume:
         check_continues(run_path(config), config, inputs.fingerprints)
     with (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,7 @@ class EvalResult:
     response_tokens: mean length in tokens, unscored responses included.
     per_check: share of responses that satisfy a check, by check name; statements under `judge`.
     per_source: mean reward by the prompts' source, where they name one.
+    credit: mean credit by check, of the checks that return numbers.
     """
 
     reward: float
@@ -57,6 +58,7 @@ class EvalResult:
     response_tokens: float
     per_check: dict[str, float]
     per_source: dict[str, float]
+    credit: dict[str, float] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
         """The numbers by metric name."""
@@ -68,7 +70,7 @@ class EvalResult:
         }
         checks = {f"eval/check/{name}": value for name, value in self.per_check.items()}
         sources = {f"eval/source/{name}": value for name, value in self.per_source.items()}
-        return flat | checks | sources
+        return flat | checks | sources | {f"eval/credit/{n}": x for n, x in self.credit.items()}
 
 
 @dataclass(frozen=True)

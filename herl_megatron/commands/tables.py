@@ -46,7 +46,8 @@ def evaluation_tables(result: EvalResult) -> Group:
     if result.per_check:
         checks = _table("\nsatisfied, by check", "")
         for name, share in sorted(result.per_check.items(), key=lambda item: (item[1], item[0])):
-            checks.add_row(escape(name), f"{share:.3f}")
+            credit = f" (mean {result.credit[name]:.3f})" if name in result.credit else ""
+            checks.add_row(escape(name), f"{share:.3f}{credit}")
         parts.append(checks)
     return Group(*parts)
 

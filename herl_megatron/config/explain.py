@@ -44,7 +44,7 @@ decides numbers or verdicts; a longer run (`train.steps`) under a constant learn
 exception. Where *evaluation* changed, held-out numbers from before are left out of the summary.
 Where a key says *by content*, what the file holds is compared and not its path; so are tokenizer,
 chat template and `config.json` of `model.path`, and the source of code of your own
-(`scoring.check_modules`, `algorithm.loss`, `algorithm.advantage`).
+(`scoring.check_modules`, `scoring.group_reward`, `algorithm.loss`, `algorithm.advantage`).
 
 | decides | meaning |
 |---|---|

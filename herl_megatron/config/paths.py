@@ -260,12 +260,14 @@ def _inputs(config: Config) -> Iterator[tuple[str, Path]]:
         "dpo.data": config.dpo.data,
         "judge.prompt": config.judge.prompt,
         "judge.grader_prompt": config.judge.grader_prompt,
+        "hindsight.prompt_file": config.hindsight.prompt_file,
     }
     yield from ((key, Path(value).resolve()) for key, value in named.items() if value)
     modules = [("scoring.check_modules", module) for module in config.scoring.check_modules]
     for key, name in (
         ("algorithm.loss", config.algorithm.loss),
         ("algorithm.advantage", config.algorithm.advantage),
+        ("scoring.group_reward", config.scoring.group_reward),
     ):
         modules += [(key, name.partition(":")[0])] if is_hook(name) else []
     for key, module in modules:  # where a user's own are found

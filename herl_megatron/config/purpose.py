@@ -36,11 +36,12 @@ _UNREAD: Mapping[Purpose, Callable[[str], re.Match[str] | None]] = {
     "dpo": _ONLY_TRAINS,
     "eval": re.compile(
         r"data\.(train|shuffle)|rollout\.(group_size|mode|oversample|max_staleness|temperature"
-        r"|top_p|top_k)"
+        r"|top_p|top_k)|scoring\.group_reward.*"
     ).fullmatch,
     "improve": re.compile(
         r"data\.(train|shuffle|max_prompt_tokens)|rollout\.(group_size|mode|oversample|max_staleness"
-        r"|temperature|top_p|top_k)|hindsight\.(?!prompt_style$|chat_template$|reference_compat$).*"
+        r"|temperature|top_p|top_k)|scoring\.group_reward.*"
+        r"|hindsight\.(?!prompt_style$|prompt_file$|chat_template$|reference_compat$).*"
     ).fullmatch,
 }
 """Of the sections that a command reads, the keys that it has no use for."""

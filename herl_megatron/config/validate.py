@@ -29,7 +29,7 @@ from herl_megatron.config.schema import Config
 from herl_megatron.config.shape import size_problems
 from herl_megatron.files.os_errors import absent
 
-_OF_KEYS = (run, rollout, megatron, loops, algorithm, hindsight, evaluation)
+_OF_KEYS = (run, rollout, megatron, loops, algorithm, hindsight, evaluation, scoring)
 _OF_SHAPE = (megatron, loops, rollout)
 
 
@@ -78,6 +78,7 @@ def _problems(
 ) -> Iterator[str]:
     yield from run.start_problems(config, purpose)
     yield from data.file_problems(config, purpose)
+    yield from hindsight.file_problems(config, purpose)
     if purpose in SAMPLES:
         yield from scoring.judge_problems(config.judge)
     if model_is_there:

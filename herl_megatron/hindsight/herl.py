@@ -7,6 +7,7 @@ Select, experience, bonus and join are each a function of its own, beside this f
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 
 from herl_megatron.config.schema import RolloutConfig
 from herl_megatron.hindsight.experience import build_experiences
@@ -17,7 +18,8 @@ from herl_megatron.hindsight.method import (
     Proposal,
     ProposalContext,
 )
-from herl_megatron.hindsight.revision_prompts import check_prompts
+from herl_megatron.hindsight.prompt_file import revision_form
+from herl_megatron.hindsight.revision_prompts import RevisionForm, check_prompts
 from herl_megatron.types import Prompt, ScoredGroup
 
 
@@ -33,9 +35,19 @@ class HeRL(HindsightMethod):
             "max_experiences",
             "revisions_per_experience",
             "prompt_style",
+            "prompt_file",
             "chat_template",
         }
     )
+
+    @cached_property
+    def form(self) -> RevisionForm:
+        """What revision prompts look like: the style, or the user's file, which is read once.
+
+        Raises:
+            ValueError: as `revision_form`.
+        """
+        return revision_form(self.config)
 
     @property
     def revisions_per_rollout(self) -> int:
@@ -61,7 +73,7 @@ class HeRL(HindsightMethod):
 
     def check_prompt(self, prompt: Prompt) -> None:
         """See `HindsightMethod.check_prompt`: every criterion must render before work starts."""
-        check_prompts([prompt], self.config.prompt_style)
+        check_prompts([prompt], self.form)
 
     def propose(self, group: ScoredGroup, context: ProposalContext) -> Proposal:
         """Each experience as often as it is revised."""
@@ -73,6 +85,7 @@ class HeRL(HindsightMethod):
             max_tokens=context.max_tokens,
             seed=context.seed,
             answer_after=context.answer_after,
+            form=self.form,
         )
         repeats = range(self.config.revisions_per_experience)
         return Proposal(tuple(e for e in experiences for _ in repeats), too_long=too_long)

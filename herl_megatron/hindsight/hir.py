@@ -60,6 +60,7 @@ class HiR(HindsightMethod):
 
     keys = frozenset({"replays_per_group", "replay_integrity", "replay_integrity_growth"})
     samples = False
+    gives_rewards = True
 
     @property
     def rows_added(self) -> int:

@@ -118,6 +118,9 @@ class HindsightMethod:
     value for any other is said to be without effect."""
     samples: ClassVar[bool] = True
     """Whether it may propose revisions, which cost sampling and scoring."""
+    gives_rewards: ClassVar[bool] = False
+    """Whether its rows have rewards that it gives itself, in the rubric's scale: these do not
+    compare with those of `scoring.group_reward`."""
 
     def __init__(self, config: HindsightConfig) -> None:
         self.config = config

@@ -1,5 +1,6 @@
 """The revision prompt (E_i): instruction, draft, criteria to keep, criteria to fix, request; or the
-instruction with the criteria, where a model copies its draft rather than revise it (`guided`).
+instruction with the criteria, where a model copies its draft rather than revise it (`guided`); or a
+user's own template (`prompt_file`).
 
 Everything that a revision prompt shares with the plain prompt x comes first: the request extends
 the last user message, so the engine's prefix cache serves the instruction. The wording is short and
@@ -9,6 +10,7 @@ fixed; nothing is ever cut here (what is too long is counted and skipped by `exp
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, NoReturn, get_args
 
 from herl_megatron.rubrics.aggregations import weight_of
@@ -16,6 +18,23 @@ from herl_megatron.rubrics.rubric import describe, judge_format
 from herl_megatron.types import Aggregation, Criterion, Message, Prompt
 
 PromptStyle = Literal["criteria", "rubric", "naive", "guided", "guided_missed"]
+
+
+@dataclass(frozen=True)
+class RevisionTemplate:
+    """The text of a user's own revision prompt (`prompt_file`), and the placeholders in it."""
+
+    text: str
+    placeholders: frozenset[str]
+
+    @property
+    def tells_verdicts(self) -> bool:
+        """Whether it lists criteria."""
+        return bool(self.placeholders & {"met", "unmet"})
+
+
+RevisionForm = PromptStyle | RevisionTemplate
+"""How a revision is asked for: `hindsight.prompt_style`, or `hindsight.prompt_file` as read."""
 
 DRAFT_HEADING = "Draft:"
 KEEP_HEADING = "Requirements met, to keep:"
@@ -31,13 +50,14 @@ def revision_messages(
     draft: str,
     satisfied: Sequence[Criterion],
     unmet: Sequence[Criterion],
-    style: PromptStyle,
+    style: RevisionForm,
 ) -> tuple[Message, ...]:
     """Messages that ask for a revision of `draft`; the last user message of x is extended.
 
     `criteria` lists what to keep and what to fix, `rubric` adds each criterion's weight, `naive`
     shows the draft without any verdict. `guided` shows no draft: the rubric's criteria become
     instructions of x, in `guided_missed` the missed ones alone. An empty list leaves its block out.
+    A template takes the place of the whole message.
 
     Raises ValueError if the prompt does not end with a user message, the style is unknown, or it
     lists criteria whose verdicts nobody knows: one grade for the whole rubric (`implicit`,
@@ -52,13 +72,19 @@ def revision_messages(
             "end the prompt with a user message"
         )
     aggregation = prompt.rubric.aggregation
-    if style != "naive" and judge_format(prompt.rubric).one_grade:
+    if _tells_verdicts(style) and judge_format(prompt.rubric).one_grade:
+        key = "prompt_file" if isinstance(style, RevisionTemplate) else f"prompt_style {style!r}"
         raise ValueError(
             f"prompt {prompt.id!r}: aggregation {aggregation!r} gives one grade for the whole "
-            f"rubric, so hindsight.prompt_style {style!r} cannot say what to fix; use "
+            f"rubric, so hindsight.{key} cannot say what to fix; use "
             "prompt_style: naive, another aggregation, or hindsight.enabled: false"
         )
     instruction = prompt.messages[-1].content
+    if isinstance(style, RevisionTemplate):
+        content = style.text.format(
+            instruction=instruction, draft=draft, met=_list(satisfied), unmet=_list(unmet)
+        )
+        return (*prompt.messages[:-1], Message("user", content))
     told = prompt.rubric.criteria if style == "guided" else unmet
     request = _request(satisfied, told, style, aggregation)
     shown = [] if style in _WITHOUT_DRAFT else [f"{DRAFT_HEADING}\n{draft}"]
@@ -66,7 +92,16 @@ def revision_messages(
     return (*prompt.messages[:-1], Message("user", "\n\n".join(blocks)))
 
 
-def check_prompts(prompts: Sequence[Prompt], style: PromptStyle) -> None:
+def _tells_verdicts(style: RevisionForm) -> bool:
+    return style.tells_verdicts if isinstance(style, RevisionTemplate) else style != "naive"
+
+
+def _list(criteria: Sequence[Criterion]) -> str:
+    """For a template, whose words around it stay where the list is empty."""
+    return "\n".join(f"- {_line(criterion, None)}" for criterion in criteria) or "none"
+
+
+def check_prompts(prompts: Sequence[Prompt], style: RevisionForm) -> None:
     """Raise ValueError, naming the prompt, for one that no revision can be asked for."""
     for prompt in prompts:
         criteria = prompt.rubric.criteria

@@ -15,6 +15,7 @@ from herl_megatron.config.reference_compat import is_resolved
 from herl_megatron.config.schema import Config
 from herl_megatron.engine import RolloutEngine
 from herl_megatron.hindsight.experience import revision_prompt
+from herl_megatron.hindsight.prompt_file import revision_form
 from herl_megatron.improve.trajectory import (
     Attempt,
     Trajectory,
@@ -78,6 +79,7 @@ class Improver:
         self._config = config
         self._on_trajectory = on_trajectory
         self._on_sample = on_sample
+        self._form = revision_form(config.hindsight)
         self._run = PipelineRun(config.rollout.timeout_s, self._engines, WorkClock(), None)
 
     async def improve(
@@ -159,7 +161,7 @@ class Improver:
         score, hindsight = attempts[best].score, self._config.hindsight
         assert isinstance(score, Scored), f"attempt {best} is the best without a score"
         draft = answer_part(attempts[best].text, self._config.scoring.answer_after) or ""
-        _, ids = revision_prompt(place.prompt, draft, score, hindsight, self._tokenizer)
+        _, ids = revision_prompt(place.prompt, draft, score, hindsight, self._tokenizer, self._form)
         if len(ids) > self._config.data.max_experience_tokens:
             return await self._first_sample(place, number)
         return await self._attempt(place, number, ids, best)

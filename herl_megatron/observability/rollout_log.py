@@ -100,7 +100,7 @@ def _response(rollout: Rollout, score: Score) -> dict[str, Any]:
         "finish_reason": completion.finish_reason,
         "weight_version": completion.weight_version,
         "segments": [[part.weight_version, part.tokens] for part in completion.segments],
-        "reward": score.reward if isinstance(score, Scored) else None,
+        **_rewards(score),
         "unscored": None if isinstance(score, Scored) else score.reason,
         "satisfied": list(score.satisfied) if isinstance(score, Scored) else [],
         "unmet": list(score.unmet) if isinstance(score, Scored) else [],
@@ -110,6 +110,15 @@ def _response(rollout: Rollout, score: Score) -> dict[str, Any]:
             for r in score.results
         ],
     } | ({"turns": turns} if turns else {})
+
+
+def _rewards(score: Score) -> dict[str, float | None]:
+    """The reward, and the rubric's where that is another one."""
+    if not isinstance(score, Scored):
+        return {"reward": None}
+    if score.rubric_reward is None:
+        return {"reward": score.reward}
+    return {"reward": score.reward, "rubric_reward": score.rubric_reward}
 
 
 def _revision(revision: Revision) -> dict[str, Any]:

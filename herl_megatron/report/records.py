@@ -88,6 +88,7 @@ class _Criterion(_Part):
 class _Verdict(_Part):
     criterion: str
     reason: str
+    grade: float | None = None
 
 
 class _Row(_Part):

@@ -82,8 +82,8 @@ def _verdicts(
     *,
     before: Mapping[str, Any] | None = None,
 ) -> Html:
-    """One line per criterion with the judge's reason, and what it was `before` if it changed."""
-    reasons = {v["criterion"]: v["reason"] for v in response["verdicts"]}
+    """One line per criterion with grade and reason, and what it was `before` if it changed."""
+    reasons = {v["criterion"]: _why(v) for v in response["verdicts"]}
     items = []
     for criterion in [*criteria, *(key for key in reasons if key not in criteria)]:
         css, word = _MARKS[_holds(response, criterion)]
@@ -95,6 +95,13 @@ def _verdicts(
     if response["unscored"]:
         items.append(tag("li", text(f"unscored: {response['unscored']}")))
     return tag("ul", *items, css="verdicts")
+
+
+def _why(verdict: Mapping[str, Any]) -> str:
+    """The grade of a judge or the number of a check, and the reason, as far as there are any."""
+    grade = verdict.get("grade")
+    parts = ("" if grade is None else f"{grade:.3g} of 1", verdict["reason"])
+    return "; ".join(part for part in parts if part)
 
 
 def _whole_group(record: Record, criteria: Mapping[str, str]) -> Html:

@@ -33,6 +33,7 @@ from herl_megatron.rollout.pipeline_run import (
     failure,
 )
 from herl_megatron.rollout.pipeline_stats import PipelineStats, WorkClock
+from herl_megatron.rubrics.group_reward import RewardedScorer
 from herl_megatron.rubrics.rubric import asks_judge
 from herl_megatron.types import (
     Completion,
@@ -282,7 +283,11 @@ class RolloutPipeline:
         texts = [rollout.text for rollout in drafted.revisions]
         scores: tuple[Score, ...] = ()
         if texts:
-            scores = await run.score(job, self._scorer, texts, "revision scoring")
+            drafts = [experience.rollout_index for experience in drafted.experiences]
+            scorer = self._scorer
+            if isinstance(scorer, RewardedScorer):
+                scorer = scorer.of_revisions(drafted.scored, drafts)
+            scores = await run.score(job, scorer, texts, "revision scoring")
         revisions = tuple(
             Revision(experience, rollout, score)
             for experience, rollout, score in zip(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from herl_megatron.rubrics.credit import FULL_CREDIT, credit, truth
 from herl_megatron.rubrics.judge.formats import (
     BANDS,
     CHECKLIST,
@@ -57,7 +58,10 @@ def graded_result(criterion_id: str, form: JudgeFormat, grade: float) -> Criteri
 
 
 def is_satisfied(criterion: Criterion, result: CriterionResult) -> bool:
-    """Whether the verdict counts in the response's favour: polarity applied."""
+    """Whether the verdict counts in the response's favour: polarity applied. Of a check's number,
+    whether its credit is full; a judge's grade has its own scale (`judge.formats`)."""
+    if criterion.kind == "rule" and result.grade is not None:
+        return credit(criterion, result) >= FULL_CREDIT
     return (result.verdict is Verdict.FOLLOWED) == (criterion.polarity == "positive")
 
 
@@ -69,9 +73,14 @@ def weight_of(aggregation: Aggregation, criterion: Criterion) -> float:
 
 
 def _explicit(counted: Counted) -> float:
-    """Satisfied weight over all weight; a negative criterion is satisfied when it is not true."""
-    satisfied = sum(c.weight for c, result in counted if is_satisfied(c, result))
-    return satisfied / sum(c.weight for c, _ in counted)
+    """Sum of weight times credit over all weight; a verdict's credit is 1 or 0, and that of a
+    negative criterion is 1 when it is not true.
+
+    WritingBench weighs its criteria equally and shows 100 times this, its grades being the credit.
+    """
+    return sum(c.weight * credit(c, result) for c, result in counted) / sum(
+        c.weight for c, _ in counted
+    )
 
 
 def _all_or_nothing(counted: Counted) -> float:
@@ -83,38 +92,28 @@ def _rar(counted: Counted) -> float:
     """As `explicit`, the weight being that of the criterion's category."""
     weights = [weight_of("rar", c) for c, _ in counted]
     pairs = zip(weights, counted, strict=True)
-    return sum(w for w, (c, result) in pairs if is_satisfied(c, result)) / sum(weights)
+    return sum(w * credit(c, result) for w, (c, result) in pairs) / sum(weights)
 
 
 def _points(counted: Counted) -> float | None:
-    """Points of what is true, deductions included, over the positive points (simple-evals).
+    """Points of what is true, deductions included, over the positive points (simple-evals). What is
+    true in part has that part of its points.
 
     Below 0 when the deductions win. The benchmark clips the mean over its examples to [0, 1], not
     the single one.
     """
     total = sum(c.weight for c, _ in counted if c.polarity == "positive")
-    signed = [
-        c.weight if c.polarity == "positive" else -c.weight
+    signed = sum(
+        (c.weight if c.polarity == "positive" else -c.weight) * truth(result)
         for c, result in counted
-        if result.verdict is Verdict.FOLLOWED
-    ]
-    return sum(signed) / total if total else None
+    )
+    return signed / total if total else None
 
 
 def _released(counted: Counted) -> float | None:
     """As the released HeRL code: the weight of a negative criterion is clamped to 0."""
     positive = [(c, result) for c, result in counted if c.polarity == "positive"]
     return _explicit(positive) if positive else None
-
-
-def _mean_grade(counted: Counted) -> float:
-    """Weighted mean of the grades; a rule's verdict is a grade of 1 or 0.
-
-    WritingBench weighs its criteria equally and shows 100 times this.
-    """
-    grades = [float(is_satisfied(c, r)) if r.grade is None else r.grade for c, r in counted]
-    weighted = sum(c.weight * grade for (c, _), grade in zip(counted, grades, strict=True))
-    return weighted / sum(c.weight for c, _ in counted)
 
 
 def _one_grade(counted: Counted) -> float:
@@ -131,7 +130,7 @@ RULES: Mapping[Aggregation, Rule] = {
     "rar": Rule(_rar),
     "implicit": Rule(_one_grade, IMPLICIT),
     "healthbench": Rule(_points, POINTS, needs_positive=True),
-    "writingbench": Rule(_mean_grade, BANDS),
+    "writingbench": Rule(_explicit, BANDS),
     "llmeval_med": Rule(_one_grade, CHECKLIST),
     "herl_reference": Rule(_released, needs_positive=True),
 }

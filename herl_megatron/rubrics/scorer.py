@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from herl_megatron.config.schema import JudgeConfig
 from herl_megatron.observability.phases import phases
 from herl_megatron.rubrics.budget import Budget
+from herl_megatron.rubrics.group_reward import GroupReward, RewardedScorer, RubricScorer
 from herl_megatron.rubrics.judgement import was_refused
 from herl_megatron.rubrics.rubric import (
     answer_part,
@@ -112,17 +113,29 @@ def _require_fit(grader: GraderPrompt, config: JudgeConfig, prompts: Sequence[Pr
 class Scorer:
     """`score_group` for the rollout pipeline, evaluation and `herl score`.
 
-    It owns `pool` and `judge`; without a judge, no rubric may ask one. Texts are whole responses:
-    only what follows `answer_after` in them is scored (`rubric.answer_part`).
+    It owns `pool`, `judge` and `group_reward`; without a judge, no rubric may ask one. Texts are
+    whole responses: only what follows `answer_after` in them is scored (`rubric.answer_part`).
     """
 
     def __init__(
-        self, pool: RulePool, judge: JudgeClient | None, *, answer_after: str = ""
+        self,
+        pool: RulePool,
+        judge: JudgeClient | None,
+        *,
+        answer_after: str = "",
+        group_reward: GroupReward | None = None,
     ) -> None:
         self._pool = pool
         self._judge = judge
         self._answer_after = answer_after
+        self._group_reward = group_reward
         self._begun: dict[tuple[str, str], asyncio.Task[list[CriterionResult]]] = {}
+
+    def of_training(self) -> RubricScorer:
+        """What gives training its rewards: the group's where there is one, else this scorer."""
+        if self._group_reward is None:
+            return self
+        return RewardedScorer(self, self._group_reward, answer_after=self._answer_after)
 
     def start_judging(self, prompt: Prompt, text: str) -> None:
         """Ask the judge about a response before its group is complete.
@@ -213,10 +226,13 @@ class Scorer:
     def metrics(self) -> dict[str, float]:
         """`scoring/...` and, with a judge, `judge/...` since the last call."""
         judge = self._judge.metrics() if self._judge is not None else {}
-        return self._pool.metrics() | judge
+        reward = self._group_reward.metrics() if self._group_reward is not None else {}
+        return self._pool.metrics() | judge | reward
 
     def shutdown(self) -> None:
-        """Stop the pool's processes; `close` also ends the judge's connections."""
+        """Stop the processes; `close` also ends the judge's connections."""
+        if self._group_reward is not None:
+            self._group_reward.close()
         self._pool.shutdown()
 
     async def close(self) -> None:
@@ -226,4 +242,4 @@ class Scorer:
         await asyncio.gather(*self._begun.values(), return_exceptions=True)
         if self._judge is not None:
             await self._judge.close()
-        self._pool.shutdown()
+        self.shutdown()

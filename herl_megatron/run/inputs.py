@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from herl_megatron.algos.own_advantage import check_advantage, open_advantage
 from herl_megatron.algos.own_loss import check_loss, open_loss
 from herl_megatron.config.hooks import Hook, is_hook, load_hook
-from herl_megatron.config.schema import Config, HindsightConfig
+from herl_megatron.config.schema import Config, HindsightConfig, ScoringConfig
 from herl_megatron.data.chat import ChatTokenizer, open_chat_tokenizer
 from herl_megatron.data.fingerprints import fingerprints
 from herl_megatron.data.prompt_source import (
@@ -21,6 +21,8 @@ from herl_megatron.hindsight.known_methods import ignored_keys, open_method
 from herl_megatron.rollout.modes import prompts_in_flight
 from herl_megatron.rubrics.checks.isolated.wire import CheckLimits
 from herl_megatron.rubrics.checks.registry import load_check_modules
+from herl_megatron.rubrics.checks.sources import source_hash
+from herl_megatron.rubrics.group_reward import check_group_reward
 from herl_megatron.rubrics.scorer import require_judge
 from herl_megatron.run.model_files import check_model, check_vocabulary
 from herl_megatron.types import Prompt
@@ -39,17 +41,21 @@ class Inputs:
     """Of all that decides results, by name."""
 
 
-def load_inputs(config: Config, *, training: bool) -> Inputs:
+def load_inputs(config: Config, *, training: bool, revises: bool | None = None) -> Inputs:
     """Read and check the model's files, tokenizer and prompts.
+
+    revises: whether revision prompts are written, by default where hindsight trains.
 
     Raises:
         ValueError: a bad row (file and line), a prompt over the limit, a tokenizer without chat
             template or end token, a model's file that cannot be used.
     """
+    revises = training and config.hindsight.enabled if revises is None else revises
     limits = CheckLimits(memory_bytes=config.scoring.check_memory_bytes)
     # Before rows that name a user's own check.
     load_check_modules(config.scoring.check_modules, limits=limits)
     hooks = algorithm_hooks(config) if training else []
+    reward = _group_reward(config.scoring) if training else {}
     check_model(config.model, trains=training)
     tokenizer = open_chat_tokenizer(
         config.model, config.data, answer_after=config.scoring.answer_after
@@ -82,10 +88,12 @@ def load_inputs(config: Config, *, training: bool) -> Inputs:
             text_files={
                 "judge.prompt": config.judge.prompt,
                 "judge.grader_prompt": config.judge.grader_prompt,
+                "hindsight.prompt_file": config.hindsight.prompt_file if revises else "",
             },
             hooks=[*hooks, *_sampling_hooks(config, training=training)],
             weights=not training or bool(config.algorithm.kl_coef),
-        ),
+        )
+        | reward,
     )
 
 
@@ -107,6 +115,15 @@ def algorithm_hooks(config: Config) -> list[Hook]:
         check_advantage(advantage)
         hooks.append(advantage.hook)
     return hooks
+
+
+def _group_reward(scoring: ScoringConfig) -> dict[str, str]:
+    """The fingerprint of a user's reward over a group, which can be imported and called; empty
+    without one. It is no `Hook`: this process never imports it."""
+    if not (name := scoring.group_reward):
+        return {}
+    source = source_hash(name.partition(":")[0], check_group_reward(scoring))
+    return {f"source of scoring.group_reward {name}": source}
 
 
 def _check_method(hindsight: HindsightConfig, train: Sequence[Prompt]) -> None:

@@ -36,6 +36,7 @@ from herl_megatron.rollout.hindsight_stage import open_stage
 from herl_megatron.rollout.liveness import PROBED_PROMPTS, LivenessProbe
 from herl_megatron.rollout.modes import GroupSource, open_source
 from herl_megatron.rollout.pipeline import RolloutPipeline
+from herl_megatron.rubrics.group_reward import open_group_reward
 from herl_megatron.rubrics.pool import ScoringPool
 from herl_megatron.rubrics.scorer import Scorer, open_judge
 from herl_megatron.run.checkpointer import Checkpointer
@@ -178,8 +179,11 @@ async def open_train_parts(config: Config, inputs: Inputs) -> AsyncIterator[Trai
     async with AsyncExitStack() as stack:
         wanted = demand(config.megatron, config.rollout)
         ground = await _open_ground(config, inputs, stack, wanted)
+        if (reward := await open_group_reward(config.scoring)) is not None:
+            stack.callback(reward.close)
         engines, pool, trainer = await _start_all(config, inputs, stack, ground)
-        scorer = Scorer(pool, ground.judge, answer_after=config.scoring.answer_after)
+        answer_after = config.scoring.answer_after
+        scorer = Scorer(pool, ground.judge, answer_after=answer_after, group_reward=reward)
         pipeline = _train_pipeline(config, inputs, engines, scorer)
         eval_pipeline = _eval_pipeline(config, inputs, engines, scorer)
         if config.rollout.truncated:
@@ -319,7 +323,7 @@ def _train_pipeline(
 ) -> RolloutPipeline:
     return RolloutPipeline(
         engines,
-        scorer,
+        scorer.of_training(),
         inputs.tokenizer,
         config.rollout,
         open_stage(

@@ -29,6 +29,7 @@ CHAPTERS = {
         "extending",
         "extending_algorithms",
         "extending_methods",
+        "extending_rewards",
     ),
 }
 """Pages in the order of the site's contents; one that is in none is a warning, thus an error."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from herl_megatron.data.responses import ResponseRow
+from herl_megatron.rubrics.breakdown import credits_of
 from herl_megatron.rubrics.rubric import counted_under
 from herl_megatron.types import Score, Scored, Verdict
 
@@ -35,7 +36,8 @@ class Totals:
 
     prompts: responses that satisfy every criterion that could be verified (IFEval's prompt level).
     criteria: single criteria (its instruction level). checks: the same by check; judge criteria
-    are together under `judge`. unverifiable: criteria left out, by reason.
+    are together under `judge`. credits: of the checks that return numbers. unverifiable: criteria
+    left out, by reason.
     """
 
     responses: int = 0
@@ -43,6 +45,7 @@ class Totals:
     prompts: Share = field(default_factory=Share)
     criteria: Share = field(default_factory=Share)
     checks: dict[str, Share] = field(default_factory=dict)
+    credits: dict[str, list[float]] = field(default_factory=dict)
     unscored: Counter[str] = field(default_factory=Counter)
     unverifiable: Counter[str] = field(default_factory=Counter)
 
@@ -59,6 +62,8 @@ class Totals:
             satisfied = criterion_id in score.satisfied
             self.criteria.add(satisfied)
             self.checks.setdefault(counted_under(by_id[criterion_id]), Share()).add(satisfied)
+        for name, value in credits_of(row.prompt.rubric, score):
+            self.credits.setdefault(name, []).append(value)
         for result in score.results:
             if result.verdict is Verdict.UNVERIFIABLE:
                 self.unverifiable[result.reason] += 1
@@ -75,7 +80,13 @@ class Totals:
             "mean_reward_clipped": None if mean is None else min(1.0, max(0.0, mean)),
             "prompt_level": self.prompts.as_json(),
             "instruction_level": self.criteria.as_json(),
-            "per_check": {name: self.checks[name].as_json() for name in sorted(self.checks)},
+            "per_check": {name: self._of_check(name) for name in sorted(self.checks)},
             "unscored_by_reason": dict(self.unscored.most_common()),
             "unverifiable_by_reason": dict(self.unverifiable.most_common()),
         }
+
+    def _of_check(self, name: str) -> dict[str, Any]:
+        """Of one that returns numbers also their mean; `share` is that of full credit."""
+        values = self.credits.get(name)
+        mean = {"mean_credit": sum(values) / len(values)} if values else {}
+        return self.checks[name].as_json() | mean

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib import import_module
+from pathlib import Path
 
 from herl_megatron.config.machine import Machine
 from herl_megatron.config.purpose import Purpose
-from herl_megatron.config.schema import Config
+from herl_megatron.config.schema import Config, HindsightConfig
+from herl_megatron.config.secrets import shown_file
+from herl_megatron.files.os_errors import absent
 
 _METHODS = "herl_megatron.hindsight.known_methods"
 """A method says itself what is wrong between its keys. It is asked by name, as one from outside,
@@ -17,6 +20,8 @@ because methods are built on this room."""
 def problems(config: Config, *, purpose: Purpose, machine: Machine) -> Iterator[str]:
     """Between keys."""
     hindsight = config.hindsight
+    if _writes_prompts(config, purpose) and hindsight.prompt_file:
+        yield from _one_prompt(config)
     if purpose != "train" or not hindsight.enabled:
         return
     yield from _stale_revisions(config)
@@ -30,7 +35,37 @@ def problems(config: Config, *, purpose: Purpose, machine: Machine) -> Iterator[
             f"hindsight.method is {hindsight.method!r} with hindsight.reference_compat true, which"
             " is HeRL's released code and samples revisions; turn one of them off"
         )
+    if config.scoring.group_reward and method.gives_rewards:
+        yield (
+            f"scoring.group_reward is {config.scoring.group_reward!r} with hindsight.method"
+            f" {hindsight.method!r}, whose own rewards are in the rubric's scale and do not compare"
+            " with that function's; use method 'revise', or take one of them out"
+        )
     yield from method.problems(config.rollout)
+
+
+def file_problems(config: Config, purpose: Purpose) -> Iterator[str]:
+    """Why the user's revision prompt is not there; looks at the disk."""
+    file = config.hindsight.prompt_file
+    if _writes_prompts(config, purpose) and file and (problem := absent(file, "file")):
+        yield (
+            f"hindsight.prompt_file: {problem}: {shown_file(file)!r} (from {Path.cwd()}); mend the"
+            " path"
+        )
+
+
+def _writes_prompts(config: Config, purpose: Purpose) -> bool:
+    return purpose == "improve" or (purpose == "train" and config.hindsight.enabled)
+
+
+def _one_prompt(config: Config) -> Iterator[str]:
+    style = config.hindsight.prompt_style
+    if style != HindsightConfig().prompt_style:
+        yield (
+            f"hindsight.prompt_file is {shown_file(config.hindsight.prompt_file)!r} with"
+            f" hindsight.prompt_style {style!r}, but one prompt is written: take the file out, or"
+            f" set the style back to {HindsightConfig().prompt_style!r}"
+        )
 
 
 def _stale_revisions(config: Config) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Rules of the judge's section that need no request. No message repeats a credential."""
+"""Rules of sections `scoring` and `judge` that need no request. No message repeats a credential."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from herl_megatron.config.hooks import name_problem
+from herl_megatron.config.machine import Machine
+from herl_megatron.config.purpose import Purpose
 from herl_megatron.config.schema import Config, JudgeConfig
 from herl_megatron.config.secrets import (
     is_secret_for_sure,
@@ -24,6 +27,15 @@ _NO_VARIABLE = (
     "judge.api_key_env must be the name of an environment variable, in capitals, such as"
     " JUDGE_API_KEY; the key itself never stands in a configuration"
 )
+
+
+def problems(config: Config, *, purpose: Purpose, machine: Machine) -> Iterator[str]:
+    """Between keys."""
+    name = config.scoring.group_reward
+    if purpose != "train" or not name:
+        return
+    if problem := name_problem(name):
+        yield f"scoring.group_reward: {name!r} {problem}"
 
 
 def split_urls(base_url: str) -> list[str]:

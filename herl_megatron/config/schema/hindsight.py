@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from herl_megatron.config.hooks import OptionValue
-from herl_megatron.config.schema.base import MOST_AT_ONCE, Numbers, Section
+from herl_megatron.config.schema.base import BY_CONTENT, MOST_AT_ONCE, Numbers, Section
 
 
 class HindsightConfig(Section):
@@ -35,6 +35,9 @@ class HindsightConfig(Section):
     """Revision prompt: criteria to keep and to fix; the same with weights (medical rubrics); the
     draft alone with a request to improve it (the NaiveHE ablation); or no draft, but the criteria,
     all or the missed ones, as instructions (small models copy a draft that they see)."""
+    prompt_file: Annotated[Numbers[str], BY_CONTENT] = ""
+    """Text file with a revision prompt of your own, instead of a `prompt_style`; placeholders are
+    {instruction}, {draft}, {met} and {unmet} (docs/extending_rewards.md). Empty: the style."""
     chat_template: Numbers[bool] = True
     """Render the revision prompt through the chat template."""
     temperature: Numbers[float] = Field(default=0.3, ge=0)

@@ -37,6 +37,12 @@ class ScoringConfig(Section):
     statement is true. Empty: the whole response."""
     check_modules: Verdicts[tuple[str, ...]] = ()
     """Python modules that register further checks; the driver and every worker import them."""
+    group_reward: Verdicts[str] = ""
+    """A function `module:function` of your own that gives the rewards of a whole training group,
+    given its texts and their scores by the rubric (docs/extending_rewards.md); empty: the rubric's
+    rewards. Evaluation, `herl improve` and `herl score` report the rubric's in any case."""
+    group_reward_timeout_s: Verdicts[float] = Field(default=10.0, gt=0)
+    """Longest run of that function on one group."""
 
 
 class JudgeConfig(Section):

@@ -10,12 +10,13 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from string import Formatter
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from herl_megatron.rubrics.checks.libraries import library_problem
 from herl_megatron.rubrics.checks.time_limit import CheckTimeout, run_limited
+from herl_megatron.rubrics.credit import measured_result
 from herl_megatron.types import Criterion, CriterionResult, Verdict
 
 Mode = Literal["strict", "loose"]
@@ -32,11 +33,12 @@ class Check:
     joined by commas. `requires` names packages and `data` NLTK resources without which the check
     cannot run. A blank response follows nothing unless `judges_blank`. `unreadable` takes the
     valid parameters and says why their content cannot be judged, or returns the empty string;
-    `pointless` says why every response, or none, would follow.
+    `pointless` says why every response, or none, would follow. One that `measures` returns a number
+    in [0, 1] (`rubrics.credit`).
     """
 
     name: str
-    run: Callable[..., bool]
+    run: Callable[..., float]
     description: str
     params: type[BaseModel]
     requires: tuple[str, ...]
@@ -44,6 +46,7 @@ class Check:
     judges_blank: bool
     unreadable: Callable[..., str] | None
     pointless: Callable[..., str] | None = None
+    measures: bool = False
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -51,7 +54,18 @@ class Check:
         return tuple(self.params.model_fields)
 
 
-def params_model(run: Callable[..., bool]) -> type[BaseModel]:
+def measures(run: Callable[..., float]) -> bool:
+    """Whether the function says that it returns a number: `-> float`, or a union with float.
+
+    It must say so: the number that a check returns by mistake (a count, where it should compare)
+    would be a reward. Called after `params_model`, which refuses types that cannot be read.
+    """
+    returned = get_type_hints(run).get("return")
+    kinds = (returned, *get_args(returned))
+    return any(isinstance(kind, type) and issubclass(kind, float) for kind in kinds)
+
+
+def params_model(run: Callable[..., float]) -> type[BaseModel]:
     """A pydantic model of the parameters of `run` after the response; further keys are refused.
 
     Raises ValueError for a function that cannot be a check: no response, a coroutine, a parameter
@@ -59,7 +73,9 @@ def params_model(run: Callable[..., bool]) -> type[BaseModel]:
     """
     name = run.__name__
     if inspect.iscoroutinefunction(run) or inspect.isgeneratorfunction(run):
-        raise ValueError(f"the check {name!r} is no plain function; it must return True or False")
+        raise ValueError(
+            f"the check {name!r} is no plain function; it must return True or False, or a number"
+        )
     try:
         hints = get_type_hints(run, include_extras=True)
     except (NameError, TypeError, SyntaxError, AttributeError) as error:  # of a quoted type
@@ -147,6 +163,8 @@ def run_check(
         return late(criterion, timeout_s)
     if isinstance(finished.value, str):
         return failed(criterion, f"{check.name} {finished.value}")
+    if check.measures:
+        return measured_result(criterion.id, float(finished.value))
     verdict = Verdict.FOLLOWED if finished.value else Verdict.NOT_FOLLOWED
     return CriterionResult(criterion.id, verdict)
 
@@ -189,26 +207,48 @@ def plain(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _verdict(check: Check, texts: Sequence[str], arguments: dict[str, Any]) -> bool | str:
-    """Whether any text follows, or why there is no verdict.
+def _verdict(check: Check, texts: Sequence[str], arguments: dict[str, Any]) -> float | str:
+    """Whether any text follows (of a check that measures: the most of any), or why there is no
+    verdict.
 
     Only a bool is one: a forgotten `return` gives None, and "no" would count as followed.
     """
+    most = 0.0
     try:
         for text in texts:
             verdict: object = check.run(text, **arguments)
             if verdict is True:
                 return True
-            if verdict is not False:
-                return f"returned {_shown(verdict)}; a check must return True or False"
+            value = _measured(verdict) if check.measures else None
+            if value is not None:
+                most = max(most, value)
+            elif verdict is not False:
+                return _no_verdict(check, verdict)
     except CheckTimeout:
         raise
     except BaseException as error:  # Process border: a check may raise anything, exit, interrupt.
         return f"raised {error_text(error)}"
-    return False
+    return most
 
 
-def _shown(value: object) -> str:
+def _measured(verdict: object) -> float | None:
+    """A number in [0, 1] as such; None for anything else, NaN and bools included."""
+    if isinstance(verdict, bool) or not isinstance(verdict, int | float):
+        return None
+    value = float(verdict)
+    return value if 0 <= value <= 1 else None
+
+
+def _no_verdict(check: Check, verdict: object) -> str:
+    shown = f"returned {shown_value(verdict)}; a check"
+    if check.measures:
+        return f"{shown} that returns a number must return one from 0 to 1, or True or False"
+    hint = " (or a number in [0, 1], if it says `-> float`)" if isinstance(verdict, float) else ""
+    return f"{shown} must return True or False{hint}"
+
+
+def shown_value(value: object) -> str:
+    """Value and type for a message, short, whatever its `__repr__` does."""
     kind = type(value)
     name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
     try:
@@ -227,7 +267,7 @@ def _said(look: Callable[..., str] | None, arguments: dict[str, Any]) -> str:
     said: object = look(**arguments)
     if said is None or isinstance(said, str):
         return plain(said or "")
-    raise TypeError(f"{look.__name__} must return a text, not {_shown(said)}")
+    raise TypeError(f"{look.__name__} must return a text, not {shown_value(said)}")
 
 
 def _variants(response: str) -> list[str]:

@@ -1,7 +1,8 @@
 """Rule checks by name: registration, parameter validation, and one run of one check.
 
-A check is a pure function `(response, *, parameters) -> bool`. Its parameters are typed in its
-signature and validated before it runs; it never runs on invented values. Two things can be wrong:
+A check is a pure function `(response, *, parameters) -> bool`, or `-> float` for partial credit, a
+number in [0, 1] (`rubrics.credit`). Its parameters are typed in its signature and validated before
+it runs; it never runs on invented values. Two things can be wrong:
 - The parameters do not fit the signature, or nobody (or everybody) meets what they ask for
   (`parameter_problem`): a mistake in the row, refused when prompts are loaded.
 - They fit, but their content says nothing that the check can judge (`unreadable`): data as some
@@ -18,7 +19,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import ParamSpec
+from typing import ParamSpec, TypeVar
 
 from herl_megatron.rubrics.checks import local
 from herl_megatron.rubrics.checks.isolated.modules import CheckModuleError, UserModules
@@ -28,6 +29,8 @@ from herl_megatron.rubrics.checks.local import Check, Mode
 from herl_megatron.types import Criterion, CriterionResult
 
 P = ParamSpec("P")
+R = TypeVar("R", bound=float)
+"""What a check returns: a bool, or a number in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,9 @@ def register(
     judges_blank: bool = False,
     unreadable: Callable[..., str] | None = None,
     pointless: Callable[..., str] | None = None,
-) -> Callable[[Callable[P, bool]], Callable[P, bool]]:
-    """Register a function `(response, typed parameters...) -> bool` as the check `name`.
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Register a function `(response, typed parameters...) -> bool` as the check `name`; one that
+    says `-> float` returns a number in [0, 1], for partial credit.
 
     `requires` names packages, `data` NLTK resources that it needs: they are made ready before the
     check runs and outside of its time limit. `unreadable` and `pointless` take the parameters and
@@ -67,7 +71,7 @@ def register(
             what is no parameter.
     """
 
-    def add(run: Callable[P, bool]) -> Callable[P, bool]:
+    def add(run: Callable[P, R]) -> Callable[P, R]:
         module = run.__module__
         known = _CHECKS.get(name)
         if isinstance(known, UserCheck) and known.module == module:
@@ -81,8 +85,9 @@ def register(
         if problem := local.template_problem(description, tuple(params.model_fields)):
             raise ValueError(f"the description of the check {name!r} {problem}")
         _CHECKS[name] = Check(
-            name, run, description, params, requires, data, judges_blank, unreadable, pointless
-        )
+            name, run, description, params, requires, data, judges_blank, unreadable, pointless,
+            measures=local.measures(run),
+        )  # fmt: skip
         return run
 
     return add
@@ -244,8 +249,9 @@ def run_check(
     `loose` accepts the response if any of its variants follows. A blank response follows nothing
     (unless the check judges it). Unverifiable for every response: unknown check, missing or broken
     package or data, missing, wrong or unreadable parameters. Unverifiable for this one: no result
-    within `timeout_s`, whatever the check raised, or something else than a bool; of a user's
-    check, also the end of its process or more memory than it may take.
+    within `timeout_s`, whatever the check raised, or something else than a bool (or, of one that
+    says `-> float`, a number in [0, 1]); of a user's check, also the end of its process or more
+    memory than it may take.
 
     Raises:
         CheckModuleError: a user's module cannot be imported any more.

@@ -13,9 +13,9 @@ A brace that is no placeholder is written twice: {{ and }}.
 
 from __future__ import annotations
 
-import string
 from collections.abc import Mapping, Sequence
 
+from herl_megatron.files.templates import check_template
 from herl_megatron.rubrics.judge.guard import neutralise
 from herl_megatron.types import Prompt
 
@@ -57,19 +57,7 @@ def read_template(text: str) -> str:
     Raises:
         ValueError: an unknown placeholder, a needed one that is missing, a single brace.
     """
-    try:
-        fields = [f for f in string.Formatter().parse(text) if f[1] is not None]
-    except ValueError as error:
-        raise ValueError(
-            f"{error}; write a brace that is no placeholder as {{{{ or }}}}"
-        ) from error
-    for _, name, form, conversion in fields:
-        if name not in _PLACEHOLDERS or form or conversion:
-            known = ", ".join(f"{{{known}}}" for known in _PLACEHOLDERS)
-            raise ValueError(f"{{{name}}} is no placeholder; use {known}, or {{{{ for a brace")
-    for name in _NEEDED:
-        if name not in {field[1] for field in fields}:
-            raise ValueError(f"the placeholder {{{name}}} is missing")
+    check_template(text, _PLACEHOLDERS, needed=_NEEDED)
     return text
 
 

@@ -40,7 +40,7 @@ def test_lists_that_were_kept_by_hand() -> None:
     assert paths == {
         "scoring.check_timeout_s", "scoring.answer_after", "scoring.check_modules", "judge.model",
         "judge.prompt", "judge.grader_prompt", "judge.temperature", "judge.max_tokens",
-        "judge.samples",
+        "judge.samples", "scoring.group_reward", "scoring.group_reward_timeout_s",
         "judge.structured", "judge.extra_body", "judge.evidence", "judge.canary",
     } | ({"scoring.check_memory_bytes"} & paths)  # fmt: skip
     paths = {key.path for key in keys_that_decide(Decides.EVALUATION, purpose="train")}
@@ -63,7 +63,7 @@ def test_lists_that_were_kept_by_hand() -> None:
     by_content = {key.path for key in keys() if key.by_content}
     assert by_content == {
         "model.path", "model.megatron_path", "data.train", "data.eval", "sft.data", "dpo.data",
-        "judge.prompt", "judge.grader_prompt",
+        "judge.prompt", "judge.grader_prompt", "hindsight.prompt_file",
     }  # fmt: skip
 
 
@@ -103,10 +103,12 @@ def test_differences_name_the_key_and_both_values() -> None:
 def test_improving_reads_few_keys_of_its_sections() -> None:
     paths = {key.path for key in keys_that_decide(*Decides, purpose="improve")}
     unread = {"data.shuffle", "data.train", "rollout.group_size", "rollout.mode", "hindsight.alpha",
-              "hindsight.gamma", "rollout.temperature", "hindsight.temperature"}  # fmt: skip
+              "hindsight.gamma", "rollout.temperature", "hindsight.temperature",
+              "scoring.group_reward", "scoring.group_reward_timeout_s"}  # fmt: skip
     assert not paths & unread
-    assert {"hindsight.prompt_style", "hindsight.chat_template", "rollout.max_response_tokens",
-            "rollout.dtype", "data.max_experience_tokens", "data.eval"} <= paths  # fmt: skip
+    assert {"hindsight.prompt_style", "hindsight.prompt_file", "hindsight.chat_template",
+            "rollout.max_response_tokens", "rollout.dtype", "data.max_experience_tokens",
+            "data.eval"} <= paths  # fmt: skip
 
 
 def test_markers_are_told_apart() -> None:

@@ -125,6 +125,9 @@ def test_inputs_are_not_taken_from_under_a_run(
         own = AlgorithmConfig.model_validate({key: "my_checks:f"})
         with pytest.raises(ConfigError, match=rf"algorithm\.{key}: .* would delete or move"):
             start("resume", algorithm=own)
+    reward = ScoringConfig(group_reward="my_checks:reward")
+    with pytest.raises(ConfigError, match=r"scoring\.group_reward: .* would delete or move"):
+        start("resume", scoring=reward)
 
 
 def test_a_run_killed_before_its_first_number_goes_on_in_its_folder(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from herl_megatron.config.schema import (
     HindsightConfig,
     ModelConfig,
     RolloutConfig,
+    ScoringConfig,
     TrainConfig,
 )
 from herl_megatron.data.toy_files import write_toy_task
@@ -165,3 +166,46 @@ def test_the_source_of_own_code_is_one_of_the_runs_fingerprints(
     assert found(source) == before
     # An evaluation has no hindsight.
     assert set(found(source, training=False)) == {"source of rollout.function own_inputs:talk"}
+
+
+def test_a_reward_and_a_prompt_of_ones_own_are_read_and_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused before anything else is read; a changed source or text is another fingerprint."""
+    write_toy_task(tmp_path, seed=0, train_prompts=2, heldout_prompts=2, sft_rows=2)
+    monkeypatch.chdir(tmp_path)
+    source, prompt = tmp_path / "rewards_of_inputs.py", tmp_path / "revise.txt"
+    prompt.write_text("{instruction}\n{unmet}\n")
+    source.write_text("def flat(group):\n    return [1.0 for _ in group.texts]\n")
+    config = Config(
+        model=ModelConfig(path=str(tmp_path / "model")),
+        data=DataConfig(train=str(tmp_path / "train.jsonl"), eval=str(tmp_path / "heldout.jsonl")),
+        train=TrainConfig(prompts_per_step=2, prompts_per_optimizer_step=2),
+        scoring=ScoringConfig(group_reward="rewards_of_inputs:flat"),
+        hindsight=HindsightConfig(prompt_file=str(prompt)),
+    )
+    names = ["source of scoring.group_reward rewards_of_inputs:flat", "hindsight.prompt_file"]
+    first = load_inputs(config, training=True)
+    source.write_text(source.read_text().replace("1.0", "2.0"))
+    second = load_inputs(config, training=True)
+    prompt.write_text("{instruction}\n{draft}\n")
+    third = load_inputs(config, training=True)
+    seen = [tuple(inputs.fingerprints[name] for name in names) for inputs in (first, second, third)]
+    assert seen[0][0] != seen[1][0] == seen[2][0] and seen[0][1] == seen[1][1] != seen[2][1]
+    others = [
+        {name: value for name, value in inputs.fingerprints.items() if name not in names}
+        for inputs in (first, third)
+    ]
+    assert others[0] == others[1]
+    evaluated = load_inputs(config, training=False)
+    assert not set(names) & set(evaluated.fingerprints)
+    improved = load_inputs(config, training=False, revises=True)
+    assert improved.fingerprints[names[1]] == third.fingerprints[names[1]]
+    assert names[0] not in improved.fingerprints
+    prompt.write_text("{instruction}\n{missing}\n")
+    with pytest.raises(ValueError, match="revise.txt': {missing} is no placeholder"):
+        load_inputs(config, training=True)
+    prompt.write_text("{instruction}\n{draft}\n")
+    source.write_text("def other(group):\n    return []\n")
+    with pytest.raises(ValueError, match="'rewards_of_inputs' .* has no 'flat'"):
+        load_inputs(config, training=True)

@@ -167,3 +167,40 @@ def test_a_judge_that_is_needed_must_be_named(tmp_path: Path) -> None:
     wrong = score(source, tmp_path / "out.jsonl", "--judge-set", "concurency=3")
     assert wrong.exit_code == 2 and "concurrency" in wrong.output
     assert not (tmp_path / "out.jsonl").exists()
+
+
+PARTS = """
+from herl_megatron.rubrics.checks.registry import register
+
+@register("own/share", description="Use {letter}.")
+def share_of(response: str, *, letter: str) -> float:
+    return response.count(letter) / len(response)
+"""
+
+
+def test_numbers_are_summed_up_beside_full_credit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shares of `a` are 1/2 and 1, of the unwanted `b` 1/2 and 0: credits 1/2, 1, 1/2 and 1."""
+    (tmp_path / "parts_checks.py").write_text(PARTS, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    a = {"id": "a", "kind": "rule", "check": "own/share", "params": {"letter": "a"}, "weight": 3}
+    b = {**a, "id": "b", "params": {"letter": "b"}, "polarity": "negative", "weight": 1}
+    rows = [row("r", [a, b, NO_COMMA], responses=["ab", "aa"])]
+    out = tmp_path / "out.jsonl"
+    totals = scored(write(tmp_path / "rows.jsonl", rows), out, "--check-module", "parts_checks")
+    first, second = json.loads(out.read_text())["responses"]
+    assert first["reward"] == (3 * 0.5 + 1 * 0.5 + 1) / 5 and second["reward"] == 1.0
+    assert first["verdicts"] == [
+        {"id": "a", "verdict": "not_followed", "grade": 0.5},
+        {"id": "b", "verdict": "not_followed", "grade": 0.5},
+        {"id": "comma", "verdict": "followed"},
+    ]
+    assert totals["mean_reward"] == (0.6 + 1.0) / 2
+    assert totals["per_check"] == {
+        "own/share": {"satisfied": 2, "of": 4, "share": 0.5, "mean_credit": 0.75},
+        "ifeval/punctuation:no_comma": {"satisfied": 2, "of": 2, "share": 1.0},
+    }
+    before = out.read_bytes()
+    scored(tmp_path / "rows.jsonl", out, "--check-module", "parts_checks")  # read back, not anew
+    assert out.read_bytes() == before

@@ -9,13 +9,16 @@ import socket
 import sys
 from json import dumps  # what a module does to `json` does not reach it
 
-from herl_megatron.config.hooks import error_place
+from herl_megatron.config.hooks import Hook, error_place
 from herl_megatron.rubrics.checks import local, registry
 from herl_megatron.rubrics.checks.isolated.gauge import Gauge
+from herl_megatron.rubrics.checks.isolated.rewards import late, load_reward, rewards_of
 from herl_megatron.rubrics.checks.isolated.wire import (
     Load,
+    LoadReward,
     Look,
     Reply,
+    Reward,
     Run,
     Said,
     pack_reply,
@@ -39,6 +42,10 @@ def serve(connection: socket.socket) -> None:
                 child.look(number, request.criterion)
             case Run():
                 child.run(number, request)
+            case LoadReward():
+                child.load_reward(number, request)
+            case Reward():
+                child.reward(number, request)
 
 
 class _Child:
@@ -46,6 +53,7 @@ class _Child:
         self._connection = connection
         self._pid = os.getpid()
         self._gauge: Gauge | None = None
+        self._reward: Hook | None = None
 
     def receive(self, size: int) -> bytes:
         """Exactly so many bytes; EOFError if there are fewer."""
@@ -121,15 +129,40 @@ class _Child:
             over = self._gauge.exceeded()
             if over:
                 result = local.failed(criterion, f"{criterion.check} {over}")
-            said = _OF_VERDICT.get(result.verdict, Said.UNVERIFIABLE)
+            said, text = _OF_VERDICT.get(result.verdict, Said.UNVERIFIABLE), result.reason
             if result.for_every_response:
                 said = Said.LEFT_OUT
+            elif result.grade is not None:
+                said, text = Said.MEASURED, repr(result.grade)
             # A limit that went off in an import or a table leaves the library half loaded.
             cut = result == local.late(criterion, request.timeout_s)
             worn = bool(over) or cut or self._gauge.threads_left()
-            self._reply(number + index, said, result.reason, worn=worn)
+            self._reply(number + index, said, text, worn=worn)
             if worn:
                 return
+
+    def load_reward(self, number: int, request: LoadReward) -> None:
+        """Import the function and say where it is."""
+        gauge = self._gauge = Gauge(request.limits)
+        self._reply(number, Said.IMPORTING, request.name.partition(":")[0])
+        found = load_reward(request)
+        if isinstance(found, str):
+            self._reply(number, Said.REFUSED, found)
+            return
+        self._reward = found
+        gauge.settle()
+        self._reply(number, Said.LOADED, dumps({"file": found.file}))
+
+    def reward(self, number: int, request: Reward) -> None:
+        """The rewards of one group."""
+        assert self._gauge is not None and self._reward is not None, "the function is loaded first"
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        said, text = rewards_of(self._reward, request)
+        over = self._gauge.exceeded()
+        if over:
+            said, text = Said.PROBLEM, over
+        worn = bool(over) or text == late(request.timeout_s) or self._gauge.threads_left()
+        self._reply(number, said, text, worn=worn)
 
 
 def _result(criterion: Criterion, request: Run) -> CriterionResult:

@@ -9,16 +9,27 @@ import pickle
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from herl_megatron.rubrics.checks import local
 from herl_megatron.rubrics.checks.isolated.process import ChildGone, ChildProcess
-from herl_megatron.rubrics.checks.isolated.wire import CheckLimits, Load, Look, Reply, Run, Said
+from herl_megatron.rubrics.checks.isolated.wire import (
+    CheckLimits,
+    Load,
+    LoadReward,
+    Look,
+    Reply,
+    Run,
+    Said,
+)
 from herl_megatron.rubrics.checks.local import Mode
+from herl_megatron.rubrics.credit import measured_result
 from herl_megatron.types import Criterion, CriterionResult, Verdict
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 GRACE_S = 1.0
 """A child that is this much over a check's limit, which it enforces itself, is killed."""
 _LOOK_S = 5.0
@@ -164,44 +175,66 @@ class UserModules:
             self._start()
 
     def _start(self) -> list[Found]:
-        doing = "starting a process for them"
-        limits = self._load.limits
-        try:
-            self._process.start()
-            number = self._process.ask(self._load)
-            while True:
-                reply = self._process.reply(number, limits.import_s + GRACE_S)
-                if reply.said is not Said.IMPORTING:
-                    break
-                doing = f"importing {reply.text!r}" if reply.text else "preparing what they need"
-            if reply.said is not Said.LOADED:
-                self._process.end()
-                raise CheckModuleError(f"scoring.check_modules: {reply.text}")
-            found = json.loads(reply.text)
-            checks = [
-                Found(
-                    str(check["name"]),
-                    tuple(map(str, check["parameters"])),
-                    tuple(map(str, check["requires"])),
-                    tuple(map(str, check["data"])),
-                    str(check["module"]),
-                )
-                for check in found["checks"]
-            ]
-            self.files = {str(name): str(file) for name, file in found["files"].items()}
-        except ChildGone as gone:
-            names = ", ".join(self._load.modules)
-            raise CheckModuleError(f"scoring.check_modules ({names}): {doing} {gone.how}") from gone
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            self._process.end()
-            raise CheckModuleError(
-                f"scoring.check_modules: {doing} broke the process that it happened in"
-            ) from error
-        except BaseException:
-            self._process.end()
-            raise
-        self._process.settle()
+        checks, self.files = load_in(
+            self._process, self._load, _read_found, of=("scoring.check_modules", self._load.modules)
+        )
         return checks
+
+
+def load_in(
+    process: ChildProcess,
+    request: Load | LoadReward,
+    read: Callable[[Any], T],
+    *,
+    of: tuple[str, Sequence[str]],
+) -> T:
+    """A new child of `process` with what `request` imports; what `read` makes of its answer.
+
+    of: the configuration's key and the names that it has, for messages.
+
+    Raises:
+        CheckModuleError: why it cannot be imported.
+    """
+    key, names = of
+    doing = "starting a process for them"
+    try:
+        process.start()
+        number = process.ask(request)
+        while True:
+            reply = process.reply(number, request.limits.import_s + GRACE_S)
+            if reply.said is not Said.IMPORTING:
+                break
+            doing = f"importing {reply.text!r}" if reply.text else "preparing what they need"
+        if reply.said is not Said.LOADED:
+            process.end()
+            said = reply.text
+            raise CheckModuleError(said if said.startswith(f"{key}: ") else f"{key}: {said}")
+        found = read(json.loads(reply.text))
+    except ChildGone as gone:
+        raise CheckModuleError(f"{key} ({', '.join(names)}): {doing} {gone.how}") from gone
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        process.end()
+        raise CheckModuleError(f"{key}: {doing} broke the process that it happened in") from error
+    except BaseException:
+        process.end()
+        raise
+    process.settle()
+    return found
+
+
+def _read_found(found: Any) -> tuple[list[Found], dict[str, str]]:
+    """The checks, and the modules' files."""
+    checks = [
+        Found(
+            str(check["name"]),
+            tuple(map(str, check["parameters"])),
+            tuple(map(str, check["requires"])),
+            tuple(map(str, check["data"])),
+            str(check["module"]),
+        )
+        for check in found["checks"]
+    ]
+    return checks, {str(name): str(file) for name, file in found["files"].items()}
 
 
 def _plain(criterion: Criterion) -> Criterion:
@@ -216,8 +249,21 @@ def _named(criterion: Criterion) -> str:
 def _result(criterion: Criterion, reply: Reply) -> CriterionResult:
     if reply.said is Said.LEFT_OUT:
         return local.left_out(criterion, reply.text)
+    if reply.said is Said.MEASURED:
+        return _measured(criterion, reply.text)
     verdict = _VERDICTS.get(reply.said, Verdict.UNVERIFIABLE)
     return CriterionResult(criterion.id, verdict, reply.text)
+
+
+def _measured(criterion: Criterion, text: str) -> CriterionResult:
+    """Looked at once more: the child runs code of others."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        return local.failed(criterion, f"{criterion.check} answered what is no number in [0, 1]")
+    return measured_result(criterion.id, value)
 
 
 def _ended(criterion: Criterion, gone: ChildGone, timeout_s: float | None) -> CriterionResult:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from herl_megatron.rubrics.checks.local import Mode
-from herl_megatron.types import Criterion
+from herl_megatron.types import Criterion, GroupToReward
 
 READY, FORK, KILL, STATUS = b"R", b"F", b"K", b"S"
 """Messages between a process and its warden, each answered by the same: it is there (its id); fork
@@ -63,7 +63,24 @@ class Run:
     timeout_s: float | None
 
 
-Request = Load | Look | Run
+@dataclass(frozen=True)
+class LoadReward:
+    """Import `module:function`. Answered as `Load`."""
+
+    name: str
+    folder: str
+    limits: CheckLimits
+
+
+@dataclass(frozen=True)
+class Reward:
+    """Call the function on a group. Answered by REWARDS or PROBLEM."""
+
+    group: GroupToReward
+    timeout_s: float
+
+
+Request = Load | Look | Run | LoadReward | Reward
 
 
 class Said(IntEnum):
@@ -78,6 +95,10 @@ class Said(IntEnum):
     NOT_FOLLOWED = 7
     UNVERIFIABLE = 8
     LEFT_OUT = 9
+    MEASURED = 10
+    """A verdict as a number, which is the text."""
+    REWARDS = 11
+    """JSON: of each response a number, or in a list the reason why there is none."""
 
 
 @dataclass(frozen=True)
