@@ -362,6 +362,26 @@ def test_json_holds_no_nan() -> None:
     assert wrong == []
 
 
+def test_a_name_means_one_thing() -> None:
+    """No two files of the package and no two public classes share a name.
+
+    But for files that are what their folder says of a section or a command: `config/schema/run.py`,
+    `config/rules/run.py`, `commands/data.py`.
+    """
+    apart = ("__init__.py", "config/schema/", "config/rules/", "commands/")
+    files: dict[str, list[str]] = {}
+    classes: dict[str, list[str]] = {}
+    for path, tree in parsed():
+        where = path.relative_to(PACKAGE).as_posix()
+        if not where.endswith("__init__.py") and not where.startswith(apart):
+            files.setdefault(path.name, []).append(where)
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                classes.setdefault(node.name, []).append(where)
+    twice = {name: found for name, found in (files | classes).items() if len(found) > 1}
+    assert twice == {}
+
+
 # Whatever else one would put here has a folder below.
 TOP_LEVEL = {
     "herl_megatron", "configs", "docs", "slurm", "tests", "tools", ".ci", ".github",

@@ -7,7 +7,7 @@ from dataclasses import replace
 from math import ceil, isfinite, nan
 
 from herl_megatron.report.rollouts import RolloutStats, Tally
-from herl_megatron.report.runs import Run, Series
+from herl_megatron.report.runs import ReportedRun, Series
 
 _WINDOWS = 12
 _AXES = (
@@ -17,7 +17,7 @@ _AXES = (
 """Name, metrics whose sum it is, and how much of it makes one."""
 
 
-def with_derived(run: Run, stats: RolloutStats) -> Run:
+def with_derived(run: ReportedRun, stats: RolloutStats) -> ReportedRun:
     """The run with `derived/*` and `check/NAME` among its metrics.
 
     check/NAME: share of the scored training rollouts that satisfy the check, of those whose
@@ -63,7 +63,7 @@ def pooled(by_step: Mapping[int, Tally], *, window: int) -> dict[int, float]:
     return {i * window + middle: whole[i].hits / whole[i].total for i in sorted(whole)}
 
 
-def _sums_before(run: Run, parts: Sequence[str], unit: float) -> dict[int, float]:
+def _sums_before(run: ReportedRun, parts: Sequence[str], unit: float) -> dict[int, float]:
     """By step, the sum of `parts` over the steps before; empty where a step has no number."""
     first = run.metrics.get(parts[0], {})
     steps = sorted(first)
@@ -76,6 +76,6 @@ def _sums_before(run: Run, parts: Sequence[str], unit: float) -> dict[int, float
     return sums if isfinite(sums[len(steps)]) and sums[len(steps)] > 0 else {}
 
 
-def _shares(run: Run, part: str, whole: str) -> dict[int, float]:
+def _shares(run: ReportedRun, part: str, whole: str) -> dict[int, float]:
     parts, wholes = run.metrics.get(part, {}), run.metrics.get(whole, {})
     return {s: parts[s] / wholes[s] for s in parts if wholes.get(s, 0) > 0}

@@ -7,14 +7,14 @@ from typing import Any, Literal
 
 from herl_megatron.observability.peaks import TRAINER_PHASES, peak_metric
 from herl_megatron.report.html import Html, table, tag, text
-from herl_megatron.report.runs import Run
+from herl_megatron.report.runs import ReportedRun
 
 _GIB = 1 << 30
 _WITHIN = {"log-probs": ("log-probs", "parity check")}
 """Phases of the plan that a rank's own phase contains, where they are not the same."""
 
 
-def memory(runs: Sequence[Run]) -> list[Html]:
+def memory(runs: Sequence[ReportedRun]) -> list[Html]:
     """A table over runs with a `plan.json`; nothing without one."""
     rows = [row for run in runs if run.plan for row in _rows(run, run.plan)]
     if not rows:
@@ -33,7 +33,7 @@ def memory(runs: Sequence[Run]) -> list[Html]:
     ]
 
 
-def _rows(run: Run, plan: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+def _rows(run: ReportedRun, plan: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
     where: Literal["host", "device"] = "device" if plan.get("gpu_bytes") else "host"
     ranks = plan.get("ranks") or []
     for phase in TRAINER_PHASES:
@@ -52,7 +52,7 @@ def _rows(run: Run, plan: Mapping[str, Any]) -> Iterator[tuple[str, str, str, st
         yield str(run.path), "engine", f"{engine:.2f}", _gib([budget] if budget else [])
 
 
-def _most(run: Run, metric: str) -> float | None:
+def _most(run: ReportedRun, metric: str) -> float | None:
     return max(run.metrics.get(metric, {}).values(), default=None)
 
 

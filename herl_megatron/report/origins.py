@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from herl_megatron.report.html import Html, join, table, tag, text
-from herl_megatron.report.runs import Run, RunGroup, changed_settings, differing_settings
+from herl_megatron.report.runs import ReportedRun, RunGroup, changed_settings, differing_settings
 
 
 def settings(groups: Sequence[RunGroup]) -> list[Html]:
@@ -33,7 +33,7 @@ def settings(groups: Sequence[RunGroup]) -> list[Html]:
     return parts
 
 
-def origins(runs: Sequence[Run]) -> list[Html]:
+def origins(runs: Sequence[ReportedRun]) -> list[Html]:
     """When, where and with which code each run was started; a run without a record is named."""
     rows = [_origin(run) for run in runs if run.starts]
     if not rows:
@@ -47,7 +47,7 @@ def origins(runs: Sequence[Run]) -> list[Html]:
     return parts
 
 
-def _origin(run: Run) -> list[Html]:
+def _origin(run: ReportedRun) -> list[Html]:
     newest = run.starts[-1]
     began = run.starts[0].get("started")
     outcome = newest.get("outcome") or "running, or killed"
@@ -58,7 +58,7 @@ def _origin(run: Run) -> list[Html]:
     ]  # fmt: skip
 
 
-def _command(run: Run) -> Html:
+def _command(run: ReportedRun) -> Html:
     newest = run.starts[-1]
     versions = newest.get("versions") or {}
     shown = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))

@@ -10,7 +10,7 @@ from herl_megatron.report.html import Html, join, table, tag, text
 from herl_megatron.report.memory import memory
 from herl_megatron.report.origins import origins, settings
 from herl_megatron.report.rollouts import Tally
-from herl_megatron.report.runs import Run, RunGroup
+from herl_megatron.report.runs import ReportedRun, RunGroup
 from herl_megatron.report.tables import CheckLine, Pair, before_after
 
 _CSS = """
@@ -166,7 +166,7 @@ def _change(value: float) -> Html:
     return tag("span", text(f"{value:+.3f}"), css=css)
 
 
-def _progress(run: Run) -> str:
+def _progress(run: ReportedRun) -> str:
     if run.kind == "eval":
         return "evaluation"
     if run.kind == "improve":

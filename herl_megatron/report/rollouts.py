@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from herl_megatron.report.records import Record, read_records
-from herl_megatron.report.runs import Run
+from herl_megatron.report.runs import ReportedRun
 
 _WORD = r"\S+\s*|\s+"
 _MIN_SIMILARITY = 0.3
@@ -57,7 +57,7 @@ class CriterionNames:
         self._by_prompt: dict[str, Sequence[Mapping[str, Any]]] | None = None
 
     @classmethod
-    def of(cls, run: Run) -> Self:
+    def of(cls, run: ReportedRun) -> Self:
         """Names for a run's rollouts, with the rows that it was given."""
         return cls([str(run.settings.get(key) or "") for key in ("data.train", "data.eval")])
 
@@ -81,7 +81,7 @@ class CriterionNames:
         return self._by_prompt.get(record["prompt_id"], ())
 
 
-def read_rollout_stats(run: Run, names: CriterionNames) -> RolloutStats:
+def read_rollout_stats(run: ReportedRun, names: CriterionNames) -> RolloutStats:
     """Read all of a run's training rollouts once, a group at a time."""
     stats = RolloutStats()
     for step, path in run.rollout_files():
@@ -94,7 +94,9 @@ def read_rollout_stats(run: Run, names: CriterionNames) -> RolloutStats:
     return stats
 
 
-def sample_records(run: Run, stats: RolloutStats, *, count: int) -> list[tuple[int, Record]]:
+def sample_records(
+    run: ReportedRun, stats: RolloutStats, *, count: int
+) -> list[tuple[int, Record]]:
     """The first group with a revision in each of `count` steps spread evenly over the run.
 
     Nothing is chosen by its outcome. A run without revisions gives the first group of each.

@@ -33,7 +33,7 @@ _NOT_SETUP = ("run.name", "run.dir", "run.overwrite", "run.seed")
 
 
 @dataclass(frozen=True)
-class Run:
+class ReportedRun:
     """One run as it lies on disk, finished or not.
 
     settings: the resolved configuration by dotted key. A key that the file lacks because the run
@@ -89,7 +89,7 @@ class RunGroup:
     """Runs of one setup under different seeds, at least one."""
 
     label: str
-    runs: tuple[Run, ...]
+    runs: tuple[ReportedRun, ...]
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Spread:
     high: tuple[float, ...]
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: Path) -> ReportedRun:
     """Read a run's folder, also while it is being written.
 
     Raises:
@@ -118,7 +118,7 @@ def read_run(path: Path) -> Run:
     if not metrics:
         raise ValueError(f"{path} has no steps yet: nothing is logged in metrics.jsonl")
     summary = path / "summary.json"
-    return Run(
+    return ReportedRun(
         path=path,
         settings=_read_settings(path / "config.yaml"),
         metrics=metrics,
@@ -140,12 +140,12 @@ def _read_plan(file: Path) -> dict[str, Any] | None:
     return found
 
 
-def group_runs(runs: Sequence[Run]) -> list[RunGroup]:
+def group_runs(runs: Sequence[ReportedRun]) -> list[RunGroup]:
     """Groups of runs that differ in `run.seed` and the paths that belong to it, nothing else.
 
     A repeat of a seed starts a group of its own, so that it is not counted as another seed.
     """
-    groups: list[list[Run]] = []
+    groups: list[list[ReportedRun]] = []
     for run in runs:
         for group in groups:
             if _same_setup(group[0], run) and run.seed not in {other.seed for other in group}:
@@ -190,7 +190,7 @@ def differing_settings(groups: Sequence[RunGroup]) -> dict[str, list[Any]]:
     return shown
 
 
-def changed_settings(run: Run) -> dict[str, tuple[Any, Any]]:
+def changed_settings(run: ReportedRun) -> dict[str, tuple[Any, Any]]:
     """Configuration keys that are not at their default: value and default, None for a key that this
     version does not know."""
     plain = dict(_flatten(Config(model=ModelConfig(path="")).model_dump(mode="json")))
@@ -275,12 +275,12 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{key}", value
 
 
-def _same_setup(a: Run, b: Run) -> bool:
+def _same_setup(a: ReportedRun, b: ReportedRun) -> bool:
     keys = {*a.settings, *b.settings} - set(_NOT_SETUP)
     return a.kind == b.kind and all(_same_value(key, a, b) for key in keys)
 
 
-def _same_value(key: str, a: Run, b: Run) -> bool:
+def _same_value(key: str, a: ReportedRun, b: ReportedRun) -> bool:
     """Equal, or paths that are equal once each run's own folder or seed is taken out of them."""
     one, two = a.settings.get(key), b.settings.get(key)
     if one == two:
@@ -293,18 +293,18 @@ def _same_value(key: str, a: Run, b: Run) -> bool:
     return any(forget(one, a) == forget(two, b) for forget in (_without_folder, _without_seed))
 
 
-def _without_folder(path: str, run: Run) -> str:
+def _without_folder(path: str, run: ReportedRun) -> str:
     folder = f"{str(run.settings.get('run.dir', '')).rstrip('/')}/"
     return path.removeprefix(folder) if path.startswith(folder) else path
 
 
-def _without_seed(path: str, run: Run) -> str:
+def _without_seed(path: str, run: ReportedRun) -> str:
     """`runs/qs1/sft` of the run with seed 1 is `runs/qs{seed}/sft`; 11 is another number."""
     seed = str(run.seed)
     return re.sub(r"\d+", lambda number: "{seed}" if number[0] == seed else number[0], path)
 
 
-def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
+def _labels(groups: Sequence[Sequence[ReportedRun]]) -> list[str]:
     """`run.name` where that tells the groups apart, else the first run's path."""
     names = [str(group[0].settings["run.name"]) for group in groups]
     labels = [

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import isfinite
 
 from herl_megatron.report.rollouts import RolloutStats, Tally
-from herl_megatron.report.runs import Run, RunGroup
+from herl_megatron.report.runs import ReportedRun, RunGroup
 
 Pair = tuple[float, float]
 _KEYS = (
@@ -49,7 +49,7 @@ class CheckLine:
     mended: Tally
 
 
-def before_after(run: Run) -> BeforeAfter | None:
+def before_after(run: ReportedRun) -> BeforeAfter | None:
     """First and last held-out numbers, else those of the first and last step's own rollouts, or of
     `herl improve`'s first and last round."""
     for reward, satisfied, where in _KEYS:
@@ -83,14 +83,14 @@ def check_lines(group: RunGroup, stats: Sequence[RolloutStats]) -> list[CheckLin
     return lines
 
 
-def _ends(run: Run, name: str, steps: tuple[int, int]) -> Pair | None:
+def _ends(run: ReportedRun, name: str, steps: tuple[int, int]) -> Pair | None:
     series = run.metrics.get(name, {})
     if not all(step in series for step in steps):
         return None
     return series[steps[0]], series[steps[1]]
 
 
-def _first_last(run: Run, name: str) -> Pair | None:
+def _first_last(run: ReportedRun, name: str) -> Pair | None:
     values = [value for _, value in sorted(run.metrics.get(name, {}).items()) if isfinite(value)]
     return (values[0], values[-1]) if values else None
 

@@ -22,7 +22,7 @@ from herl_megatron.report.rollouts import (
     read_rollout_stats,
     sample_records,
 )
-from herl_megatron.report.runs import Run, RunGroup, group_runs, read_run
+from herl_megatron.report.runs import ReportedRun, RunGroup, group_runs, read_run
 from herl_megatron.report.samples import sample
 from herl_megatron.report.tables import check_lines
 
@@ -128,7 +128,9 @@ def _png(draw: Callable[[], Figure]) -> bytes:
     return file.getvalue()
 
 
-def _samples(run: Run, stats: RolloutStats, names: CriterionNames, *, count: int) -> list[Html]:
+def _samples(
+    run: ReportedRun, stats: RolloutStats, names: CriterionNames, *, count: int
+) -> list[Html]:
     chosen = sample_records(run, stats, count=count)
     return [
         sample(step, record, names, opened=index == 0)

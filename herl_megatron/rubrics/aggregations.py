@@ -34,7 +34,7 @@ Counted = Sequence[tuple[Criterion, CriterionResult]]
 
 
 @dataclass(frozen=True)
-class Rule:
+class AggregationRule:
     """One aggregation.
 
     reward: the reward, None where the formula would divide by 0.
@@ -124,13 +124,13 @@ def _one_grade(counted: Counted) -> float:
     return grade
 
 
-RULES: Mapping[Aggregation, Rule] = {
-    "explicit": Rule(_explicit),
-    "all_or_nothing": Rule(_all_or_nothing),
-    "rar": Rule(_rar),
-    "implicit": Rule(_one_grade, IMPLICIT),
-    "healthbench": Rule(_points, POINTS, needs_positive=True),
-    "writingbench": Rule(_explicit, BANDS),
-    "llmeval_med": Rule(_one_grade, CHECKLIST),
-    "herl_reference": Rule(_released, needs_positive=True),
+RULES: Mapping[Aggregation, AggregationRule] = {
+    "explicit": AggregationRule(_explicit),
+    "all_or_nothing": AggregationRule(_all_or_nothing),
+    "rar": AggregationRule(_rar),
+    "implicit": AggregationRule(_one_grade, IMPLICIT),
+    "healthbench": AggregationRule(_points, POINTS, needs_positive=True),
+    "writingbench": AggregationRule(_explicit, BANDS),
+    "llmeval_med": AggregationRule(_one_grade, CHECKLIST),
+    "herl_reference": AggregationRule(_released, needs_positive=True),
 }

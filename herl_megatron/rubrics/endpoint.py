@@ -22,7 +22,7 @@ from herl_megatron.rubrics.error_replies import describe_body, retry_after_s
 from herl_megatron.rubrics.failures import CallFailed, ErrorReply, JudgeError, Refused
 from herl_megatron.rubrics.judge.questions import Question
 from herl_megatron.rubrics.masking import Masker
-from herl_megatron.rubrics.replies import Reply, read_reply
+from herl_megatron.rubrics.replies import JudgeReply, read_reply
 
 _log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ class Endpoints:
 
     async def ask(
         self, question: Question, *, attempt: int, timeout_s: float, index: int | None = None
-    ) -> Reply:
+    ) -> JudgeReply:
         """The answer to one question, from the address `index` or whose turn it is.
 
         Raises:

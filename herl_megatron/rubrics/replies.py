@@ -27,7 +27,7 @@ Mask = Callable[[str], str]
 
 
 @dataclass(frozen=True)
-class Reply:
+class JudgeReply:
     """A model's whole answer."""
 
     text: str
@@ -35,7 +35,7 @@ class Reply:
     """Of the prompt and of the answer."""
 
 
-def read_reply(body: bytes, mask: Mask) -> Reply:
+def read_reply(body: bytes, mask: Mask) -> JudgeReply:
     """The answer in the body of an HTTP 200.
 
     Raises:
@@ -68,7 +68,7 @@ def read_reply(body: bytes, mask: Mask) -> Reply:
     if reason in _CUT or not text.strip():
         problem = _why_empty(message, said, cut=reason in _CUT, text=text, mask=mask)
         raise CallFailed("invalid", problem, tokens=tokens, answered=True)
-    return Reply(text, tokens)
+    return JudgeReply(text, tokens)
 
 
 def _parsed(body: bytes, mask: Mask) -> Any:

@@ -24,7 +24,7 @@ Coarsest = Literal["fp32", "bf16", "fp8"]
 
 
 @dataclass(frozen=True)
-class Limits:
+class ParityLimits:
     """Largest allowed mean and max of |engine's - trainer's| log-prob."""
 
     mean: float
@@ -34,10 +34,10 @@ class Limits:
         return f"mean {self.mean:.3g}, max {self.max:.3g}"
 
 
-FLOORS: Mapping[Coarsest, Limits] = {
-    "fp32": Limits(mean=1e-5, max=1e-3),
-    "bf16": Limits(mean=0.03, max=1.0),
-    "fp8": Limits(mean=0.2, max=2.0),
+FLOORS: Mapping[Coarsest, ParityLimits] = {
+    "fp32": ParityLimits(mean=1e-5, max=1e-3),
+    "bf16": ParityLimits(mean=0.03, max=1.0),
+    "fp8": ParityLimits(mean=0.2, max=2.0),
 }
 """Along the quickstart's 30 steps in bf16 the mean over the prompts' tokens went from 0.016 to at
 most 0.023, that over sampled ones from 0.004 to 0.017, and single tokens came to 0.74, seven times
@@ -59,11 +59,11 @@ class Difference:
     max: float
     tokens: int
 
-    def share_of(self, limits: Limits) -> float:
+    def share_of(self, limits: ParityLimits) -> float:
         """The larger of both numbers' shares of their limits; above 1 is too far, NaN stays NaN."""
         return float(np.max([self.mean / limits.mean, self.max / limits.max]))
 
-    def within(self, limits: Limits) -> bool:
+    def within(self, limits: ParityLimits) -> bool:
         """False for NaN."""
         return self.share_of(limits) <= 1
 
@@ -75,14 +75,14 @@ class Difference:
 class Tolerance:
     """The bounds of a run's limits and their distance from the noise."""
 
-    caps: Limits
-    floors: Limits
+    caps: ParityLimits
+    floors: ParityLimits
     factor: float
 
-    def limits(self, noise: Difference, *, same_program: bool = False) -> Limits:
+    def limits(self, noise: Difference, *, same_program: bool = False) -> ParityLimits:
         """What is allowed where rounding alone makes `noise`, between engines if `same_program`."""
         share = SAME_PROGRAM if same_program else 1.0
-        return Limits(
+        return ParityLimits(
             mean=min(self.caps.mean, max(share * self.floors.mean, self.factor * noise.mean)),
             max=min(self.caps.max, max(share * self.floors.max, self.factor * noise.max)),
         )
@@ -93,10 +93,10 @@ def tolerance_for(config: ParityConfig, *precisions: Precision, fp8: bool = Fals
 
     fp8: whether one of them computes its matrix products in FP8.
     """
-    caps: dict[Coarsest, Limits] = {
-        "fp32": Limits(mean=config.fp32_mean, max=config.fp32_max),
-        "bf16": Limits(mean=config.bf16_mean, max=config.bf16_max),
-        "fp8": Limits(mean=config.fp8_mean, max=config.fp8_max),
+    caps: dict[Coarsest, ParityLimits] = {
+        "fp32": ParityLimits(mean=config.fp32_mean, max=config.fp32_max),
+        "bf16": ParityLimits(mean=config.bf16_mean, max=config.bf16_max),
+        "fp8": ParityLimits(mean=config.fp8_mean, max=config.fp8_max),
     }
     coarsest: Coarsest = "fp8" if fp8 else "bf16" if "bf16" in precisions else "fp32"
     return Tolerance(caps[coarsest], FLOORS[coarsest], config.noise_factor)

@@ -19,7 +19,7 @@ from herl_megatron.rollout.vllm.vllm_engine import VLLMEngine
 from herl_megatron.types import Completion
 from herl_megatron.weight_sync.bucket_folder import BucketFolder
 from herl_megatron.weight_sync.parity import ParityError, ParityGate, make_probes
-from herl_megatron.weight_sync.parity_limits import SAME_PROGRAM, Limits, tolerance_for
+from herl_megatron.weight_sync.parity_limits import SAME_PROGRAM, ParityLimits, tolerance_for
 from herl_megatron.weight_sync.sync import sync_weights
 from tests.engine.harness import running_engine
 from tests.engine.test_parity import HFTrainer
@@ -88,7 +88,7 @@ def test_two_workers_compute_the_synced_weights(tmp_path: Path, buckets: BucketF
         gate = ParityGate(trainer, [engine], probes=probes, tolerance=TOLERANCE, every=1, seed=0)
         assert (await gate.check(1))["parity/max"] < TOLERANCE.floors.max / 3
         floors = TOLERANCE.floors
-        same = Limits(SAME_PROGRAM * floors.mean, SAME_PROGRAM * floors.max)
+        same = ParityLimits(SAME_PROGRAM * floors.mean, SAME_PROGRAM * floors.max)
         assert gate.limits == (floors, floors, same, same)
         await engine._call(lambda llm: llm.collective_rpc(keep_old_weights))
         trainer.train()

@@ -67,7 +67,7 @@ class ScoreJob:
         return self.out.with_name(f"{self.out.name}.summary.json")
 
 
-class GroupScorer(Protocol):
+class FileScorer(Protocol):
     """Whatever scores the responses to one prompt."""
 
     async def score_group(self, prompt: Prompt, texts: Sequence[str]) -> list[Score]:
@@ -215,7 +215,7 @@ async def _score_missing(
         bar = progress.add_task("", total=done + len(rows), completed=done, unscored=0)
         todo = iter(rows)
 
-        async def one_after_another(scorer: GroupScorer) -> None:
+        async def one_after_another(scorer: FileScorer) -> None:
             nonlocal unscored
             for row in todo:
                 answers = [answer_part(text, job.scoring.answer_after) for text in row.texts]
@@ -242,7 +242,7 @@ def _workers_for(scoring: ScoringConfig, rows: Sequence[ResponseRow]) -> int:
 @asynccontextmanager
 async def _open_scorer(
     job: ScoreJob, rows: Sequence[ResponseRow]
-) -> AsyncIterator[tuple[GroupScorer, int]]:
+) -> AsyncIterator[tuple[FileScorer, int]]:
     """What scores `rows`, and how many of them keep it busy."""
     workers = _workers_for(job.scoring, rows)
     prompts = [row.prompt for row in rows]

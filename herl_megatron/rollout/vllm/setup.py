@@ -46,5 +46,6 @@ def check_environment(device: str) -> None:
     if missing:
         raise RuntimeError(
             f"environment variables {', '.join(missing)} are not set; they act only before torch "
-            "is imported: start the process with rollout.vllm.environment.engine_environment()"
+            "is imported: start the process with"
+            " rollout.vllm.engine_environment.engine_environment()"
         )

@@ -1,6 +1,6 @@
 """The rollout engine: vLLM in this process, stepped by one thread, with asynchronous calls on top.
 
-With `tensor_parallel` above 1 the model is in worker processes below this one (`vllm_workers`).
+With `tensor_parallel` above 1 the model is in worker processes below this one (`tp_workers`).
 The same code serves CPU and GPU. Everything that vLLM holds, and every field that a `_do_*` or
 `_on_*` method touches, belongs to the engine thread; the public methods only hand commands to it.
 """

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from herl_megatron.rubrics.checks import nltk_tools
-from herl_megatron.rubrics.checks.parameters import Count, Positive, Stripped, Text
+from herl_megatron.rubrics.checks.check_parameters import Count, Positive, Stripped, Text
 from herl_megatron.rubrics.checks.registry import register
 from herl_megatron.rubrics.checks.words import (
     bare,

@@ -7,7 +7,7 @@ from collections import Counter
 from itertools import pairwise
 
 from herl_megatron.rubrics.checks import nltk_tools
-from herl_megatron.rubrics.checks.parameters import (
+from herl_megatron.rubrics.checks.check_parameters import (
     Count,
     Positive,
     Stripped,

@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import Field
 
 from herl_megatron.rubrics.checks import nltk_tools
-from herl_megatron.rubrics.checks.parameters import (
+from herl_megatron.rubrics.checks.check_parameters import (
     Count,
     Pattern,
     Positive,

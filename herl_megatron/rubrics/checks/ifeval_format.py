@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from herl_megatron.rubrics.checks.parameters import Stripped, Text, compilable
+from herl_megatron.rubrics.checks.check_parameters import Stripped, Text, compilable
 from herl_megatron.rubrics.checks.registry import register
 
 # Those that langdetect knows, its two of Chinese under the benchmark's names.

@@ -11,8 +11,14 @@ from typing import Annotated
 
 from pydantic import Field
 
+from herl_megatron.rubrics.checks.check_parameters import (
+    Count,
+    Relation,
+    Stripped,
+    compare,
+    pointless,
+)
 from herl_megatron.rubrics.checks.ifeval_format import Language, detected_language
-from herl_megatron.rubrics.checks.parameters import Count, Relation, Stripped, compare, pointless
 from herl_megatron.rubrics.checks.registry import register
 
 Keywords = Annotated[list[Stripped], Field(min_length=1)]

@@ -17,7 +17,7 @@ from herl_megatron.report.rollouts import (
     read_rollout_stats,
     sample_records,
 )
-from herl_megatron.report.runs import Run, group_runs, read_run
+from herl_megatron.report.runs import ReportedRun, group_runs, read_run
 from herl_megatron.report.tables import check_lines
 from tests.unit.report.run_folders import group, make_run, response, write_step
 
@@ -36,7 +36,7 @@ LINES = [
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
+def run(tmp_path: Path) -> ReportedRun:
     """Step 0: lowercase met by 1 of 3 scored, politeness by 2 of 3; step 1: 2 of 2 and 0 of 2."""
     path = make_run(tmp_path, seed=0, lines=LINES)
     first = group(
@@ -53,7 +53,7 @@ def run(tmp_path: Path) -> Run:
     return read_run(path)
 
 
-def test_satisfaction_by_check(run: Run) -> None:
+def test_satisfaction_by_check(run: ReportedRun) -> None:
     stats = read_rollout_stats(run, CriterionNames.of(run))
     assert stats.satisfied == {
         "text/all_lowercase": {0: Tally(1, 3), 1: Tally(2, 2)},
@@ -63,7 +63,7 @@ def test_satisfaction_by_check(run: Run) -> None:
     assert stats.revised_steps == [0]
 
 
-def test_derived_curves(run: Run) -> None:
+def test_derived_curves(run: ReportedRun) -> None:
     stats = read_rollout_stats(run, CriterionNames.of(run))
     derived = with_derived(run, stats)
     metrics = derived.metrics
@@ -80,7 +80,7 @@ def test_windows_pool_counts_and_not_shares() -> None:
     assert pooled(tallies, window=3) == {1: 0.25, 4: 0.5, 7: 0.25}
 
 
-def test_table_of_checks(run: Run) -> None:
+def test_table_of_checks(run: ReportedRun) -> None:
     stats = read_rollout_stats(run, CriterionNames.of(run))
     (found,) = group_runs([run])
     judged, lowercase = check_lines(found, [stats])
@@ -89,7 +89,7 @@ def test_table_of_checks(run: Run) -> None:
     assert (lowercase.drafts, lowercase.mended) == (Tally(3, 5), Tally(1, 1))
 
 
-def test_a_sample_is_the_first_revised_group_of_its_step(run: Run) -> None:
+def test_a_sample_is_the_first_revised_group_of_its_step(run: ReportedRun) -> None:
     stats = read_rollout_stats(run, CriterionNames.of(run))
     chosen = sample_records(run, stats, count=3)
     assert [(step, record["prompt_id"]) for step, record in chosen] == [(0, "p0")]
@@ -116,7 +116,7 @@ def test_samples_are_spread_over_the_steps_that_revised(tmp_path: Path) -> None:
     assert [step for step, _ in chosen] == [5, 7]
 
 
-def test_older_files_take_names_from_the_rows(run: Run) -> None:
+def test_older_files_take_names_from_the_rows(run: ReportedRun) -> None:
     record = dict(next(iter(read_records(run.rollout_files()[0][1]))))
     del record["criteria"]
     assert CriterionNames.of(run).text(record) == {}
@@ -128,7 +128,7 @@ def test_older_files_take_names_from_the_rows(run: Run) -> None:
     assert CriterionNames.of(run).check(record) == {"c1": "a/b"}
 
 
-def test_what_is_no_rollout_file_is_named(run: Run) -> None:
+def test_what_is_no_rollout_file_is_named(run: ReportedRun) -> None:
     with pytest.raises(ValueError, match=r"metrics\.jsonl:1 is no group"):
         list(read_records(run.path / "metrics.jsonl"))
 

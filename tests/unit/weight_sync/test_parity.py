@@ -17,7 +17,7 @@ from herl_megatron.weight_sync.parity import ParityError, ParityGate, make_probe
 from herl_megatron.weight_sync.parity_limits import (
     FLOORS,
     Difference,
-    Limits,
+    ParityLimits,
     Tolerance,
     compare,
     tolerance_for,
@@ -71,7 +71,7 @@ class Engine(RefusingEngine):
         return 4
 
 
-BOUNDS = Tolerance(caps=Limits(0.02, 0.5), floors=Limits(0.001, 0.01), factor=3.0)
+BOUNDS = Tolerance(caps=ParityLimits(0.02, 0.5), floors=ParityLimits(0.001, 0.01), factor=3.0)
 
 
 def gate_of(*engines: Engine, every: int = 3) -> ParityGate:
@@ -97,21 +97,21 @@ def test_compare() -> None:
     ],
 )
 def test_limits(mean: float, largest: float, within: bool) -> None:
-    assert Difference(mean, largest, tokens=1).within(Limits(0.02, 0.5)) is within
+    assert Difference(mean, largest, tokens=1).within(ParityLimits(0.02, 0.5)) is within
 
 
 def test_bounds_are_of_the_coarser_precision() -> None:
     config = ParityConfig(
         fp32_mean=1, fp32_max=2, bf16_mean=3, bf16_max=4, fp8_mean=5, fp8_max=6, noise_factor=7
     )
-    assert tolerance_for(config, "fp32", "fp32") == Tolerance(Limits(1, 2), FLOORS["fp32"], 7)
+    assert tolerance_for(config, "fp32", "fp32") == Tolerance(ParityLimits(1, 2), FLOORS["fp32"], 7)
     pairs: tuple[tuple[Precision, Precision], ...] = (
         ("fp32", "bf16"), ("bf16", "fp32"), ("bf16", "bf16"),
     )  # fmt: skip
     for pair in pairs:
-        assert tolerance_for(config, *pair) == Tolerance(Limits(3, 4), FLOORS["bf16"], 7)
+        assert tolerance_for(config, *pair) == Tolerance(ParityLimits(3, 4), FLOORS["bf16"], 7)
         fp8 = tolerance_for(config, *pair, fp8=True)
-        assert fp8 == Tolerance(Limits(5, 6), FLOORS["fp8"], 7)
+        assert fp8 == Tolerance(ParityLimits(5, 6), FLOORS["fp8"], 7)
 
 
 @pytest.mark.parametrize(
@@ -131,8 +131,8 @@ def test_limits_follow_the_noise_between_floor_and_cap(
 
 
 def test_a_cap_below_the_floor_holds() -> None:
-    strict = Tolerance(Limits(1e-12, 1e-12), FLOORS["bf16"], 3.0)
-    assert strict.limits(Difference(0.1, 0.1, tokens=9)) == Limits(1e-12, 1e-12)
+    strict = Tolerance(ParityLimits(1e-12, 1e-12), FLOORS["bf16"], 3.0)
+    assert strict.limits(Difference(0.1, 0.1, tokens=9)) == ParityLimits(1e-12, 1e-12)
 
 
 def test_defaults_leave_a_real_bf16_model_room_and_stay_below_a_wrong_one() -> None:
@@ -216,12 +216,12 @@ def test_floors_of_a_program_and_itself_are_a_quarter() -> None:
     noise = Difference(0.0001, 0.0005, tokens=9)
     same = BOUNDS.limits(noise, same_program=True)
     assert (same.mean, same.max) == pytest.approx((0.0003, 0.0025))  # 3 x 0.0001 is above 0.00025
-    assert BOUNDS.limits(noise) == Limits(0.001, 0.01)
+    assert BOUNDS.limits(noise) == ParityLimits(0.001, 0.01)
     above = BOUNDS.limits(Difference(0.002, 0.1, tokens=9), same_program=True)
     assert (above.mean, above.max) == pytest.approx((0.006, 0.3))
     gate = gate_of(Engine())
     asyncio.run(gate.measure_noise())
-    quarter = Limits(0.00025, 0.0025)
+    quarter = ParityLimits(0.00025, 0.0025)
     assert gate.limits == (BOUNDS.floors, BOUNDS.floors, quarter, quarter)
 
 

@@ -14,7 +14,7 @@ from herl_megatron.config.schema import Config
 from herl_megatron.hindsight.revision_prompts import check_prompts
 from herl_megatron.plan.judge import plan_judge
 from herl_megatron.plan.machines import Assumptions
-from herl_megatron.rubrics.aggregations import RULES, Counted, Rule
+from herl_megatron.rubrics.aggregations import RULES, AggregationRule, Counted
 from herl_megatron.rubrics.judge import formats
 from herl_megatron.rubrics.judge.formats import BenchmarkGrader, Grading, JudgeFormat
 from herl_megatron.rubrics.judge.grader_prompt import read_grader_prompt
@@ -53,7 +53,9 @@ def mean(counted: Counted) -> float:
 
 @pytest.fixture(autouse=True)
 def _an_aggregation_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(cast(dict[Aggregation, Rule], RULES), STARS, Rule(mean, FORMAT))
+    monkeypatch.setitem(
+        cast(dict[Aggregation, AggregationRule], RULES), STARS, AggregationRule(mean, FORMAT)
+    )
 
 
 def stars_prompt(*criteria: Criterion) -> Prompt:
