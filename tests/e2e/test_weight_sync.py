@@ -1,4 +1,5 @@
-"""After a sync the engine equals, bit for bit, a fresh one loaded from the exported HF folder."""
+"""After a sync the engine equals, bit for bit, a fresh one loaded from the exported HF folder, and
+its log-probs are the trainer's."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from herl_megatron.cluster.placement import Placement, Slot, demand
 from herl_megatron.cluster.reserve import reserve
 from herl_megatron.cluster.restart import RestartingEngine
 from herl_megatron.cluster.session import ray_session
-from herl_megatron.cluster.trainer import start_trainer
+from herl_megatron.cluster.trainer import TrainerGroup, start_trainer
 from herl_megatron.config.schema import (
     Config,
     MegatronConfig,
@@ -26,7 +27,7 @@ from herl_megatron.config.schema import (
 )
 from herl_megatron.config.trainer_sections import trainer_sections
 from herl_megatron.engine import EngineConfig, RolloutEngine
-from herl_megatron.types import Completion, GenerateRequest, SamplingSettings
+from herl_megatron.types import Completion, GenerateRequest, SamplingSettings, TokenRow
 from herl_megatron.weight_sync.sync import WeightSync
 
 pytestmark = pytest.mark.e2e
@@ -34,18 +35,27 @@ pytestmark = pytest.mark.e2e
 VOCAB = 1000
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+@pytest.fixture(scope="module", params=["tied", "untied", "glm4", "gemma3_text"])
 def model(
     request: pytest.FixtureRequest, toy: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A four-layer Qwen2 folder with the toy tokenizer."""
+    """A folder with the toy tokenizer: a four-layer Qwen2, or what other families have."""
     folder: Path = tmp_path_factory.mktemp("model")
-    config = AutoConfig.from_pretrained(
-        toy / "model",
-        num_hidden_layers=4,
-        layer_types=["full_attention"] * 4,
-        tie_word_embeddings=request.param,
-    )
+    if request.param in ("tied", "untied"):
+        config = AutoConfig.from_pretrained(
+            toy / "model",
+            num_hidden_layers=4,
+            layer_types=["full_attention"] * 4,
+            tie_word_embeddings=request.param == "tied",
+        )
+    else:
+        own = {"gemma3_text": {"sliding_window": 9, "sliding_window_pattern": 2}}
+        config = AutoConfig.for_model(
+            request.param, vocab_size=VOCAB, hidden_size=128, intermediate_size=192,
+            num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=32,
+            max_position_embeddings=256, initializer_range=0.1, bos_token_id=None, pad_token_id=0,
+            eos_token_id=1, **own.get(request.param, {}),
+        )  # fmt: skip
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
     AutoTokenizer.from_pretrained(toy / "model").save_pretrained(folder)
@@ -78,18 +88,30 @@ def engine_config(folder: Path, *, random_weights: bool) -> EngineConfig:
 
 async def sample(engine: RolloutEngine) -> list[Completion]:
     """The same twelve requests each time: six prompts, greedy and at temperature 1."""
-    generator = np.random.default_rng(7)
     requests = [
         GenerateRequest(
             request_id=f"{index}-{temperature}",
-            prompt_token_ids=generator.integers(0, VOCAB, 20, dtype=np.int32),
+            prompt_token_ids=prompt,
             sampling=SamplingSettings(temperature=temperature, max_tokens=16),
             seed=index,
         )
-        for index in range(6)
+        for index, prompt in enumerate(prompts())
         for temperature in (0.0, 1.0)
     ]
     return await engine.generate(requests)
+
+
+async def trainer_difference(trainer: TrainerGroup, sampled: list[Completion]) -> float:
+    """Largest of the trainer's log-probs to those that the engine sampled at temperature 1."""
+    rows = [TokenRow(c.request_id, prompts()[int(c.request_id[0])], c.token_ids) for c in sampled]
+    own = await trainer.log_probs(rows)
+    return max(float(np.abs(a - c.log_probs).max()) for a, c in zip(own, sampled, strict=True))
+
+
+def prompts() -> list[np.ndarray]:
+    """Six of 20 tokens."""
+    generator = np.random.default_rng(7)
+    return [generator.integers(0, VOCAB, 20, dtype=np.int32) for _ in range(6)]
 
 
 def equal(left: list[Completion], right: list[Completion]) -> list[bool]:
@@ -127,12 +149,15 @@ async def sync_and_compare(model: Path, out: Path, layouts: list[tuple[int, int]
         sync = WeightSync(trainer, engines, config.weight_sync)
         stats = await sync.run(version)
         sync.close()
+        synced = await sample(engines[0])
+        difference = await trainer_difference(trainer, [c for c in synced if "1.0" in c.request_id])
+        assert difference < 1e-4, (tp, pp, difference)
         folder = out / f"policy-{version}"
         await trainer.export(folder)
         trainer.stop()
         again = engine_config(folder, random_weights=False)
         fresh = await start(config, again, slots)
-        synced, loaded = await sample(engines[0]), await sample(fresh[0])
+        loaded = await sample(fresh[0])
         await stop_engines(fresh)
 
         assert stats.buckets > 8, "the buckets should split layers"
@@ -147,7 +172,7 @@ async def sync_and_compare(model: Path, out: Path, layouts: list[tuple[int, int]
 def test_synced_engine_equals_fresh_engine(
     model: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    tied = "untied" not in request.node.name
+    tied = "[tied]" in request.node.name
     layouts = [(2, 1), (1, 2), (2, 2)] if tied else [(2, 2)]
 
     async def run() -> None:

@@ -19,13 +19,13 @@ from herl_megatron.files.run_files import MANIFEST
 from herl_megatron.files.strict_json import read_object
 
 SUPPORTED_MODELS = {
-    "gemma3_text": "Gemma3ForCausalLM",
-    "glm4": "Glm4ForCausalLM",
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "qwen3_moe": "Qwen3MoeForCausalLM",
+    "glm4": "Glm4ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
 }
 """`model_type` -> the class that writes texts, of the families that `models.known_families` has (a
 test keeps the two equal)."""
