@@ -16,7 +16,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from statistics import median
@@ -30,6 +30,7 @@ import ray
 from herl_megatron.batching.rows import build_train_batch
 from herl_megatron.batching.shards import Shard
 from herl_megatron.cluster.engines import RemoteEngine
+from herl_megatron.cluster.remote import bound_to
 from herl_megatron.cluster.session import ray_session
 from herl_megatron.cluster.trainer import TrainerGroup
 from herl_megatron.cluster.workers import RankInfo
@@ -80,6 +81,10 @@ class NullEngine:
         self._tokens = tokens
         self._vocab_size = vocab_size
 
+    async def ask(self, method: Callable[..., Any], *given: Any) -> Any:
+        """As `cluster.workers.EngineWorker` takes a call."""
+        return await bound_to(self, method)(*given)
+
     async def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
         """Completions of the right length; a token id is drawn from the request's seed."""
         return [self._complete(request) for request in requests]
@@ -99,14 +104,13 @@ class NullRank:
         return ("127.0.0.1", 0)
 
     def join(
-        self, sections: TrainerSections, *, rank: int, address: tuple[str, int], several_nodes: bool
+        self, sections: TrainerSections, rank: int, address: tuple[str, int], several_nodes: bool
     ) -> None:
         """There is no group."""
 
     def setup(
         self,
         sections: TrainerSections,
-        *,
         architecture: Architecture,
         rank: int,
         optimizer_steps: int,
