@@ -21,7 +21,7 @@ from herl_megatron.algos.loss_metrics import MAXIMA, MEANS
 from herl_megatron.algos.losses import policy_loss, sft_loss
 from herl_megatron.algos.losses_dpo import PairLogProbs, coefficient_loss, pair_loss
 from herl_megatron.config.schema import AlgorithmConfig, HindsightConfig
-from herl_megatron.improve.trajectory import Outcome
+from herl_megatron.improvement.trajectory import Outcome
 from herl_megatron.observability.peaks import TRAINER_PHASES, peak_metric
 from herl_megatron.rubrics import judge_stats, pool
 from tests.pages import PACKAGE, ROOT

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import herl_megatron
 from tools.measure_house import Measure, measures
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +25,7 @@ FLOORS = (
     ("observability",),
     ("algos", "rubrics", "hindsight", "data", "batching", "models"),
     ("weight_sync", "megatron", "rollout"),
-    ("cluster", "improve"),
+    ("cluster", "improvement"),
     ("run",),
     ("plan", "report"),
     ("prepared",),
@@ -284,8 +285,8 @@ WHOLE_CONFIG = {
     "run/checkpointer.py": "saves it with the checkpoint",
     "run/folder.py": "saves it with the run",
     "run/checkpoints.py": "compares it with the checkpoint's",
-    "improve/trajectory_log.py": "compares it with the earlier start's",
-    "improve/sampling.py": "composes a loop of its own, of six sections",
+    "improvement/trajectory_log.py": "compares it with the earlier start's",
+    "improvement/sampling.py": "composes a loop of its own, of six sections",
     "config/reference_compat.py": "resolves one section by another",
 }
 
@@ -380,6 +381,8 @@ def test_a_name_means_one_thing() -> None:
                 classes.setdefault(node.name, []).append(where)
     twice = {name: found for name, found in (files | classes).items() if len(found) > 1}
     assert twice == {}
+    # `herl_megatron.improve` is a function; a room of that name would take its place.
+    assert not set(herl_megatron.__all__) & {room for floor in FLOORS for room in floor}
 
 
 # Whatever else one would put here has a folder below.

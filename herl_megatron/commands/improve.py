@@ -23,14 +23,14 @@ from herl_megatron.config.schema import Config
 from herl_megatron.files.run_files import SAMPLES, TRAJECTORIES
 from herl_megatron.hindsight.prompt_file import revision_form
 from herl_megatron.hindsight.revision_prompts import check_prompts
-from herl_megatron.improve.sampling import Improver
-from herl_megatron.improve.trajectory import (
+from herl_megatron.improvement.sampling import Improver
+from herl_megatron.improvement.trajectory import (
     Attempt,
     Outcome,
     RoundResult,
     round_results,
 )
-from herl_megatron.improve.trajectory_log import (
+from herl_megatron.improvement.trajectory_log import (
     TrajectoryLog,
     check_continues,
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from herl_megatron.improve.trajectory import RoundResult
+    from herl_megatron.improvement.trajectory import RoundResult
     from herl_megatron.observability.summary import Evaluated
 
 

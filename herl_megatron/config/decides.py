@@ -1,7 +1,7 @@
 """What each key decides, as its type in the schema says (`config.schema.base.Decides`).
 
 Everything that has to know which keys two runs must share takes it from here: what a resume
-refuses (`run.checkpoints`, `improve.trajectory_log`), what scores depend on
+refuses (`run.checkpoints`, `improvement.trajectory_log`), what scores depend on
 (`commands.score.job`), and the page docs/configuration.md.
 """
 

@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -207,8 +207,7 @@ def _unreadable(error: BaseException, key: str = "") -> str:
     path = key or str(getattr(error, "full_key", None) or "")
     if not path:
         return said
-    # Of a mapping what stands below its key is what the user says.
-    known = any(path == key or path.startswith(f"{key}.") for key in known_keys())
+    known = path in set(known_keys()) or path.startswith(tuple(_free_keys()))
     if not known and isinstance(error, OmegaConfBaseException):
         said = "unknown key, and its value cannot be read" + nearest(path)
     return f"{shown_path(path.split('.'))}: {said}"
@@ -255,6 +254,15 @@ def save_resolved(config: Config, path: str | Path) -> None:
     temporary = path.with_name(f"{path.name}.tmp")
     temporary.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     os.replace(temporary, path)
+
+
+def _free_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
+    """Beginnings of keys that are whatever the user says: those below a mapping."""
+    for name, info in model.model_fields.items():
+        if get_origin(info.annotation) is dict:
+            yield f"{prefix}{name}."
+        elif isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from _free_keys(info.annotation, f"{prefix}{name}.")
 
 
 def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:

@@ -6,11 +6,10 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from herl_megatron.config.hooks import name_problem
-from herl_megatron.config.machine import Machine
 from herl_megatron.config.purpose import Purpose
 from herl_megatron.config.schema import Config, JudgeConfig
 from herl_megatron.config.secrets import (
@@ -21,6 +20,9 @@ from herl_megatron.config.secrets import (
     shown_name,
 )
 from herl_megatron.files.os_errors import absent
+
+if TYPE_CHECKING:  # it imports torch, which a scorer of rules does without
+    from herl_megatron.config.machine import Machine
 
 _VARIABLE = re.compile("[A-Z][A-Z0-9_]*")
 _NO_VARIABLE = (

@@ -16,7 +16,7 @@ from herl_megatron.config.schema import Config
 from herl_megatron.engine import RolloutEngine
 from herl_megatron.hindsight.experience import revision_prompt
 from herl_megatron.hindsight.prompt_file import revision_form
-from herl_megatron.improve.trajectory import (
+from herl_megatron.improvement.trajectory import (
     Attempt,
     Trajectory,
     at_least_tokens,

@@ -26,9 +26,9 @@ from herl_megatron.config.schema import (
     ScoringConfig,
 )
 from herl_megatron.files.run_files import SAMPLES, TRAJECTORIES, write_run_file
-from herl_megatron.improve.sampling import Improver
-from herl_megatron.improve.trajectory import Attempt, Trajectory
-from herl_megatron.improve.trajectory_log import TrajectoryLog, check_continues
+from herl_megatron.improvement.sampling import Improver
+from herl_megatron.improvement.trajectory import Attempt, Trajectory
+from herl_megatron.improvement.trajectory_log import TrajectoryLog, check_continues
 from herl_megatron.rollout.pipeline import PipelineError, RolloutPipeline
 from herl_megatron.seeds import request_seed
 from herl_megatron.types import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from herl_megatron.improve.trajectory import (
+from herl_megatron.improvement.trajectory import (
     Attempt,
     Trajectory,
     accepted,

@@ -24,8 +24,8 @@ from herl_megatron.config.schema import Config
 from herl_megatron.config.schema.base import Decides
 from herl_megatron.data.canonical_rows import row_from_prompt
 from herl_megatron.files.run_files import SAMPLES, TRAJECTORIES, is_run, read_run_file
-from herl_megatron.improve.sampling import TrajectoryKey
-from herl_megatron.improve.trajectory import Attempt, Trajectory, accepted, best_attempt
+from herl_megatron.improvement.sampling import TrajectoryKey
+from herl_megatron.improvement.trajectory import Attempt, Trajectory, accepted, best_attempt
 from herl_megatron.observability.versions import version_changes
 from herl_megatron.types import Prompt, Scored
 
