@@ -1,7 +1,7 @@
 """What the pipeline and the weight sync ask of a rollout engine.
 
 `rollout.vllm.vllm_engine` is the one implementation; `cluster.workers` puts it behind a Ray actor,
-in a process started with its `environment.engine_environment`. Another engine is a folder beside
+in a process started with its `engine_environment`. Another engine is a folder beside
 `rollout/vllm/` with the same two.
 """
 

@@ -109,13 +109,44 @@ def check(config: Config, *, command: Command, fetch: bool = True) -> PreparedCo
         weights = not (config.model.random_init or config.model.megatron_path)
         found = cached_model(name, weights=weights)
         if found is None:
-            validate(resolved, purpose=command, model_is_there=False)  # before anything is fetched
+            validate(  # before anything is fetched
+                resolved,
+                purpose=command,
+                model_is_there=False,
+                further=method_problems(resolved, command),
+            )
             found = _fetched(name, weights=weights, fetch=fetch)
         resolved = _with_model(resolved, path=str(found.folder), hub=found.pinned)
     elif config.model.hub and not lies_in(config.model):
         resolved = _with_model(resolved, path=config.model.path, hub="")
-    validate(resolved, purpose=command)
+    validate(resolved, purpose=command, further=method_problems(resolved, command))
     return PreparedConfig.of(_dated(resolved, run), command)
+
+
+def method_problems(config: Config, command: Command) -> list[str]:
+    """What the hindsight method itself finds wrong, where the command trains with one."""
+    hindsight = config.hindsight
+    if command != "train" or not hindsight.enabled:
+        return []
+    from herl_megatron.hindsight import known_methods  # a method from outside may import anything
+
+    try:
+        method = known_methods.open_method(hindsight)
+        problems = known_methods.method_problems(hindsight, config.rollout)
+    except ValueError as error:
+        return [str(error)]
+    if method is not None and hindsight.reference_compat and "reference_compat" not in method.keys:
+        problems.append(
+            f"hindsight.method is {hindsight.method!r} with hindsight.reference_compat true, which"
+            " is HeRL's released code and samples revisions; turn one of them off"
+        )
+    if method is not None and config.scoring.group_reward and method.gives_rewards:
+        problems.append(
+            f"scoring.group_reward is {config.scoring.group_reward!r} with hindsight.method"
+            f" {hindsight.method!r}, whose own rewards are in the rubric's scale and do not compare"
+            " with that function's; use method 'revise', or take one of them out"
+        )
+    return problems
 
 
 def _dated(config: Config, run: Path | None) -> Config:

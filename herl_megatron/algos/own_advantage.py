@@ -8,7 +8,7 @@ expensive starts it is tried on made-up groups (`check_advantage`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from functools import partial
 from numbers import Real
@@ -56,8 +56,12 @@ class OwnAdvantage:
             ValueError: it returned something else than a finite number per row.
         """
         found = self.call(group)
-        values = list(found) if isinstance(found, Iterable) else []
+        values: list[object] = []
+        if isinstance(found, Iterable) and not isinstance(found, Mapping | Set):
+            values = list(found)
         numbers = [v for v in values if isinstance(v, Real)]
+        if any(value is True or value is False for value in values):
+            numbers = []
         if len(values) != len(group.rewards) or len(numbers) != len(values):
             raise self._wrong(group, found, "return one number for each row, 0.0 where it has none")
         advantages = tuple(
@@ -101,7 +105,7 @@ def check_advantage(advantage: OwnAdvantage) -> None:
     for group in _MADE_UP:
         try:
             first, again = advantage(group), advantage(group)
-        except Exception as error:  # A user's function may raise anything.
+        except (Exception, SystemExit) as error:  # A user's function may raise anything, and exit.
             if str(error).startswith(place):
                 raise
             raise ValueError(

@@ -93,6 +93,11 @@ def check_loss(loss: OwnLoss, *, with_reference: bool, off_policy: bool) -> None
         inputs = inputs.select(~inputs.off_policy)
     place = f"{loss.hook.key}: {loss.hook.name}"
     together = _tried(loss, inputs, place)
+    if not torch.equal(together[0], _tried(loss, inputs, place)[0]):
+        raise ValueError(
+            f"{place} returned other values for the same tokens the second time; a resumed run"
+            " would not repeat: leave chance and memory out, and change no input in place"
+        )
     number = inputs.rows.number
     for row in range(int(number.max()) + 1):
         alone = _tried(loss, inputs.select(number == row), place)
@@ -113,7 +118,7 @@ def _tried(loss: OwnLoss, inputs: LossInputs, place: str) -> tuple[torch.Tensor,
     """Values and the gradient of their sum in the log-probs, `[tokens]` each."""
     try:
         values = loss(inputs)
-    except Exception as error:  # A user's function may raise anything.
+    except (Exception, SystemExit) as error:  # A user's function may raise anything, and exit.
         if str(error).startswith(place):
             raise
         raise ValueError(

@@ -88,7 +88,7 @@ def pack(
         shard: the rows and what is known about them.
         micro_batch: positions in `shard.rows`; empty gives a dummy row of two tokens.
         packing: rows one after the other instead of padded to one length.
-        multiple: see `schedule.length_multiple`.
+        multiple: see `shards.length_multiple`.
         device: where the tensors go.
         context: the context-parallel rank whose part it is.
     """

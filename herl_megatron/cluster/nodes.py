@@ -13,20 +13,21 @@ import platform
 import socket
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import psutil
 import ray
 
 import herl_megatron
-from herl_megatron.cluster.health import WorkerError, kill, wait_for_all
+from herl_megatron.cluster.health import WorkerError, kill
 from herl_megatron.cluster.orphans import orphan_guard
 from herl_megatron.cluster.placement import Placement, Slot, actor_options
+from herl_megatron.cluster.remote import Remotes
 from herl_megatron.config.schema import ModelConfig
 from herl_megatron.device import gpu_counts
 from herl_megatron.weight_sync.bucket_folder import (
@@ -36,6 +37,8 @@ from herl_megatron.weight_sync.bucket_folder import (
 )
 
 logger = logging.getLogger(__name__)
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _START_TIMEOUT_S = 120.0  # a cold Python on a network file system
 _TOKEN_TIMEOUT_S = 10.0  # how late a network file system may show a new file
@@ -127,9 +130,9 @@ class Nodes:
     def __init__(self, agents: Mapping[str, Any], ips: Mapping[str, str]) -> None:
         self.machines: dict[str, str] = {}
         self.records: list[dict[str, Any]] = []
-        self._agents = dict(agents)
         self._ips = [ips[node_id] for node_id in agents]
-        self._names = [f"node {ip}" for ip in self._ips]
+        self._node_ids = list(agents)
+        self._agents = Remotes[NodeAgent](list(agents.values()), [f"node {ip}" for ip in self._ips])
 
     async def check(self, model: ModelConfig, *, shared_folder: Path | None) -> None:
         """Compare every node with the driver's.
@@ -144,19 +147,19 @@ class Nodes:
         paths = [model.path, *filter(None, [model.megatron_path])]
         shared = [str(Path(path).resolve()) for path in paths]
         with _Token(shared_folder) as token:
-            found = await self._all("look", shared, str(token.path or ""), doing="look around")
-        for name, facts in zip(self._names, found, strict=True):
+            found = await self._all(NodeAgent.look, "look around")(shared, str(token.path or ""))
+        for name, facts in zip(self._agents.names, found, strict=True):
             check_facts(name, facts, token=token.text, folder=shared_folder)
         self.machines = {
-            node_id: facts.memory for node_id, facts in zip(self._agents, found, strict=True)
+            node_id: facts.memory for node_id, facts in zip(self._node_ids, found, strict=True)
         }
         self.records = [
             {"host": facts.host, "address": ip, "gpus": dict(facts.gpus)}
             for ip, facts in zip(self._ips, found, strict=True)
         ]
-        addresses = await self._all("listen", doing="listen on its address")
-        problems = await self._all("reach", addresses, doing="connect to the other nodes")
-        for name, unreached in zip(self._names, problems, strict=True):
+        addresses = await self._all(NodeAgent.listen, "listen on its address")()
+        problems = await self._all(NodeAgent.reach, "connect to the other nodes")(addresses)
+        for name, unreached in zip(self._agents.names, problems, strict=True):
             if unreached:
                 raise WorkerError(
                     f"{name} cannot connect to {', '.join(unreached)}: the nodes of a run must"
@@ -170,30 +173,32 @@ class Nodes:
         Raises:
             ValueError: a node's shared memory is too small.
         """
-        for name, agent in zip(self._names, self._agents.values(), strict=True):
+        for number, name in enumerate(self._agents.names):
             # One after the other: of two nodes on one machine the first makes it.
-            call = agent.open_buckets.remote(str(folder), needed_bytes)
+            make = self._agents.on(
+                [number],
+                NodeAgent.open_buckets,
+                doing="make its bucket folder",
+                timeout_s=_START_TIMEOUT_S,
+            )
             try:
-                await wait_for_all(
-                    [call], who=[name], doing="make its bucket folder", timeout_s=_START_TIMEOUT_S
-                )
+                await make(str(folder), needed_bytes)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
 
     async def close(self) -> None:
         """Remove the bucket folders and end the agents; may be called twice."""
-        agents = list(self._agents.values())
-        if not agents:
+        if not self._agents.actors:
             return
-        self._agents, names, self._names = {}, self._names, []
+        agents, self._agents = self._agents, Remotes[NodeAgent]([], [])
         with suppress(WorkerError):  # a node that is gone has taken its folder along
-            calls = [agent.close.remote() for agent in agents]
-            await wait_for_all(calls, who=names, doing="close", timeout_s=_CLOSE_TIMEOUT_S)
-        kill(agents)
+            await agents.on_all(NodeAgent.close, doing="close", timeout_s=_CLOSE_TIMEOUT_S)()
+        kill(agents.actors)
 
-    async def _all(self, method: str, *arguments: Any, doing: str) -> list[Any]:
-        calls = [getattr(agent, method).remote(*arguments) for agent in self._agents.values()]
-        return await wait_for_all(calls, who=self._names, doing=doing, timeout_s=_START_TIMEOUT_S)
+    def _all(
+        self, method: Callable[Concatenate[NodeAgent, P], R], doing: str
+    ) -> Callable[P, Awaitable[list[R]]]:
+        return self._agents.on_all(method, doing=doing, timeout_s=_START_TIMEOUT_S)
 
 
 async def open_nodes(placement: Placement, *, model: ModelConfig, run_folder: Path) -> Nodes:

@@ -94,6 +94,11 @@ def load_hook(key: str, name: str, *, folder: str | None = None) -> Hook:
         raise ValueError(
             f"{key}: {name} is a {type(found).__name__}, which cannot be called; name a function"
         )
+    if not (inspect.isclass(found) or inspect.isroutine(found)):
+        raise ValueError(
+            f"{key}: {name} is an object of {type(found).__name__}; name a function or a class, for"
+            f" example `def {function}_(...): return {function}(...)`"
+        )
     return Hook(key, name, found, file)
 
 

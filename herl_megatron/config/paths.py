@@ -250,6 +250,11 @@ def _input_problem(path: Path, config: Config, start: Start) -> str:
     return ""
 
 
+def _groups(start: str) -> str:
+    """Where the groups of `train.groups_from` lie: in the folder of a run, or the file itself."""
+    return str(Path(start) / "rollouts") if start and Path(start).is_dir() else start
+
+
 def _inputs(config: Config) -> Iterator[tuple[str, Path]]:
     named = {
         "model.path": config.model.path,
@@ -261,6 +266,7 @@ def _inputs(config: Config) -> Iterator[tuple[str, Path]]:
         "judge.prompt": config.judge.prompt,
         "judge.grader_prompt": config.judge.grader_prompt,
         "hindsight.prompt_file": config.hindsight.prompt_file,
+        "train.groups_from": _groups(config.train.groups_from),
     }
     yield from ((key, Path(value).resolve()) for key, value in named.items() if value)
     modules = [("scoring.check_modules", module) for module in config.scoring.check_modules]
@@ -268,6 +274,8 @@ def _inputs(config: Config) -> Iterator[tuple[str, Path]]:
         ("algorithm.loss", config.algorithm.loss),
         ("algorithm.advantage", config.algorithm.advantage),
         ("scoring.group_reward", config.scoring.group_reward),
+        ("hindsight.method", config.hindsight.method),
+        ("rollout.function", config.rollout.function),
     ):
         modules += [(key, name.partition(":")[0])] if is_hook(name) else []
     for key, module in modules:  # where a user's own are found

@@ -5,7 +5,7 @@ All problems of a run are reported together, each with the keys, their values an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,16 +39,19 @@ def validate(
     purpose: Purpose,
     machine: Machine | None = None,
     model_is_there: bool = True,
+    further: Sequence[str] = (),
 ) -> None:
     """Refuse a configuration that cannot run; `machine` defaults to the facts of this one.
 
     model_is_there: whether the model's folder is looked at; not before it was fetched.
+    further: problems that rooms above this one have found, to be said with the others.
 
     Raises:
         ConfigError: all problems found.
     """
     machine = machine or look_at_machine(config)
     problems = list(_problems(config, purpose, machine, model_is_there=model_is_there))
+    problems += further
     if problems:
         raise ConfigError(problems)
 

@@ -114,8 +114,8 @@ class HindsightMethod:
     """Derive from it and write `propose`; the rest has defaults, which are HeRL's."""
 
     keys: ClassVar[frozenset[str]] = REVISION_KEYS | JOIN_KEYS
-    """Of the section `hindsight`: those that it reads besides `config.methods.SHARED_KEYS`. A
-    value for any other is said to be without effect."""
+    """Of the section `hindsight`: those that it reads besides `known_methods.SHARED_KEYS`. A value
+    for any other is said to be without effect."""
     samples: ClassVar[bool] = True
     """Whether it may propose revisions, which cost sampling and scoring."""
     gives_rewards: ClassVar[bool] = False

@@ -23,7 +23,7 @@ through `set_input_tensor`, and needs `input_ids` of the right shape only on the
 
 `chunk.config` is Megatron's TransformerConfig; the schedule's hooks (`grad_scale_func`,
 `finalize_model_grads_func`, `no_sync_func`, ...) are set on it by the optimizer's owner. Weights
-are NaN until `load.load_hf_weights` or `load.init_random_weights` has filled them.
+are NaN until `load_weights.load_hf_weights` or `load_weights.init_random_weights` has filled them.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ def local_parameters(
     """Global name -> parameter of all chunks; wrappers (DDP) are looked through.
 
     Megatron numbers layers and experts from 0 on every rank; here they have the numbers of the
-    whole model, as in `hf_names.parameters`.
+    whole model, as in `models.parameters.parameters`.
     """
     first_expert = 0
     if architecture.experts is not None:

@@ -48,6 +48,8 @@ def read_groups(path: Path) -> tuple[list[ScoredGroup], dict[str, str]]:
         with gzip.open(path, "rb") as file:
             lines = file.read().removesuffix(b"\n").split(b"\n")
         head = json.loads(lines[0])
+        if not isinstance(head["groups"], int) or not isinstance(head["fingerprints"], dict):
+            raise ValueError(f"{path} is no whole file of groups: its first line is {head!r:.80}")
         if head["format"] != _FORMAT:
             raise ValueError(f"{path} is of format {head['format']!r}; {_FORMAT} can be read")
         groups = [_GROUP.validate_json(line) for line in lines[1:]]

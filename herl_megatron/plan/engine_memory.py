@@ -15,7 +15,7 @@ from herl_megatron.plan.machines import GIB, Assumptions
 
 _BYTES = {"fp32": 4, "bf16": 2}
 _NEVER_QUANTIZED = ("embed_tokens", "lm_head", "mlp.gate.")  # the last is a router
-_LEAST_BATCHED_TOKENS = 8192  # prompt tokens of one engine step, as rollout.vllm_engine asks for
+_LEAST_BATCHED_TOKENS = 8192  # prompt tokens of one engine step, as `vllm_engine` asks for
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from herl_megatron.data.prompt_source import (
     check_prompt_lengths,
     load_prompts,
 )
-from herl_megatron.hindsight.known_methods import ignored_keys, open_method
+from herl_megatron.hindsight.known_methods import check_rows, ignored_keys
 from herl_megatron.rollout.modes import prompts_in_flight
 from herl_megatron.rubrics.checks.isolated.wire import CheckLimits
 from herl_megatron.rubrics.checks.registry import load_check_modules
@@ -131,15 +131,12 @@ def _check_method(hindsight: HindsightConfig, train: Sequence[Prompt]) -> None:
 
     A warning: a file that is extended, or a run's own, has the keys of the other methods too.
     """
-    method = open_method(hindsight)
-    if method is None:
-        return
     for key, value in ignored_keys(hindsight).items():
         logger.warning(
             "hindsight.%s is %r, which hindsight.method %r does not read: it changes nothing",
             key, value, hindsight.method,
         )  # fmt: skip
-    method.check_prompts(train)
+    check_rows(hindsight, train)
 
 
 def _sampling_hooks(config: Config, *, training: bool) -> list[Hook]:

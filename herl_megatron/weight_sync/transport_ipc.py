@@ -87,7 +87,7 @@ class CudaMemory:
 
 
 class DeviceBuckets:
-    """The sending half on one trainer rank; `spread.BucketWriters` is the other way to send.
+    """The sending half on one trainer rank; `BucketWriters` is the other way to send.
 
     Build it on all ranks at the same time: groups and handles are exchanged.
     """

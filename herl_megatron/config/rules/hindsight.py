@@ -1,9 +1,9 @@
-"""Rules of section `hindsight`."""
+"""Rules of section `hindsight`. A method says itself what is wrong between its keys, which
+`prepared.method_problems` asks: methods are built on this room."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 
 from herl_megatron.config.machine import Machine
@@ -11,10 +11,6 @@ from herl_megatron.config.purpose import Purpose
 from herl_megatron.config.schema import Config, HindsightConfig
 from herl_megatron.config.secrets import shown_file
 from herl_megatron.files.os_errors import absent
-
-_METHODS = "herl_megatron.hindsight.known_methods"
-"""A method says itself what is wrong between its keys. It is asked by name, as one from outside,
-because methods are built on this room."""
 
 
 def problems(config: Config, *, purpose: Purpose, machine: Machine) -> Iterator[str]:
@@ -25,23 +21,6 @@ def problems(config: Config, *, purpose: Purpose, machine: Machine) -> Iterator[
     if purpose != "train" or not hindsight.enabled:
         return
     yield from _stale_revisions(config)
-    try:
-        method = import_module(_METHODS).open_method(hindsight)
-    except ValueError as error:
-        yield str(error)
-        return
-    if hindsight.reference_compat and "reference_compat" not in method.keys:
-        yield (
-            f"hindsight.method is {hindsight.method!r} with hindsight.reference_compat true, which"
-            " is HeRL's released code and samples revisions; turn one of them off"
-        )
-    if config.scoring.group_reward and method.gives_rewards:
-        yield (
-            f"scoring.group_reward is {config.scoring.group_reward!r} with hindsight.method"
-            f" {hindsight.method!r}, whose own rewards are in the rubric's scale and do not compare"
-            " with that function's; use method 'revise', or take one of them out"
-        )
-    yield from method.problems(config.rollout)
 
 
 def file_problems(config: Config, purpose: Purpose) -> Iterator[str]:

@@ -43,7 +43,7 @@ def _loop(config: Config) -> Iterator[str]:
     train, data = config.train, config.data
     if not train.steps and not data.eval and not train.export:
         yield "train.steps is 0, data.eval is empty and train.export is false: nothing to do"
-    if train.eval_every and not data.eval:
+    if train.eval_every and not data.eval and not train.only:  # half of the loop evaluates never
         yield (
             f"train.eval_every is {train.eval_every} but data.eval is empty; give held-out rows or"
             " set eval_every to 0"
@@ -59,6 +59,8 @@ def _half(config: Config) -> Iterator[str]:
         )
     if train.only and config.run.resume:
         yield f"train.only is {train.only!r}, which cannot be resumed; set run.resume=false"
+    if train.only and not train.steps:
+        yield f"train.only is {train.only!r} and train.steps is 0: nothing to do; give steps"
     if train.only == "learning" and not train.groups_from:
         yield (
             "train.only is 'learning' and train.groups_from is empty; name a run that was made with"

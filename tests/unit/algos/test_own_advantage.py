@@ -49,6 +49,18 @@ def infinite(group):
     return [float("inf") if r == 1.0 else 0.0 for r in group.rewards]
 
 
+def by_place(group):
+    return dict(enumerate(group.rewards))
+
+
+def yes_or_no(group):
+    return [r == 1.0 for r in group.rewards]
+
+
+def leaves(group):
+    raise SystemExit(3)
+
+
 def forgets_the_unscored(group):
     return [r - sum(group.rewards) for r in group.rewards]
 
@@ -128,6 +140,9 @@ def test_what_is_fine(name: str) -> None:
         ("too_few", r"returned \[1.0\] for rewards \[0.0, 1.0\].*one number for each row"),
         ("nothing", "returned None.*one number for each row"),
         ("texts", "one number for each row"),
+        ("by_place", "one number for each row"),
+        ("yes_or_no", "one number for each row"),
+        ("leaves", "failed for rewards .* SystemExit: 3"),
         ("infinite", "every advantage must be finite"),
         ("forgets_the_unscored", r"failed for rewards .*None.* at .*py:\d+: TypeError"),
         ("remembers", "for the same group; a resumed run would not repeat"),

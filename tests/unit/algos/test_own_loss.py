@@ -72,6 +72,14 @@ def raises(inputs):
     return inputs.log_prob
 
 
+def by_chance(inputs):
+    return inputs.log_probs * torch.rand(())
+
+
+def leaves(inputs):
+    raise SystemExit(3)
+
+
 def needs_tokens(inputs):
     return inputs.log_probs + 0 * inputs.log_probs.detach().max()
 
@@ -179,6 +187,8 @@ def test_a_reference_is_there_if_the_run_has_one() -> None:
         ("only_the_gradient", "the gradient of a row depend on the rows beside it"),
         ("not_finite", "both must be finite"),
         ("raises", r"failed on 6 made-up tokens at .*py:\d+: AttributeError"),
+        ("by_chance", "returned other values for the same tokens the second time"),
+        ("leaves", "failed on 6 made-up tokens .*SystemExit: 3"),
         ("needs_tokens", "failed on 0 made-up tokens"),
         ("for_rollouts", "failed on 6 made-up tokens"),
     ],

@@ -17,6 +17,7 @@ from herl_megatron.config.hooks import (
 )
 
 SOURCE = """
+from functools import partial
 from typing import Literal
 
 CAP = 2.0
@@ -40,6 +41,9 @@ def strange(inputs, scale: "Unknown" = 1.0):
 
 def of_objects(inputs, *, tensor: memoryview):
     return inputs
+
+
+part = partial(scaled, scale=1.0)
 
 
 async def later(inputs):
@@ -101,6 +105,7 @@ def test_another_folder_than_the_working_one(
         ("nowhere_of_test:f", "k: cannot import 'nowhere_of_test'.*PYTHONPATH"),
         ("my_hooks_of_test:scaleed", "has no 'scaleed'; did you mean 'scaled'"),
         ("my_hooks_of_test:CAP", "is a float, which cannot be called"),
+        ("my_hooks_of_test:part", "is an object of partial; name a function or a class"),
         ("exits_of_test:f", "failed at .*exits_of_test.py:3: SystemExit: bye"),
         ("broken_of_test:f", "failed at .*broken_of_test.py:2: ZeroDivisionError"),
         ("not a module:f", "not of the form module:function"),

@@ -11,6 +11,7 @@ from herl_megatron.config.machine import Machine
 from herl_megatron.config.purpose import Purpose
 from herl_megatron.config.reference_compat import effective_config
 from herl_megatron.config.validate import rule_problems
+from herl_megatron.prepared import method_problems
 
 QUICKSTART = Path(__file__).parents[3] / "configs/quickstart_cpu.yaml"
 CPU = Machine(shared_memory_bytes=1 << 30)
@@ -44,7 +45,8 @@ def problems(*overrides: str, purpose: Purpose = "train") -> tuple[str, ...]:
     except ConfigError as error:
         return error.problems
     resolved = effective_config(config, purpose=purpose)
-    return tuple(rule_problems(resolved, purpose=purpose, machine=CPU))
+    rules = tuple(rule_problems(resolved, purpose=purpose, machine=CPU))
+    return rules + tuple(method_problems(resolved, purpose))
 
 
 @pytest.mark.parametrize(("bad", "parts", "good"), RULES, ids=[rule[0] for rule in RULES])

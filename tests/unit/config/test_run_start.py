@@ -18,6 +18,7 @@ from herl_megatron.config.schema import (
     ModelConfig,
     RunConfig,
     ScoringConfig,
+    TrainConfig,
 )
 from herl_megatron.files.run_files import checkpoint_folders, is_run
 from herl_megatron.run.checkpoints import (
@@ -57,6 +58,22 @@ def test_no_run_contains_another_or_lies_in_one(tmp_path: Path) -> None:
         path = tmp_path / "c" / name
         path.unlink() if path.is_file() else path.rename(tmp_path / "elsewhere")
     assert plan_start(config(tmp_path, "c/d"), purpose="train") == "new"
+
+
+def test_groups_that_are_to_be_learnt_from_are_not_removed(tmp_path: Path) -> None:
+    """Learning from a run's kept groups under that run's own name would delete them first."""
+    play(config(tmp_path, "a"), save_at=1)
+    kept = tmp_path / "a" / "rollouts" / "step_000000.groups.gz"
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_bytes(b"")
+    for start in (tmp_path / "a", kept):
+        train = TrainConfig(only="learning", groups_from=str(start))
+        again = config(tmp_path, "a", overwrite=True).model_copy(update={"train": train})
+        with pytest.raises(ConfigError, match=r"train\.groups_from: .* lies in .*another run.name"):
+            plan_start(again, purpose="train")
+        other = config(tmp_path, "b").model_copy(update={"train": train})
+        assert plan_start(other, purpose="train") == "new"
+    assert kept.is_file()
 
 
 @pytest.mark.parametrize("part", ["x" * 241, "ä" * 121, "x" * 300])

@@ -15,6 +15,7 @@ from herl_megatron.config.schema import Config
 from herl_megatron.config.validate import validate
 from herl_megatron.files.manifest import write_manifest
 from herl_megatron.files.run_files import write_run_file
+from herl_megatron.prepared import method_problems
 
 CPU = Machine(shared_memory_bytes=1 << 30)
 SHAPE = {
@@ -57,7 +58,9 @@ def problems(
     files: Path, *overrides: str, purpose: Purpose = "train", machine: Machine = CPU
 ) -> tuple[str, ...]:
     try:
-        validate(load(files, *overrides), purpose=purpose, machine=machine)
+        config = load(files, *overrides)
+        further = method_problems(config, purpose)
+        validate(config, purpose=purpose, machine=machine, further=further)
     except ConfigError as error:
         return error.problems
     return ()
@@ -70,6 +73,13 @@ def test_a_good_configuration_passes(files: Path, purpose: Purpose) -> None:
 
 # override(s), what the one message must contain, override(s) next to it that must pass
 RULES = [
+    ("train.only=learning train.groups_from=runs/x train.steps=0",
+     ("train.only is 'learning'", "train.steps is 0"),
+     "train.only=learning train.groups_from=runs/x"),
+    ("train.only=rollouts train.groups_from=runs/x", ("only train.only=learning reads it",),
+     "train.only=rollouts"),
+    ("train.only=learning", ("train.groups_from is empty", "train.keep_groups=true"), ""),
+    ("train.only=rollouts run.resume=true", ("cannot be resumed",), "run.resume=true"),
     ("train.prompts_per_optimizer_step=6", ("prompts_per_step 16", "prompts_per_optimizer_step 6"),
      "train.prompts_per_optimizer_step=4"),
     ("train.prompts_per_optimizer_step=1 megatron.data_parallel=9", ("1 *", "8 rows", "9"),

@@ -16,7 +16,13 @@ from herl_megatron.config.hooks import OptionValue
 from herl_megatron.config.schema import AlgorithmConfig, HindsightConfig, RolloutConfig
 from herl_megatron.hindsight.herl import HeRL
 from herl_megatron.hindsight.hir import HiR
-from herl_megatron.hindsight.known_methods import SHARED_KEYS, ignored_keys, open_method
+from herl_megatron.hindsight.known_methods import (
+    SHARED_KEYS,
+    check_rows,
+    ignored_keys,
+    method_problems,
+    open_method,
+)
 from herl_megatron.hindsight.method import (
     HindsightMethod,
     Join,
@@ -42,6 +48,48 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in set(sys.modules) - modules:
         if name.startswith("own_"):
             del sys.modules[name]
+
+
+PROPOSE = "def propose(self, group, context): ...\n"
+BROKEN = [
+    ("pass", "has no `propose`; write"),
+    ("async def propose(self, group, context): ...", "propose must be a plain function"),
+    ("def propose(self, group): ...", "propose cannot be called with 2 arguments"),
+    (PROPOSE + "def join(self): ...", "join cannot be called with 2 arguments"),
+    (PROPOSE + "keys = ['alpha']", "keys is a list; make it a frozenset"),
+    (PROPOSE + "def __init__(self, config): pass", r"does not call super\(\).__init__\(config\)"),
+    (PROPOSE + "def __init__(self, config): raise KeyError('x')", "failed at .*: KeyError: 'x'"),
+    (PROPOSE + "def __init__(self, config): raise SystemExit(3)", "failed at .*: SystemExit: 3"),
+    (PROPOSE + "def problems(self, rollout): return None", "problems failed: TypeError"),
+    (PROPOSE + "def problems(self, rollout): raise OSError('y')", "problems failed at .* y"),
+]
+
+
+@pytest.mark.parametrize(("body", "said"), BROKEN, ids=[body for body, _ in BROKEN])
+def test_a_method_that_cannot_work_is_refused_before_anything_starts(
+    own: Path, body: str, said: str
+) -> None:
+    lines = "".join(f"    {line}\n" for line in body.splitlines())
+    (own / "own_method.py").write_text(
+        f"from herl_megatron.hindsight.method import HindsightMethod\n"
+        f"class Mine(HindsightMethod):\n{lines}"
+    )
+    with pytest.raises(ValueError, match=rf"hindsight\.method: own_method:Mine.*{said}"):
+        method_problems(HindsightConfig(method="own_method:Mine"), RolloutConfig())
+
+
+def test_a_failing_look_at_the_rows_is_said_with_its_name(own: Path) -> None:
+    (own / "own_method.py").write_text(
+        "from herl_megatron.hindsight.method import HindsightMethod\n"
+        "class Mine(HindsightMethod):\n"
+        "    def propose(self, group, context): ...\n"
+        "    def check_prompts(self, prompts): return 1 / 0\n"
+        "def plain(config): ...\n"
+    )
+    with pytest.raises(ValueError, match=r"own_method:Mine\.check_prompts failed at .*:4: ZeroDiv"):
+        check_rows(HindsightConfig(method="own_method:Mine"), [PROMPT])
+    with pytest.raises(ValueError, match="own_method:plain is no class that derives from"):
+        check_rows(HindsightConfig(method="own_method:plain"), [PROMPT])
 
 
 def test_names_are_known_in_one_place() -> None:
@@ -100,6 +148,7 @@ def test_a_method_from_outside_has_its_options(own: Path) -> None:
         "    def __init__(self, config, *, count: int = 2):\n"
         "        super().__init__(config)\n"
         "        self.count = count\n"
+        "    def propose(self, group, context): ...\n"
         "class Other:\n"
         "    def __init__(self, config):\n"
         "        pass\n"
@@ -113,7 +162,7 @@ def test_a_method_from_outside_has_its_options(own: Path) -> None:
     for values, said in (
         ({"method_options": {"cuont": 1}}, "method_options has no use for 'cuont'"),
         ({"method_options": {"count": "x"}}, "method_options.count is 'x'"),
-        ({"method": "own_method:Other"}, "own_method:Other gives a Other; derive it from"),
+        ({"method": "own_method:Other"}, "own_method:Other is no class that derives from"),
         ({"method": "own_method:Mime"}, "has no 'Mime'; did you mean 'Mine'?"),
         ({"method": "own_nothing:Mine"}, "cannot import 'own_nothing'"),
     ):

@@ -87,7 +87,9 @@ def test_what_is_read_is_what_was_written_bit_for_bit(tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize("damage", ["cut", "other", "line", "format", "empty", "fewer"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "other", "line", "format", "empty", "fewer", "no count", "no names"]
+)
 def test_a_damaged_file_is_an_error_with_its_name(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "step_000000.groups.gz"
     write_groups(path, [group()], {})
@@ -100,6 +102,8 @@ def test_a_damaged_file_is_an_error_with_its_name(tmp_path: Path, damage: str) -
         "format": gzip.compress(head.replace(b'"format": 1', b'"format": 2') + b"\n" + line),
         "empty": gzip.compress(b""),
         "fewer": gzip.compress(head + b"\n"),
+        "no count": gzip.compress(b'{"format": 1, "fingerprints": {}}\n' + line),
+        "no names": gzip.compress(b'{"format": 1, "groups": 1, "fingerprints": []}\n' + line),
     }[damage]
     path.write_bytes(content)
     with pytest.raises(ValueError, match="step_000000.groups.gz"):

@@ -248,6 +248,7 @@ def test_a_group_without_scores_asks_nobody(does: GroupReward) -> None:
         ("my_rewards:NUMBER", "is a int, which cannot be called"),
         ("my_rewards:later", "is an async function; write `def later"),
         ("my_rewards:nothing", r"is called with \(group\) but takes \(\)"),
+        ("two:f", "has no 'other', which two:f needs"),
         ("raises:f", "importing 'raises' failed at .*raises.py:1: ZeroDivisionError"),
         ("exits:f", "importing 'exits' failed.* SystemExit: 3"),
         ("dies:f", r"importing 'dies' ended its process \(with exit code 4\)"),
@@ -255,6 +256,7 @@ def test_a_group_without_scores_asks_nobody(does: GroupReward) -> None:
 )
 def test_what_cannot_be_loaded_is_one_message(tmp_path: Path, name: str, said: str) -> None:
     for file, text in (("raises", "1 / 0"), ("exits", "raise SystemExit(3)"),
+                       ("two", "def f(group, other: float): ..."),
                        ("dies", "import os; os._exit(4)")):  # fmt: skip
         (tmp_path / f"{file}.py").write_text(text)
     reward = GroupReward(ScoringConfig(group_reward=name), folder=module(tmp_path))

@@ -154,7 +154,8 @@ def test_the_source_of_own_code_is_one_of_the_runs_fingerprints(
     source = (
         "from herl_megatron.hindsight.method import HindsightMethod\n"
         "async def talk(talk): await talk.generate()\n"
-        "class Mine(HindsightMethod): pass\n"
+        "class Mine(HindsightMethod):\n"
+        "    def propose(self, group, context): ...\n"
     )
     before = found(source)
     assert set(before) == {

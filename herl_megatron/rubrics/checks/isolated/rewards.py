@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from json import dumps  # what a module does to `json` does not reach it
 
-from herl_megatron.config.hooks import Hook, check_call, error_place, load_hook
+from herl_megatron.config.hooks import Hook, check_call, check_options, error_place, load_hook
 from herl_megatron.rubrics.checks import local
 from herl_megatron.rubrics.checks.isolated.wire import LoadReward, Reward, Said
 from herl_megatron.rubrics.checks.time_limit import CheckTimeout, run_limited
@@ -25,6 +25,7 @@ def load_reward(request: LoadReward) -> Hook | str:
         try:
             hook = load_hook(REWARD_KEY, request.name, folder=request.folder)
             check_call(hook, ["group"])
+            check_options(hook, REWARD_KEY, {}, after=1)  # it can be given no more
         except CheckTimeout as late:
             places.append(error_place(late, request.name.partition(":")[0]))
             raise
