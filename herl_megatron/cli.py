@@ -13,6 +13,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import signal
+import sys
+import threading
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from inspect import Parameter, Signature
@@ -38,6 +41,7 @@ gc.set_threshold(100_000, 20, 20)
 _Options = TypeVar("_Options")
 
 _PAUSED = 3  # no scheduler should start it again before somebody has raised the cap
+_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 _SAVED = 75  # "temporary failure" in sysexits.h: slurm/ray_cluster.sh asks for another turn
 
 app = typer.Typer(
@@ -229,8 +233,9 @@ def score(given: _Score) -> None:
     except OSError as error:
         _stop(error, f"name another --out than {given.out}; what is there is kept")
     except (KeyboardInterrupt, asyncio.CancelledError) as error:
+        _hear_no_more()
         progress.print(f"[bold yellow]interrupted:[/] the same command goes on from {given.out}")
-        raise typer.Exit(130) from error
+        raise typer.Exit(_INTERRUPTED) from error
     console = Console()
     console.print(score_table(result.totals, width=console.width))
     for reason in top_reasons(result.totals, 5):
@@ -471,13 +476,24 @@ def _run(
     except OSError as error:  # a full disk, a folder that cannot be written, too many open files
         _stop(error, "choose another run.dir")
     except (KeyboardInterrupt, asyncio.CancelledError) as error:
+        _hear_no_more()
         console.print("[bold yellow]interrupted:[/] all workers were ended")
-        raise typer.Exit(130) from error
+        raise typer.Exit(_INTERRUPTED) from error
+
+
+def _hear_no_more() -> None:
+    """All is ended: another Ctrl-C would only spoil the message and the exit code."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def main() -> None:
     """Entry point of the `herl` command."""
-    app()
+    try:
+        app()
+    except KeyboardInterrupt:  # a second one, between the job's end and its message
+        _hear_no_more()
+        sys.exit(_INTERRUPTED)
 
 
 if __name__ == "__main__":
