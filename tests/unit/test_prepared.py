@@ -244,7 +244,9 @@ def test_the_command_line_runs_what_prepare_gives(
         ran.append(config)
 
     monkeypatch.setattr("herl_megatron.commands.train.train", job)
-    monkeypatch.setattr("herl_megatron.config.validate.validate", lambda config, purpose: None)
+    monkeypatch.setattr(
+        "herl_megatron.config.validate.validate", lambda config, purpose, further: None
+    )
     monkeypatch.setattr("herl_megatron.cluster.session.check_address", lambda cluster: None)
     result = CliRunner().invoke(app, ["train", str(path), "run.seed=5"])
     assert result.exit_code == 0, result.output
