@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets up (see _venv.sh), then lint, types and tests that need no GPU.
 #
-#   bash tools/test.sh                        everything, about 20 minutes on 2 cores
+#   bash tools/test.sh                        everything, some 23 minutes on 2 cores
 #   bash tools/test.sh --quick                lint, types and unit tests
 #   bash tools/test.sh --full                 everything, and about 20 minutes more: large fuzzers,
 #                                             chains of commands on the toy task, and a real model,
