@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from herl_megatron import prepared
+from herl_megatron import api, prepared
 from herl_megatron.cli import app
 from herl_megatron.config.schema import Config, ModelConfig, RunConfig
 from herl_megatron.observability.node_memory import in_short
@@ -75,6 +75,8 @@ def test_the_command_line_prints_it_in_short(monkeypatch: pytest.MonkeyPatch) ->
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError(REPORT)
 
+    # `api` takes `prepare` over when it is first imported: not while another stands there.
+    assert api.prepare is prepared.prepare
     monkeypatch.setattr(prepared, "prepare", fail)
     done = CliRunner().invoke(app, ["train", "a.yaml"])
     assert done.exit_code == 1
