@@ -134,15 +134,16 @@ def method_problems(config: Config, command: Command) -> list[str]:
 
     try:
         method = known_methods.open_method(hindsight)
-        problems = known_methods.method_problems(hindsight, config.rollout)
+        assert method is not None, "hindsight is on"
+        problems = known_methods.problems_of(method, hindsight, config.rollout)
     except ValueError as error:
         return [str(error)]
-    if method is not None and hindsight.reference_compat and "reference_compat" not in method.keys:
+    if hindsight.reference_compat and "reference_compat" not in method.keys:
         problems.append(
             f"hindsight.method is {hindsight.method!r} with hindsight.reference_compat true, which"
             " is HeRL's released code and samples revisions; turn one of them off"
         )
-    if method is not None and config.scoring.group_reward and method.gives_rewards:
+    if config.scoring.group_reward and method.gives_rewards:
         problems.append(
             f"scoring.group_reward is {config.scoring.group_reward!r} with hindsight.method"
             f" {hindsight.method!r}, whose own rewards are in the rubric's scale and do not compare"

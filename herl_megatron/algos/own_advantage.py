@@ -17,9 +17,9 @@ from herl_megatron.config.hooks import (
     Hook,
     check_call,
     check_options,
-    error_place,
     is_hook,
     load_hook,
+    tried,
 )
 from herl_megatron.config.schema import AlgorithmConfig
 
@@ -103,15 +103,8 @@ def check_advantage(advantage: OwnAdvantage) -> None:
     """
     place = f"{advantage.hook.key}: {advantage.hook.name}"
     for group in _MADE_UP:
-        try:
-            first, again = advantage(group), advantage(group)
-        except (Exception, SystemExit) as error:  # A user's function may raise anything, and exit.
-            if str(error).startswith(place):
-                raise
-            raise ValueError(
-                f"{place} failed for rewards {list(group.rewards)}"
-                f"{error_place(error, advantage.hook.module)}: {type(error).__name__}: {error}"
-            ) from error
+        doing = f" failed for rewards {list(group.rewards)}"
+        first, again = (tried(advantage.hook, doing, partial(advantage, group)) for _ in range(2))
         if first != again:
             raise ValueError(
                 f"{place} returned {first} and then {again} for the same group; a resumed run would"

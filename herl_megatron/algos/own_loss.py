@@ -19,9 +19,9 @@ from herl_megatron.config.hooks import (
     Hook,
     check_call,
     check_options,
-    error_place,
     is_hook,
     load_hook,
+    tried,
 )
 from herl_megatron.config.schema import AlgorithmConfig
 
@@ -116,15 +116,8 @@ def check_loss(loss: OwnLoss, *, with_reference: bool, off_policy: bool) -> None
 
 def _tried(loss: OwnLoss, inputs: LossInputs, place: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Values and the gradient of their sum in the log-probs, `[tokens]` each."""
-    try:
-        values = loss(inputs)
-    except (Exception, SystemExit) as error:  # A user's function may raise anything, and exit.
-        if str(error).startswith(place):
-            raise
-        raise ValueError(
-            f"{place} failed on {len(inputs.log_probs)} made-up tokens"
-            f"{error_place(error, loss.hook.module)}: {type(error).__name__}: {error}"
-        ) from error
+    doing = f" failed on {len(inputs.log_probs)} made-up tokens"
+    values = tried(loss.hook, doing, lambda: loss(inputs))
     if not values.requires_grad:
         raise ValueError(
             f"{place}: what it returns has no gradient, also where there are no tokens; compute it"

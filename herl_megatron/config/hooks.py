@@ -18,10 +18,11 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
+T = TypeVar("T")
 OptionValue = bool | int | float | str
 """What an option may be: what a line of a configuration can say."""
 
@@ -164,6 +165,23 @@ def check_options(
     if problems:
         raise ValueError("; ".join(sorted(problems)))
     return checked
+
+
+def tried(hook: Hook, doing: str, call: Callable[[], T]) -> T:
+    """What `call` gives, which runs the user's code; `doing`: what failed then, after its name.
+
+    Raises:
+        ValueError: it raised or exited: key, name, place and what it said. What begins with key
+            and name already is raised as it is.
+    """
+    place = f"{hook.key}: {hook.name}"
+    try:
+        return call()
+    except (Exception, SystemExit) as error:  # A user's code may raise anything, and exit.
+        if str(error).startswith(place):
+            raise
+        said = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{place}{doing}{error_place(error, hook.module)}: {said}") from error
 
 
 def error_place(error: BaseException, module: str) -> str:

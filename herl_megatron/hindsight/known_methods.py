@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
 
 from herl_megatron.config.hooks import (
     Hook,
     check_call,
     check_options,
-    error_place,
     is_hook,
     load_hook,
+    tried,
 )
 from herl_megatron.config.schema import HindsightConfig, RolloutConfig
 from herl_megatron.hindsight.herl import HeRL
@@ -30,7 +29,6 @@ _CALLED = {
     "propose": 2, "join": 2, "join_step": 2, "problems": 1, "check_prompt": 1, "check_prompts": 1
 }  # fmt: skip
 """Methods of a `HindsightMethod`, and how many arguments each is given beside self."""
-T = TypeVar("T")
 
 
 def open_method(config: HindsightConfig) -> HindsightMethod | None:
@@ -52,21 +50,23 @@ def open_method(config: HindsightConfig) -> HindsightMethod | None:
         )
     check_call(hook, ["config"])
     options = check_options(hook, _OPTIONS, config.method_options, after=1)
-    method: HindsightMethod = _asked(hook, "", lambda: hook.call(config, **options))
+    method: HindsightMethod = tried(hook, " failed", lambda: hook.call(config, **options))
     _check_written(hook, method)
     return method
 
 
-def method_problems(config: HindsightConfig, rollout: RolloutConfig) -> list[str]:
-    """What the method says is wrong between its keys; empty without hindsight.
+def problems_of(
+    method: HindsightMethod, config: HindsightConfig, rollout: RolloutConfig
+) -> list[str]:
+    """What the method of `config` says is wrong between its keys.
 
     Raises:
-        ValueError: as `open_method`, or its own `problems` failed.
+        ValueError: its own `problems` failed.
     """
-    method = open_method(config)
-    if method is None:
-        return []
-    return _guarded(config, "problems", lambda: list(method.problems(rollout)))
+    if not is_hook(config.method):
+        return list(method.problems(rollout))
+    hook = load_hook(_KEY, config.method)
+    return tried(hook, ".problems failed", lambda: list(method.problems(rollout)))
 
 
 def check_rows(config: HindsightConfig, prompts: Sequence[Prompt]) -> None:
@@ -75,29 +75,23 @@ def check_rows(config: HindsightConfig, prompts: Sequence[Prompt]) -> None:
     Raises:
         ValueError: it says so, or its own `check_prompts` failed.
     """
-    if (method := open_method(config)) is not None:
-        _guarded(config, "check_prompts", lambda: method.check_prompts(prompts))
-
-
-def _guarded(config: HindsightConfig, name: str, call: Callable[[], T]) -> T:
+    method = open_method(config)
+    if method is None:
+        return
     if not is_hook(config.method):
-        return call()
-    return _asked(load_hook(_KEY, config.method), f".{name}", call)
+        method.check_prompts(prompts)
+        return
 
+    def refused() -> ValueError | None:  # in the method's own words about a row
+        try:
+            method.check_prompts(prompts)
+        except ValueError as error:
+            return error
+        return None
 
-def _asked(hook: Hook, what: str, call: Callable[[], T]) -> T:
-    """Call the user's code; what it raises is said with key, name and place."""
-    try:
-        return call()
-    except ValueError as error:
-        if str(error).startswith(_KEY) or what == ".check_prompts":
-            raise  # its own words about a row
-        raise ValueError(f"{_KEY}: {hook.name}{what} refused: {error}") from error
-    except (Exception, SystemExit) as error:  # A user's class may raise anything, and exit.
-        raise ValueError(
-            f"{_KEY}: {hook.name}{what} failed{error_place(error, hook.module)}:"
-            f" {type(error).__name__}: {error}"
-        ) from error
+    error = tried(load_hook(_KEY, config.method), ".check_prompts failed", refused)
+    if error is not None:
+        raise error
 
 
 def _check_written(hook: Hook, method: HindsightMethod) -> None:

@@ -7,7 +7,6 @@ them anew under its new weights (its prefix cache was reset by the sync) and dra
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import TypeAdapter
 
+from herl_megatron.array_text import ArrayText
 from herl_megatron.seeds import continuation_seed
 from herl_megatron.types import Completion, GenerateRequest, Scored, Segment, Unscored
 
@@ -23,6 +23,7 @@ ScorePhase = Literal["scoring", "revision scoring"]
 CONTINUED_PRIORITY = -1
 """What has waited longest is served first."""
 
+_INTS, _FLOATS, _BOOLS = ArrayText("<i4"), ArrayText("<f4"), ArrayText("?")
 _SCORES: TypeAdapter[tuple[Scored | Unscored, ...]] = TypeAdapter(tuple[Scored | Unscored, ...])
 
 
@@ -112,32 +113,22 @@ def load_progress(values: Mapping[str, Any]) -> GroupProgress:
 def _dump_completion(completion: Completion) -> dict[str, Any]:
     return {
         "request_id": completion.request_id,
-        "token_ids": _encode(completion.token_ids, np.int32),
-        "log_probs": _encode(completion.log_probs, np.float32),
+        "token_ids": _INTS.encode(completion.token_ids),
+        "log_probs": _FLOATS.encode(completion.log_probs),
         "finish_reason": completion.finish_reason,
         "weight_version": completion.weight_version,
         "earlier": [[segment.weight_version, segment.tokens] for segment in completion.earlier],
-    } | ({} if completion.drawn is None else {"drawn": _encode(completion.drawn, np.bool_)})
+    } | ({} if completion.drawn is None else {"drawn": _BOOLS.encode(completion.drawn)})
 
 
 def _load_completion(values: Mapping[str, Any]) -> Completion:
     drawn = values.get("drawn")
     return Completion(
         request_id=values["request_id"],
-        token_ids=_decode(values["token_ids"], np.int32),
-        log_probs=_decode(values["log_probs"], np.float32),
+        token_ids=_INTS.decode(values["token_ids"]),
+        log_probs=_FLOATS.decode(values["log_probs"]),
         finish_reason=values["finish_reason"],
         weight_version=values["weight_version"],
         earlier=tuple(Segment(version, tokens) for version, tokens in values["earlier"]),
-        drawn=None if drawn is None else _decode(drawn, np.bool_),
+        drawn=None if drawn is None else _BOOLS.decode(drawn),
     )
-
-
-def _encode(array: np.ndarray, dtype: type[np.generic]) -> str:
-    little_endian = np.dtype(dtype).newbyteorder("<")
-    return base64.b64encode(array.astype(little_endian).tobytes()).decode()
-
-
-def _decode(text: str, dtype: type[np.generic]) -> np.ndarray:
-    little_endian = np.dtype(dtype).newbyteorder("<")
-    return np.frombuffer(base64.b64decode(text), little_endian).astype(dtype)

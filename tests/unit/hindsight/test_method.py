@@ -20,8 +20,8 @@ from herl_megatron.hindsight.known_methods import (
     SHARED_KEYS,
     check_rows,
     ignored_keys,
-    method_problems,
     open_method,
+    problems_of,
 )
 from herl_megatron.hindsight.method import (
     HindsightMethod,
@@ -75,7 +75,10 @@ def test_a_method_that_cannot_work_is_refused_before_anything_starts(
         f"class Mine(HindsightMethod):\n{lines}"
     )
     with pytest.raises(ValueError, match=rf"hindsight\.method: own_method:Mine.*{said}"):
-        method_problems(HindsightConfig(method="own_method:Mine"), RolloutConfig())
+        found = HindsightConfig(method="own_method:Mine")
+        method = open_method(found)
+        assert method is not None
+        problems_of(method, found, RolloutConfig())
 
 
 def test_a_failing_look_at_the_rows_is_said_with_its_name(own: Path) -> None:
