@@ -1,15 +1,20 @@
-"""The benchmarks' own metrics as a table, for `herl eval` and `herl score`."""
+"""Tables of the benchmarks' own metrics, and what `herl score` prints."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
 from herl_megatron.benchmarks.known_benchmarks import BENCHMARKS
+from herl_megatron.commands.score.totals import top_reasons
+from herl_megatron.commands.tables import score_table
+
+if TYPE_CHECKING:
+    from herl_megatron.commands.results import ScoreResult
 
 _COLUMNS = ("", "metric", "%", "95 %", "prompts", "responses", "unscored")
 
@@ -43,3 +48,14 @@ def _rows(title: str, one: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     for name, other in metrics.items():
         if name != headline:
             yield ("", name, f"{100 * other:.1f}")
+
+
+def print_scores(result: ScoreResult, console: Console) -> None:
+    """What `herl score` says at its end: totals, benchmarks, reasons, where the files are."""
+    console.print(score_table(result.totals, width=console.width))
+    if numbers := result.totals.get("benchmarks"):
+        console.print(benchmark_tables(numbers))
+    for reason in top_reasons(result.totals, 5):
+        console.print(escape(reason), highlight=False, soft_wrap=True)
+    written = f"verdicts: {result.verdicts}\ntotals: {result.summary}"
+    console.print(written, highlight=False, soft_wrap=True)
