@@ -25,6 +25,7 @@ from herl_megatron.cluster.reserve import reserve, run_device
 from herl_megatron.cluster.restart import RestartingEngine, Restarts
 from herl_megatron.cluster.session import ray_session
 from herl_megatron.cluster.trainer import TrainerGroup, start_trainer
+from herl_megatron.config.lengths import eval_response_tokens, longest_tokens
 from herl_megatron.config.paths import on_any_node, run_path
 from herl_megatron.config.schema import Config
 from herl_megatron.config.trainer_sections import trainer_sections
@@ -303,7 +304,7 @@ async def _gate(
         seed=config.run.seed,
         prompts=inputs.train,
         prompt_ids=inputs.tokenizer.prompt_ids,
-        max_model_tokens=_max_model_tokens(config),
+        max_model_tokens=longest_tokens(config),
     )
     if gate is not None and _reads_folder(config):
         with phases("comparing engine and trainer as loaded", announce=True):
@@ -455,7 +456,7 @@ def _eval_sampling(config: Config) -> SamplingSettings:
     return SamplingSettings(
         temperature=config.eval.temperature,
         top_p=config.eval.top_p,
-        max_tokens=config.rollout.max_response_tokens,
+        max_tokens=eval_response_tokens(config),
     )
 
 
@@ -465,19 +466,13 @@ def _reads_folder(config: Config) -> bool:
     return bool(config.parity.every) and config.parity.baseline == "folder" and from_folder
 
 
-def _max_model_tokens(config: Config) -> int:
-    """Longest sequence that an engine must hold."""
-    longest_prompt = max(config.data.max_prompt_tokens, config.data.max_experience_tokens)
-    return longest_prompt + config.rollout.max_response_tokens
-
-
 def _engine_config(
     config: Config, inputs: Inputs, *, device: DeviceKind, training: bool
 ) -> EngineConfig:
     return EngineConfig(
         model_path=on_any_node(config).model.path,
         dtype=_TORCH_DTYPES[config.rollout.dtype],
-        max_model_tokens=_max_model_tokens(config),
+        max_model_tokens=longest_tokens(config),
         max_num_seqs=config.rollout.max_num_seqs,
         kv_cache_bytes=config.rollout.kv_cache_bytes,
         gpu_memory_utilization=config.rollout.gpu_memory_utilization,
