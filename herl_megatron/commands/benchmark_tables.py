@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group, JustifyMethod, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
@@ -28,7 +28,8 @@ def benchmark_tables(numbers: Mapping[str, Mapping[str, Any]]) -> Group:
     """
     table = Table(title="\nbenchmarks", title_justify="left", box=None)
     for number, text in enumerate(_COLUMNS):
-        table.add_column(text, justify="right" if number > 1 else "left")
+        justify: JustifyMethod = "right" if number > 1 else "left"
+        table.add_column(text, justify=justify, overflow="fold")  # no number is ever cut
     notes: list[RenderableType] = []
     for name, one in numbers.items():
         for row in _rows(BENCHMARKS[name].title, one):

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
-from herl_megatron.config.lengths import longest_tokens
+from herl_megatron.config.longest import longest_tokens
 from herl_megatron.config.schema import Config
 from herl_megatron.gpus import Gpu
 from herl_megatron.models.architecture import Architecture

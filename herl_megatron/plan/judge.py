@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from herl_megatron.config.lengths import eval_response_tokens
+from herl_megatron.config.longest import eval_response_tokens
 from herl_megatron.config.schema import Config
 from herl_megatron.data.prompt_source import parsed_rows
 from herl_megatron.hindsight.known_methods import open_method

@@ -25,7 +25,7 @@ from herl_megatron.cluster.reserve import reserve, run_device
 from herl_megatron.cluster.restart import RestartingEngine, Restarts
 from herl_megatron.cluster.session import ray_session
 from herl_megatron.cluster.trainer import TrainerGroup, start_trainer
-from herl_megatron.config.lengths import eval_response_tokens, longest_tokens
+from herl_megatron.config.longest import eval_response_tokens, longest_tokens
 from herl_megatron.config.paths import on_any_node, run_path
 from herl_megatron.config.schema import Config
 from herl_megatron.config.trainer_sections import trainer_sections

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from herl_megatron.config.lengths import longest_sequences, longest_tokens
+from herl_megatron.config.longest import longest_sequences, longest_tokens
 from herl_megatron.config.machine import Machine
 from herl_megatron.config.purpose import SAMPLES, Purpose
 from herl_megatron.config.rollout_function import rollout_function
