@@ -281,6 +281,7 @@ WHOLE_CONFIG = {
     "plan/": "plans a whole run",
     "report/": "reads what a run was started with",
     "run/parts.py": "composes the parts of a run",
+    "run/ground.py": "starts their processes",
     "run/inputs.py": "reads all that a run reads",
     "run/checkpointer.py": "saves it with the checkpoint",
     "run/folder.py": "saves it with the run",
