@@ -282,6 +282,8 @@ WHOLE_CONFIG = {
     "report/": "reads what a run was started with",
     "run/parts.py": "composes the parts of a run",
     "run/ground.py": "starts their processes",
+    "run/tuning_parts.py": "composes the parts of a run that fits rows",
+    "run/tuning_inputs.py": "reads what such a run evaluates on",
     "run/inputs.py": "reads all that a run reads",
     "run/checkpointer.py": "saves it with the checkpoint",
     "run/folder.py": "saves it with the run",

@@ -12,12 +12,15 @@ from herl_megatron.config.schema import Config
 class LoopKeys:
     """Of the loop of `train`, `sft` or `dpo`.
 
-    steps: of the whole run. eval_every: held-out numbers after every so many steps, 0 for none in
-    between. evaluates: whether there are any, then before the first step and after the last too.
+    steps: of the whole run; optimizer_steps: planned ones in them, the length of the learning
+        rate's schedule.
+    eval_every: held-out numbers after every so many steps, 0 for none in between.
+    evaluates: whether there are any; then before the first step and after the last too.
     """
 
     purpose: Purpose
     steps: int
+    optimizer_steps: int
     eval_every: int
     evaluates: bool
     export: bool
@@ -33,9 +36,16 @@ def loop_keys(config: Config, *, purpose: Purpose) -> LoopKeys:
     evaluates = bool(config.data.eval) and samples(config, purpose=purpose)
     if purpose in TUNES:
         tune = config.sft if purpose == "sft" else config.dpo
-        return LoopKeys(purpose, tune.steps, tune.eval_every, evaluates, export=True)
+        return LoopKeys(purpose, tune.steps, tune.steps, tune.eval_every, evaluates, export=True)
     train = config.train
-    return LoopKeys(purpose, train.steps, train.eval_every, evaluates, export=train.export)
+    return LoopKeys(
+        purpose,
+        train.steps,
+        train.steps * train.optimizer_steps_per_step,
+        train.eval_every,
+        evaluates,
+        export=train.export,
+    )
 
 
 def samples(config: Config, *, purpose: Purpose) -> bool:

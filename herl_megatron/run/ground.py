@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,7 +19,9 @@ from herl_megatron.cluster.reserve import reserve, run_device
 from herl_megatron.cluster.restart import RestartingEngine, Restarts
 from herl_megatron.cluster.session import ray_session
 from herl_megatron.cluster.trainer import TrainerGroup, start_trainer
+from herl_megatron.config.loop_keys import LoopKeys
 from herl_megatron.config.paths import on_any_node, run_path
+from herl_megatron.config.purpose import Purpose
 from herl_megatron.config.schema import Config
 from herl_megatron.config.trainer_sections import trainer_sections
 from herl_megatron.device import Transport, choose_transport
@@ -29,7 +31,7 @@ from herl_megatron.rubrics.pool import ScoringPool
 from herl_megatron.rubrics.scorer import open_judge
 from herl_megatron.run.inputs import Inputs
 from herl_megatron.run.stop import StopRequest, stop_request
-from herl_megatron.types import DeviceKind
+from herl_megatron.types import DeviceKind, Prompt
 
 if TYPE_CHECKING:  # it takes half a second to import, and most runs ask no judge
     from herl_megatron.rubrics.client import JudgeClient
@@ -46,7 +48,7 @@ class Ground:
     judge: JudgeClient | None
     ray: RayWatch
     stop: StopRequest | None
-    """Of a run that can be told to stop: one that trains."""
+    """Of a run that can be told to stop: one that trains and saves."""
     restarts: Restarts
     device: DeviceKind
     placement: Placement
@@ -55,23 +57,31 @@ class Ground:
 
 
 async def open_ground(
-    config: Config, inputs: Inputs, stack: AsyncExitStack, wanted: Demand
+    config: Config,
+    prompts: Sequence[Prompt],
+    stack: AsyncExitStack,
+    wanted: Demand,
+    *,
+    can_stop: bool,
 ) -> Ground:
-    """Judge, Ray, devices and nodes, in this order; `stack` ends what has started."""
-    trains = wanted.ranks > 0
-    prompts, spent = (*inputs.train, *inputs.eval), run_path(config) / JUDGE_SPENT
+    """Judge, Ray, devices and nodes, in this order; `stack` ends what has started.
+
+    prompts: all that will be scored. can_stop: whether the run saves itself when it is asked to
+    (`run.stop`).
+    """
+    trains, spent = wanted.ranks > 0, run_path(config) / JUDGE_SPENT
     judge = await open_judge(config.judge, prompts, spent=spent, stops=not trains)
     if judge is not None:
         stack.push_async_callback(judge.close)
     ray = stack.enter_context(ray_session(config.cluster, run=run_path(config)))
-    stop = stack.enter_context(stop_request()) if trains else None
+    stop = stack.enter_context(stop_request()) if can_stop else None
     restarts = Restarts(config.rollout.max_engine_restarts)
     device = run_device(config.cluster)
     reservation = reserve(wanted, device=device, start_timeout_s=config.cluster.start_timeout_s)
     stack.callback(reservation.release)
     placement = reservation.placement
     transport: Transport = "shared_memory"
-    if trains:
+    if trains and wanted.engines:
         transport = choose_transport(
             config.weight_sync.transport,
             device=device,
@@ -96,7 +106,7 @@ async def start_sampling(
 
 
 async def start_all(
-    config: Config, inputs: Inputs, stack: AsyncExitStack, ground: Ground
+    config: Config, inputs: Inputs, stack: AsyncExitStack, ground: Ground, *, loop: LoopKeys
 ) -> tuple[list[RestartingEngine], ScoringPool, TrainerGroup]:
     """Start everything at once, but on GPUs the trainer after the engines."""
     starting = asyncio.create_task(_start_engines(config, inputs, ground, training=True))
@@ -108,14 +118,8 @@ async def start_all(
             await asyncio.wait([starting])
             if (error := starting.exception()) is not None:
                 raise error
-        return await start_trainer(
-            trainer_sections(on_any_node(config), purpose="train"),
-            slots=ground.placement.trainer,
-            device=ground.device,
-            optimizer_steps=_optimizer_steps(config),
-            engines=ground.placement.engines,
-            machines=ground.nodes.machines,
-            transport=ground.transport,
+        return await _start_trainer(
+            config, ground, purpose=loop.purpose, optimizer_steps=loop.optimizer_steps
         )
 
     engines, pool, trainer = await asyncio.gather(
@@ -129,6 +133,34 @@ async def start_all(
         stack.callback(trainer.stop)
     running = _started(trainer)  # why the trainer did not start is said first
     return _started(engines), _started(pool), running
+
+
+async def start_trainer_alone(
+    config: Config,
+    stack: AsyncExitStack,
+    ground: Ground,
+    *,
+    purpose: Purpose,
+    optimizer_steps: int,
+) -> TrainerGroup:
+    """The trainer of a run without engines."""
+    trainer = await _start_trainer(config, ground, purpose=purpose, optimizer_steps=optimizer_steps)
+    stack.callback(trainer.stop)
+    return trainer
+
+
+async def _start_trainer(
+    config: Config, ground: Ground, *, purpose: Purpose, optimizer_steps: int
+) -> TrainerGroup:
+    return await start_trainer(
+        trainer_sections(on_any_node(config), purpose=purpose),
+        slots=ground.placement.trainer,
+        device=ground.device,
+        optimizer_steps=optimizer_steps,
+        engines=ground.placement.engines,
+        machines=ground.nodes.machines,
+        transport=ground.transport,
+    )
 
 
 def _start_engines(
@@ -161,11 +193,6 @@ def _started(found: T | BaseException) -> T:
     if isinstance(found, BaseException):
         raise found
     return found
-
-
-def _optimizer_steps(config: Config) -> int:
-    """Optimizer steps of the whole run, the length of the learning rate's schedule."""
-    return config.train.steps * config.train.optimizer_steps_per_step
 
 
 def reads_folder(config: Config) -> bool:

@@ -16,6 +16,7 @@ from herl_megatron.cluster.placement import demand
 from herl_megatron.cluster.ray_watch import RayWatch
 from herl_megatron.cluster.restart import RestartingEngine, Restarts
 from herl_megatron.cluster.trainer import TrainerGroup
+from herl_megatron.config.loop_keys import LoopKeys, loop_keys
 from herl_megatron.config.schema import Config
 from herl_megatron.engine import RolloutEngine
 from herl_megatron.observability.phases import phases
@@ -23,10 +24,11 @@ from herl_megatron.rollout.hindsight_stage import open_stage
 from herl_megatron.rollout.liveness import PROBED_PROMPTS, LivenessProbe
 from herl_megatron.rollout.modes import GroupSource, open_source
 from herl_megatron.rollout.pipeline import RolloutPipeline
-from herl_megatron.rubrics.group_reward import open_group_reward
+from herl_megatron.rubrics.group_reward import GroupReward, open_group_reward
 from herl_megatron.rubrics.scorer import Scorer
 from herl_megatron.run.checkpointer import Checkpointer
 from herl_megatron.run.ground import (
+    Ground,
     max_model_tokens,
     open_ground,
     reads_folder,
@@ -59,21 +61,14 @@ class EvalParts:
 
 
 @dataclass(frozen=True)
-class TrainParts(EvalParts):
-    """The running parts of a training run, which evaluates too."""
+class SyncedParts(EvalParts):
+    """The same beside a trainer, whose weights the engines get."""
 
-    source: GroupSource
     trainer: TrainerGroup
     weight_sync: WeightSync
     turns: Turns
     parity: ParityGate | None
     """None with `parity.every` 0."""
-    checkpoints: Checkpointer
-    liveness: LivenessProbe
-    measure: Measure
-    ray: RayWatch
-    gpus_per_node: int
-    """That ranks and engines use of the fullest node."""
 
     async def sync_weights(self, version: int) -> SyncStats:
         """Bring every engine to the trainer's weights and call them `version`.
@@ -104,6 +99,19 @@ class TrainParts(EvalParts):
             return sync.stats
 
 
+@dataclass(frozen=True)
+class TrainParts(SyncedParts):
+    """The running parts of a training run, which evaluates too."""
+
+    source: GroupSource
+    checkpoints: Checkpointer
+    liveness: LivenessProbe
+    measure: Measure
+    ray: RayWatch
+    gpus_per_node: int
+    """That ranks and engines use of the fullest node."""
+
+
 @asynccontextmanager
 async def open_eval_parts(config: Config, inputs: Inputs) -> AsyncIterator[EvalParts]:
     """Start Ray, engines and scoring pool; end all of them after.
@@ -113,7 +121,8 @@ async def open_eval_parts(config: Config, inputs: Inputs) -> AsyncIterator[EvalP
             started is ended first.
     """
     async with AsyncExitStack() as stack:
-        ground = await open_ground(config, inputs, stack, demand(None, config.rollout))
+        wanted = demand(None, config.rollout)
+        ground = await open_ground(config, inputs.eval, stack, wanted, can_stop=False)
         engines, pool = await start_sampling(config, inputs, stack, ground)
         scorer = Scorer(pool, ground.judge, answer_after=config.scoring.answer_after)
         yield EvalParts(
@@ -163,33 +172,24 @@ async def open_train_parts(config: Config, inputs: Inputs) -> AsyncIterator[Trai
         ParityError: trainer and engine take the same folder for different models.
     """
     async with AsyncExitStack() as stack:
-        wanted = demand(config.megatron, config.rollout)
-        ground = await open_ground(config, inputs, stack, wanted)
+        wanted, prompts = demand(config.megatron, config.rollout), (*inputs.train, *inputs.eval)
+        ground = await open_ground(config, prompts, stack, wanted, can_stop=True)
         if (reward := await open_group_reward(config.scoring)) is not None:
             stack.callback(reward.close)
-        engines, pool, trainer = await start_all(config, inputs, stack, ground)
-        answer_after = config.scoring.answer_after
-        scorer = Scorer(pool, ground.judge, answer_after=answer_after, group_reward=reward)
-        pipeline = _train_pipeline(config, inputs, engines, scorer)
-        eval_pipeline = _eval_pipeline(config, inputs, engines, scorer)
+        loop = loop_keys(config, purpose="train")
+        synced = await open_synced(config, inputs, stack, ground, loop=loop, group_reward=reward)
         if config.rollout.truncated:
             logger.info(
                 "no mismatch statistics: %s, which truncates the engine's distribution",
                 config.rollout.truncated,
             )
+        pipeline = _train_pipeline(config, inputs, synced.engines, synced.scorer)
         source = _open_source(config, inputs, pipeline)
         stack.push_async_callback(source.close)
-        sync = WeightSync(trainer, engines, config.weight_sync, transport=ground.transport)
-        stack.callback(sync.close)
-        if sync.folder is not None:
-            await ground.nodes.open_buckets(sync.folder, sync.needed_bytes)
-        turns = Turns(trainer, engines, config.rollout)
-        gate = await _gate(config, inputs, trainer, engines)
-        ground.restarts.refresh = _refresher(trainer, sync, gate)
-        liveness = _liveness(config, inputs, engines)
+        liveness = _liveness(config, inputs, synced.engines)
         checkpoints = Checkpointer(
             config,
-            trainer,
+            synced.trainer,
             source,
             ground.stop,
             fingerprints=inputs.fingerprints,
@@ -198,34 +198,67 @@ async def open_train_parts(config: Config, inputs: Inputs) -> AsyncIterator[Trai
         )
         stack.push_async_callback(checkpoints.close)
         yield TrainParts(
-            inputs=inputs,
-            scorer=scorer,
-            engines=engines,
-            eval_pipeline=eval_pipeline,
-            restarts=ground.restarts,
-            nodes=ground.nodes.records,
+            **vars(synced),
             source=source,
-            trainer=trainer,
-            weight_sync=sync,
-            turns=turns,
-            parity=gate,
             checkpoints=checkpoints,
             liveness=liveness,
             ray=ground.ray,
             gpus_per_node=ground.placement.gpus_per_node,
-            measure=Measure(
-                throughput(
-                    config.model,
-                    config.megatron,
-                    config.rollout,
-                    log_prob_passes=log_prob_passes(config.train, config.algorithm),
-                    device=trainer.device,
-                    gpu_table=config.cluster.gpu_table,
-                ),
-                trainer,
-                engines,
-            ),
+            measure=_measure(config, synced),
         )
+
+
+async def open_synced(
+    config: Config,
+    inputs: Inputs,
+    stack: AsyncExitStack,
+    ground: Ground,
+    *,
+    loop: LoopKeys,
+    group_reward: GroupReward | None = None,
+) -> SyncedParts:
+    """Engines, scoring pool and trainer, and the weights' way from the one to the other; `stack`
+    ends what has started.
+
+    group_reward: of training rollouts.
+
+    Raises:
+        WorkerError, ValueError: as `open_eval_parts`.
+        ParityError: trainer and engine take the same folder for different models.
+    """
+    engines, pool, trainer = await start_all(config, inputs, stack, ground, loop=loop)
+    answer_after = config.scoring.answer_after
+    scorer = Scorer(pool, ground.judge, answer_after=answer_after, group_reward=group_reward)
+    sync = WeightSync(trainer, engines, config.weight_sync, transport=ground.transport)
+    stack.callback(sync.close)
+    if sync.folder is not None:
+        await ground.nodes.open_buckets(sync.folder, sync.needed_bytes)
+    gate = await _gate(config, inputs, trainer, engines)
+    ground.restarts.refresh = _refresher(trainer, sync, gate)
+    return SyncedParts(
+        inputs=inputs,
+        scorer=scorer,
+        engines=engines,
+        eval_pipeline=_eval_pipeline(config, inputs, engines, scorer),
+        restarts=ground.restarts,
+        nodes=ground.nodes.records,
+        trainer=trainer,
+        weight_sync=sync,
+        turns=Turns(trainer, engines, config.rollout),
+        parity=gate,
+    )
+
+
+def _measure(config: Config, parts: SyncedParts) -> Measure:
+    rates = throughput(
+        config.model,
+        config.megatron,
+        config.rollout,
+        log_prob_passes=log_prob_passes(config.train, config.algorithm),
+        device=parts.trainer.device,
+        gpu_table=config.cluster.gpu_table,
+    )
+    return Measure(rates, parts.trainer, parts.engines)
 
 
 async def _gate(
@@ -244,7 +277,7 @@ async def _gate(
             fp8=bool(config.rollout.quantization or config.megatron.fp8),
         ),
         seed=config.run.seed,
-        prompts=inputs.train,
+        prompts=inputs.train or inputs.eval,
         prompt_ids=inputs.tokenizer.prompt_ids,
         max_model_tokens=max_model_tokens(config),
     )
