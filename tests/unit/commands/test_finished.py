@@ -71,9 +71,7 @@ def test_it_is_finished_only_with_all_that_is_asked_for(run: Path, tmp_path: Pat
         is None
     )
     assert finished_summary(run, replace(found, damaged=(run,)), keys(options)) is None
-    evaluated = replace(
-        keys(options), evaluates=True
-    )
+    evaluated = replace(keys(options), evaluates=True)
     summary = json.loads((run / "summary.json").read_text())
     assert finished_summary(run, found, evaluated) == summary
     (run / "summary.json").write_text(json.dumps(summary | {"measured_on": "training rollouts"}))
