@@ -133,7 +133,8 @@ class DpoTask:
         """See `TuningTask`."""
         numbers = list(self._steps[step])
         pairs = [self._pairs[n] for n in numbers]
-        return await dpo_step(trainer, pairs, self.reference[numbers], self._config)
+        metrics = await dpo_step(trainer, pairs, self.reference[numbers], self._config)
+        return {f"dpo/{name}": value for name, value in metrics.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """The reference's log-probs of the pairs that it was asked for."""

@@ -75,7 +75,8 @@ class SftTask:
         for at, rows in self._stream:
             assert at <= step, f"the rows of step {step} have gone by"
             if at == step:
-                return await trainer.sft_step(rows)
+                metrics = await trainer.sft_step(rows)
+                return {f"sft/{name}": value for name, value in metrics.items()}
         raise AssertionError("batches have no end")
 
     def state_dict(self) -> dict[str, Any]:

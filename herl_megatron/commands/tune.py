@@ -37,7 +37,7 @@ class TuningTask(Resumable, Protocol):
 
     async def step(self, trainer: TrainerGroup, step: int) -> dict[str, float]:
         """One optimizer step, of the rows that are step `step`'s whatever was asked before; returns
-        its numbers by name."""
+        its metrics."""
         ...
 
 
@@ -80,7 +80,7 @@ async def _loop(
     for step in folder.progress(range(first, loop.steps), name.upper()):
         with timers("train"):
             learned = await task.step(trainer, step)
-        folder.log(step, {f"{name}/{key}": value for key, value in learned.items()})
+        folder.log(step, learned)
         await cycle.after_step(step + 1)
     after = await cycle.end()
     summary = tuning_summary(

@@ -132,8 +132,8 @@ def test_a_resumed_step_compares_with_the_weights_that_the_run_began_with() -> N
     trainer = FakeTrainer()
     asyncio.run(resumed.of_start(trainer, Bar()))
     metrics = asyncio.run(resumed.step(trainer, 0))
-    assert metrics["chosen_reward"] == pytest.approx((0.0 - 0.6) / 2)
-    assert metrics["rejected_reward"] == pytest.approx((0.0 - 0.2) / 2)
+    assert metrics["dpo/chosen_reward"] == pytest.approx((0.0 - 0.6) / 2)
+    assert metrics["dpo/rejected_reward"] == pytest.approx((0.0 - 0.2) / 2)
 
 
 @pytest.mark.parametrize(
