@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -87,11 +87,11 @@ def test_a_resumed_run_fits_the_rows_that_come_next() -> None:
     """12 rows, 5 to a step: the third step goes over the end of the first epoch."""
 
     async def from_step(first: int) -> list[list[str]]:
-        trainer: Any = Fits()
+        trainer = Fits()
         task = SftTask([row(str(i)) for i in range(12)], size=5, seed=3, shuffle=True)
         task.load_state_dict(task.state_dict())
         for step in range(first, 6):
-            await task.step(trainer, step)
+            await task.step(cast(Any, trainer), step)
         return trainer.steps
 
     whole = asyncio.run(from_step(0))

@@ -403,36 +403,6 @@ def test_pairs_that_cannot_be_trained_on_are_refused(files: Path) -> None:
     assert found("dpo.label_smoothing=0.1") == found("dpo.loss=ipo") == ()
 
 
-@pytest.mark.parametrize("purpose", ["sft", "dpo"])
-def test_who_evaluates_while_fitting_rows_has_engines_and_who_does_not_has_none(
-    files: Path, purpose: Purpose
-) -> None:
-    def found(*overrides: str) -> tuple[str, ...]:
-        return problems(files, *overrides, purpose=purpose)
-
-    asks = f"{purpose}.eval_every=4"
-    assert found(asks) == ()
-    (problem,) = found(asks, "data.eval=''")
-    assert problem.startswith(f"{purpose}.eval_every is 4 but data.eval is empty")
-    for wrong, said in (
-        ("data.eval=nowhere", "data.eval: no such file"),
-        ("rollout.tensor_parallel=7", "rollout.tensor_parallel"),
-        ("data.max_prompt_tokens=9999", "data.max_prompt_tokens 9999 + rollout.max_response"),
-        ("judge.deadline_s=1", "judge.deadline_s is 1"),
-    ):
-        assert any(said in problem for problem in found(asks, wrong)), found(asks, wrong)
-        assert found(wrong) == ()
-    small = Machine(shared_memory_bytes=0)
-    (problem,) = problems(files, asks, purpose=purpose, machine=small)
-    assert "two buckets need" in problem
-    gpus = Machine(gpus=1, transformer_engine=True)
-    layout = ("cluster.device=cuda", "rollout.replicas=2")
-    assert any("rollout.replicas 2" in p for p in
-               problems(files, asks, *layout, purpose=purpose, machine=gpus))  # fmt: skip
-    assert not any("rollout.replicas 2" in p for p in
-                   problems(files, *layout, purpose=purpose, machine=gpus))  # fmt: skip
-
-
 def test_improving_with_equal_samples_is_refused(files: Path) -> None:
     def found(*overrides: str) -> tuple[str, ...]:
         return problems(files, *overrides, purpose="improve")
