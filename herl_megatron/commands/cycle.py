@@ -41,10 +41,12 @@ class Cycle:
         """Stand where the run goes on, with engines that serve its weights; evaluate at the first
         step. Returns how many steps are done.
 
-        of_start: see `Checkpointer.restore`.
+        of_start: see `Checkpointer.restore`; it may take the trainer's turn.
         """
+        await self._rest()
         first, self.before = await self.checkpoints.restore(self.folder.checkpoint, of_start)
         self.folder.take_back()
+        await self._wake()
         if self.engines is not None:
             with self.timers("weight_sync", announce="first weight sync"):
                 await self.engines.sync_weights(first)
@@ -61,8 +63,7 @@ class Cycle:
             SavedForResume, WorkerError, OSError: as `Checkpointer.save_if_due`.
         """
         if self.loop.evaluates_after(steps_done):
-            await self._wake(steps_done)
-            await self._evaluate(steps_done)
+            await self._evaluate_anew(steps_done)
             await self._rest()
         with self.timers("checkpoint"):
             size = self.folder.sync_metrics()
@@ -78,16 +79,20 @@ class Cycle:
             await self.checkpoints.finish()
         if not self.loop.steps:
             return self.before
-        await self._wake(self.loop.steps)
-        return await self._evaluate(self.loop.steps)
+        return await self._evaluate_anew(self.loop.steps)
 
-    async def _wake(self, version: int) -> None:
-        if self.engines is None or not self.rests:
-            return
-        with self.timers("turns"):
-            await self.engines.turns.to_engines()
-        with self.timers("weight_sync"):
-            await self.engines.sync_weights(version)
+    async def _evaluate_anew(self, steps_done: int) -> EvalResult | None:
+        """Held-out numbers of the weights after so many steps."""
+        await self._wake()
+        if self.engines is not None and self.rests:
+            with self.timers("weight_sync"):
+                await self.engines.sync_weights(steps_done)
+        return await self._evaluate(steps_done)
+
+    async def _wake(self) -> None:
+        if self.engines is not None and self.rests:
+            with self.timers("turns"):
+                await self.engines.turns.to_engines()
 
     async def _rest(self) -> None:
         if self.engines is not None and self.rests:
