@@ -85,8 +85,8 @@ def test_engines_wake_for_an_evaluation_and_get_the_weights_of_that_step(
     rewards: list[float],
 ) -> None:
     """Three steps, one evaluation after every second; what a checkpoint of step 2 says includes
-    it, and the policy is on disk before the last one can fail. They sleep while the reference of DPO
-    is asked, too, within `restore`."""
+    it, and the policy is on disk before the last one can fail. They sleep while DPO's
+    reference is asked, too, within `restore`."""
     calls = Calls()
     cycle = cycle_of(calls, LoopKeys("sft", 3, 3, 2, True, True), engines=True)
     after = asyncio.run(run(cycle, calls))
@@ -106,8 +106,8 @@ def test_a_resumed_run_keeps_what_was_measured_before_its_first_step(rewards: li
     cycle = cycle_of(calls, LoopKeys("dpo", 3, 3, 3, True, True), engines=True, first=2)
     asyncio.run(run(cycle, calls))
     assert calls == [
-        "sleep", "restore", "take back", "wake", "sync 2", "sleep", "step 2", "save 3", "export", "saved", "wake",
-        "sync 3", "log 3",
+        "sleep", "restore", "take back", "wake", "sync 2", "sleep", "step 2", "save 3", "export",
+        "saved", "wake", "sync 3", "log 3",
     ]  # fmt: skip
     assert cycle.before == Headline(0.5, 0.0)
 
