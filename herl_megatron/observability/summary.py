@@ -79,7 +79,7 @@ def build_summary(
         "steps_without_spread": int(sum(step.get("train/no_spread", 0.0) for step in steps)),
         "hindsight": _hindsight(steps),
         "scoring": _scoring(steps),
-        "engine_restarts": int(sum(i.values.get("rollout/engine_restarts", 0) for i in history)),
+        "engine_restarts": _engine_restarts(history),
         "seconds": _rounded(seconds),
     }
 
@@ -116,6 +116,7 @@ def tuning_summary(
         "reward": _pair(*(one.reward if one else None for one in (before, after))),
         "all_satisfied": _pair(*(one.all_satisfied if one else None for one in (before, after))),
         "measured_on": HELD_OUT if after is not None else None,
+        "engine_restarts": _engine_restarts(history),
         "seconds": _rounded(seconds),
     }
 
@@ -179,6 +180,10 @@ def _hindsight(steps: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
             gained += count * step["hindsight/gain"]
             scored += count
     return totals | {"gain": gained / scored if scored else None}
+
+
+def _engine_restarts(history: Sequence[StepMetrics]) -> int:
+    return int(sum(item.values.get("rollout/engine_restarts", 0) for item in history))
 
 
 def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:

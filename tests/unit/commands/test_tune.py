@@ -169,10 +169,10 @@ def test_without_anything_to_go_on_from_it_begins(tmp_path: Path) -> None:
 
 def test_a_summary_has_the_steps_numbers_and_the_held_out_ones_apart() -> None:
     history = [
-        StepMetrics(0, {"eval/reward": 0.25}),
+        StepMetrics(0, {"eval/reward": 0.25, "rollout/engine_restarts": 1.0}),
         StepMetrics(0, {"dpo/loss": 0.5, "dpo/margin": 0.0}),
         StepMetrics(1, {"dpo/loss": 0.25, "dpo/margin": math.inf}),
-        StepMetrics(2, {"eval/reward": 0.5}),
+        StepMetrics(2, {"eval/reward": 0.5, "rollout/engine_restarts": 2.0}),
     ]
     before, after = Headline(0.25, 0.0), Headline(0.5, 0.125)
     summary = tuning_summary(history, "dpo", before=before, after=after, seconds={"train": 1.23456})
@@ -184,5 +184,6 @@ def test_a_summary_has_the_steps_numbers_and_the_held_out_ones_apart() -> None:
         "reward": {"before": 0.25, "after": 0.5},
         "all_satisfied": {"before": 0.0, "after": 0.125},
         "measured_on": "held-out prompts",
+        "engine_restarts": 3,
         "seconds": {"train": 1.235},
     }
