@@ -253,7 +253,10 @@ def _fitting(
     if driver.versions and (others := list(version_changes(driver.versions))):
         logger.warning("other packages than when %s was made: %s", folder, ", ".join(others))
     if purpose in TUNES and not loop.evaluates:
-        return Checkpoint(folder, driver)  # whatever is said of evaluations decides nothing
+        # What is said of evaluations decides nothing now, and nobody compares it for later.
+        return Checkpoint(folder, replace(driver, before=None))
+    if not _evaluated(driver, purpose):
+        return Checkpoint(folder, driver, (f"{purpose}.eval_every",))
     other_evaluation = [
         path
         for path, _, _ in differences(
@@ -262,6 +265,11 @@ def _fitting(
     ]
     other_evaluation += [name for name in changed if of_evaluation(name, purpose=purpose)]
     return Checkpoint(folder, driver, tuple(other_evaluation))
+
+
+def _evaluated(driver: DriverState, purpose: Purpose) -> bool:
+    """Whether the start that saved it evaluated, of a command that only may."""
+    return purpose not in TUNES or bool(driver.config.get(purpose, {}).get("eval_every"))
 
 
 def _changed_keys(
@@ -294,7 +302,7 @@ def _say_unknown(
     folder: Path, driver: DriverState, now: Mapping[str, str], *, purpose: Purpose
 ) -> None:
     kept = driver.fingerprints
-    if purpose in TUNES and driver.before is None:  # nothing was evaluated that could be compared
+    if not _evaluated(driver, purpose):  # nothing that could be compared
         now = {n: v for n, v in now.items() if not of_evaluation(n, purpose=purpose)}
     if not kept:
         logger.warning(

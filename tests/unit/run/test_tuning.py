@@ -109,9 +109,11 @@ def test_what_is_asked_by_evaluations_alone_may_change_and_then_does_not_compare
     names: tuple[str, ...],
 ) -> None:
     save(**EVALUATES)
-    assert found(tmp_path, READ | changed, **EVALUATES | sections).other_evaluation == names
-    # A run that evaluates no more has nothing to compare.
-    assert found(tmp_path, READ | changed, **sections).other_evaluation == ()
+    same = found(tmp_path, READ | changed, **EVALUATES | sections)
+    assert same.other_evaluation == names and same.driver.before is not None
+    # Where nothing is evaluated nothing is compared, so nothing from before is kept for later.
+    silent = found(tmp_path, READ | changed, **sections)
+    assert silent.other_evaluation == () and silent.driver.before is None
 
 
 def test_evaluating_from_a_resume_on_is_no_version_that_kept_no_fingerprints(
@@ -120,7 +122,8 @@ def test_evaluating_from_a_resume_on_is_no_version_that_kept_no_fingerprints(
     logger = logging.getLogger("herl_megatron")
     logger.addHandler(caplog.handler)  # it does not propagate once `setup_logging` has run
     save(before=False)
-    found(tmp_path, READ | {"source of rollout.function f": "1"}, **EVALUATES)
+    begun = found(tmp_path, READ | {"source of rollout.function f": "1"}, **EVALUATES)
+    assert begun.other_evaluation == ("sft.eval_every",)
     assert "kept no fingerprint" not in caplog.text
     found(tmp_path, READ | {"chat template of model.path": "1"}, **EVALUATES)
     logger.removeHandler(caplog.handler)
