@@ -22,14 +22,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 import yaml
 from transformers import AutoConfig
 
+from herl_megatron.commands.dpo import DpoTask, PairRows
 from herl_megatron.config.load import load_config
 from herl_megatron.config.machine import Machine
 from herl_megatron.config.reference_compat import effective_config
 from herl_megatron.config.rules.data import read_shape
-from herl_megatron.config.schema import Config, ModelConfig, RunConfig
+from herl_megatron.config.schema import Config, DPOConfig, ModelConfig, RunConfig
 from herl_megatron.config.validate import shape_problems, validate
 from herl_megatron.data.chat import ChatTokenizer
 from herl_megatron.data.fingerprints import fingerprints
@@ -51,6 +54,7 @@ from herl_megatron.run.checkpoints import (
 )
 from herl_megatron.run.folder import RunFolder
 from herl_megatron.run.model_files import check_model
+from herl_megatron.types import TokenRow
 
 ODD: tuple[Any, ...] = (
     None, True, "", " ", "x", "x" * 9999, "\ud83d", "\0", 0, -1, 1.5, 2**31, 10**30, 10**400, 1e308,
@@ -332,6 +336,31 @@ def fuzz_checkpoints(folder: Path, inputs: int, draw: random.Random) -> Outcome:
     return outcome
 
 
+def fuzz_references(folder: Path, inputs: int, draw: random.Random) -> Outcome:
+    """What a checkpoint of `herl dpo` keeps of its reference, with a place in it changed."""
+    outcome = Outcome()
+    ids = np.ones(3, np.int32)
+    pair = PairRows(TokenRow("a", ids, ids), TokenRow("b", ids, ids))
+
+    def task() -> DpoTask:
+        options = DPOConfig(steps=2, pairs_per_step=2)
+        return DpoTask([pair] * 5, options, seed=0, shuffle=False)
+
+    kept = task()
+    kept.reference[:4] = -torch.arange(8.0).reshape(4, 2)
+    for _ in range(inputs):
+        good = kept.state_dict()
+        state, how = mutated(good, draw)
+        if not isinstance(state, dict) or draw.random() < 0.5:  # the former `find_checkpoint` sees
+            how = draw.choice(["pairs", "reference"])
+            at = draw.randrange(len(good[how]))
+            text = good[how][:at] + draw.choice("A/=9*") + good[how][at + 1 :]
+            state = {**good, how: text}
+        places = ["the reference's log-probs"]
+        outcome.attempt(lambda: task().load_state_dict(state), said=how, places=places)  # noqa: B023
+    return outcome
+
+
 def _save(run: Path, step: int, config: Config) -> None:
     staging = start_checkpoint(run, step)
     (staging / "trainer" / "__0_0.distcp").write_bytes(b"weights of step %d" % step)
@@ -389,6 +418,7 @@ FUZZERS: dict[str, Callable[[Path, int, random.Random], Outcome]] = {
     "families": fuzz_families,
     "configs": fuzz_configs,
     "checkpoints": fuzz_checkpoints,
+    "references": fuzz_references,
 }
 
 

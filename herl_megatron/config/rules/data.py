@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from herl_megatron.config.hub import is_hub_name
+from herl_megatron.config.loop_keys import samples
 from herl_megatron.config.purpose import TRAINS, Purpose
 from herl_megatron.config.schema import Config
 from herl_megatron.files.manifest import damage
@@ -47,7 +48,7 @@ def file_problems(config: Config, purpose: Purpose) -> Iterator[str]:
         yield f"{key} is empty; `herl {purpose}` needs a file of rows there"
     else:
         yield from _row_file_problems(key, values)
-    if purpose == "train":
+    if purpose in TRAINS and samples(config, purpose=purpose):
         yield from _row_file_problems("data.eval", held_out)
 
 
