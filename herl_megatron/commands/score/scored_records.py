@@ -42,9 +42,10 @@ def loose_of(record: Mapping[str, Any]) -> tuple[tuple[CriterionResult, ...], ..
 def is_complete(record: Mapping[str, Any], *, loose: bool) -> bool:
     """Whether every response of the line has a score, and `loose` verdicts where they are asked
     for."""
-    if loose and "loose" not in record:
+    entries = record.get("responses", [record])
+    if loose and len(record.get("loose", ())) != len(entries):
         return False
-    return all(entry["status"] == "scored" for entry in record.get("responses", [record]))
+    return all(entry["status"] == "scored" for entry in entries)
 
 
 def _record(score: Score) -> dict[str, Any]:

@@ -156,6 +156,19 @@ def test_groups_and_responses_come_back_in_order(pool: CountedPool) -> None:
     assert pool.counts() == {"groups": 40, "responses": 120}
 
 
+def test_strict_and_loose_scores_come_from_the_same_workers(pool: CountedPool) -> None:
+    """Two words at least and no comma; without its first line the text has none."""
+
+    async def both() -> list[list[Any]]:
+        group = (words(2), ["Sure, here:\nan owl"])
+        return await asyncio.gather(
+            pool.pool.score_group(*group), pool.pool.score_loosely(*group),
+            pool.pool.score_group(*group),
+        )  # fmt: skip
+
+    assert [scores[0].reward for scores in asyncio.run(both())] == [0.5, 1.0, 0.5]
+
+
 def test_crashed_worker_is_replaced_and_the_group_scored_again(
     pool: CountedPool, tmp_path: Path
 ) -> None:

@@ -53,6 +53,9 @@ class LocalPool:
             return [Unscored("the group crashed 2 scoring workers") for _ in texts]
         return score_texts(prompt.rubric, texts, check_timeout_s=5)
 
+    async def score_loosely(self, prompt: Prompt, texts: Sequence[str]) -> list[Score]:
+        return score_texts(prompt.rubric, texts, check_timeout_s=5, mode="loose")
+
     def metrics(self) -> dict[str, float]:
         return {"scoring/worker_crashes": float(self.broken)}
 
@@ -243,3 +246,18 @@ def test_key_in_a_configuration_is_refused_and_not_repeated() -> None:
         load_config(ROOT / "configs/quickstart_cpu.yaml", ["judge.api_key=sk-secret"])
     assert "did you mean judge.api_key_env?" in str(raised.value)
     assert "sk-secret" not in str(raised.value)
+
+
+def test_loosely_the_answer_alone_has_variants() -> None:
+    """Without its first line the second answer has no comma; the third is none."""
+    scorer = Scorer(LocalPool(), None, answer_after="</think>")
+    texts = [
+        "a, b</think>no",
+        "</think>Sure, here:\nno",
+        "a thought without an end",
+        "</think>a, b",
+    ]
+    scores = asyncio.run(scorer.score_loosely(RULES, texts))
+    assert [score.reward for score in scores if isinstance(score, Scored)] == [1.0, 1.0, 0.0, 0.0]
+    with pytest.raises(AssertionError, match="a judge has no loose mode"):
+        asyncio.run(scorer.score_loosely(MIXED, texts))
