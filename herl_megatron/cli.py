@@ -202,8 +202,7 @@ class _Score:
 def score(given: _Score) -> None:
     """Score responses that are already there; started again it goes on where it was stopped."""
     from herl_megatron import api
-    from herl_megatron.commands.score.job import top_reasons
-    from herl_megatron.commands.tables import score_table
+    from herl_megatron.commands.benchmark_tables import print_scores
     from herl_megatron.config.load import override
 
     setup_logging()
@@ -236,12 +235,7 @@ def score(given: _Score) -> None:
         _hear_no_more()
         progress.print(f"[bold yellow]interrupted:[/] the same command goes on from {given.out}")
         raise typer.Exit(_INTERRUPTED) from error
-    console = Console()
-    console.print(score_table(result.totals, width=console.width))
-    for reason in top_reasons(result.totals, 5):
-        console.print(escape(reason), highlight=False, soft_wrap=True)
-    written = f"verdicts: {result.verdicts}\ntotals: {result.summary}"
-    console.print(written, highlight=False, soft_wrap=True)
+    print_scores(result, Console())
 
 
 @app.command()

@@ -23,7 +23,7 @@ FLOORS = (
      "cpu_layout", "files"),
     ("config",),
     ("observability",),
-    ("algos", "rubrics", "hindsight", "data", "batching", "models"),
+    ("algos", "benchmarks", "rubrics", "hindsight", "data", "batching", "models"),
     ("weight_sync", "megatron", "rollout"),
     ("cluster", "improvement"),
     ("run",),

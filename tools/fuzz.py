@@ -174,6 +174,7 @@ def fuzz_rows(folder: Path, inputs: int, draw: random.Random) -> Outcome:
     kinds: list[tuple[Callable[[str], object], list[Any]]] = [
         (train, rows), (train, rows), (load_sft_rows, [{"messages": turns}] * 2),
         (load_pairs, [pair]), (load_responses, [row | {"response": "No."} for row in rows]),
+        (load_responses, [_group(row) for row in rows]),
     ]  # fmt: skip
     file = folder / "rows.jsonl"
     for _ in range(inputs):
@@ -189,6 +190,15 @@ def fuzz_rows(folder: Path, inputs: int, draw: random.Random) -> Outcome:
         places = [f"{file}:", f"{file}: ", "prompt '", "data.max_prompt_tokens"]
         outcome.attempt(lambda load=load: load(str(file)), said=how, places=places)  # type: ignore[misc]
     return outcome
+
+
+def _group(row: dict[str, Any]) -> dict[str, Any]:
+    """The row as a run's rollout file has it, with two responses."""
+    group = {key: value for key, value in row.items() if key not in ("id", "rubric")}
+    rollouts = [{"index": n, "text": "No.", "reward": None} for n in range(2)]
+    aggregation = row["rubric"].get("aggregation", "explicit")
+    return group | {"prompt_id": row["id"], "criteria": row["rubric"]["criteria"],
+                    "aggregation": aggregation, "rollouts": rollouts}  # fmt: skip
 
 
 def fuzz_models(folder: Path, inputs: int, draw: random.Random) -> Outcome:

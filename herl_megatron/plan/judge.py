@@ -7,10 +7,12 @@ the cache knows cost less, retries more: neither is counted.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from herl_megatron.config.longest import eval_response_tokens
 from herl_megatron.config.schema import Config
 from herl_megatron.data.prompt_source import parsed_rows
 from herl_megatron.hindsight.known_methods import open_method
@@ -78,12 +80,15 @@ def plan_judge(config: Config, assumed: Assumptions) -> JudgePlan | None:
     if not config.judge.base_url:
         return None
     guess = _Rows(0, 1.0, assumed.judge_criteria)
-    train, held_out = _count(config.data.train), _count(config.data.eval)
-    step = _work(config, assumed, train or guess).times(step_responses(config, assumed))
+    train, held_out = _count((config.data.train,)), _count(config.data.eval_files)
+    longest = config.rollout.max_response_tokens
+    step = _work(config, assumed, train or guess, longest=longest)
+    step = step.times(step_responses(config, assumed))
     evaluation, evaluations = JudgeWork(), 0
     if held_out is not None:
         responses = held_out.count * config.eval.samples_per_prompt
-        evaluation = _work(config, assumed, held_out).times(responses)
+        longest = eval_response_tokens(config)
+        evaluation = _work(config, assumed, held_out, longest=longest).times(responses)
         evaluations = _evaluations(config)
     counted = [
         f"{key} ({rows.count} rows, {rows.criteria:.1f} criteria for the judge in a mean one)"
@@ -112,11 +117,11 @@ def step_responses(config: Config, assumed: Assumptions) -> float:
     return rows * (1 + (assumed.revised if revises else 0))
 
 
-def _work(config: Config, assumed: Assumptions, rows: _Rows) -> JudgeWork:
-    """The judge's work on one response to a mean row."""
+def _work(config: Config, assumed: Assumptions, rows: _Rows, *, longest: int) -> JudgeWork:
+    """The judge's work on one response to a mean row. longest: tokens of a response at most."""
     judge = config.judge
     shown = assumed.judge_fixed_tokens + assumed.mean_prompt * config.data.max_prompt_tokens
-    shown += assumed.mean_response * config.rollout.max_response_tokens
+    shown += assumed.mean_response * longest
     tokens_in = rows.calls * shown + rows.criteria * assumed.judge_criterion_tokens_in
     tokens_out = rows.criteria * assumed.judge_criterion_tokens_out
     cost = (tokens_in * judge.price_in + tokens_out * judge.price_out) / 1e6
@@ -146,11 +151,11 @@ def _paused_after(config: Config, step: JudgeWork, evaluation: JudgeWork) -> int
     return min((end for end in ends if end < train.steps), default=None)
 
 
-def _count(path: str) -> _Rows | None:
-    """None where there is no such file."""
-    if not path or not Path(path).is_file():
+def _count(paths: Sequence[str]) -> _Rows | None:
+    """Of all files together; None where there is none, or one of them is not here."""
+    if not paths or not all(path and Path(path).is_file() for path in paths):
         return None
-    found = [shape for _, shape in parsed_rows(path, _asked)]
+    found = [shape for path in paths for _, shape in parsed_rows(path, _asked)]
     rows = len(found)
     calls, criteria = (sum(values) for values in zip(*found, strict=True))
     return _Rows(rows, calls / rows, criteria / rows)

@@ -40,15 +40,35 @@ def test_file_overrides_and_defaults(minimal: Path) -> None:
     assert config.hindsight.alpha == 0
     assert config.optimizer.lr == 2e-5
     assert config.data.train == "a=b="
-    assert config.data.eval == ""
+    assert config.data.eval == "" and config.data.eval_files == ()
     assert config.megatron.virtual_pipeline is None
     assert config.run.name == "/models/toy"
     assert config.scoring.check_modules == ("my.checks",)
     assert config.rollout.group_size == 8
 
 
+@pytest.mark.parametrize(
+    ("given", "files"),
+    [
+        ("data.eval=a.jsonl", ("a.jsonl",)),
+        ("data.eval=[a.jsonl, b.jsonl]", ("a.jsonl", "b.jsonl")),
+        ("data.eval=[]", ()),
+    ],
+)
+def test_held_out_rows_are_one_file_or_several(
+    minimal: Path, given: str, files: tuple[str, ...]
+) -> None:
+    assert load_config(minimal, [given]).data.eval_files == files
+    assert load_config(minimal, ["data.eval=[x, y]", given]).data.eval_files == files
+    with pytest.raises(ConfigError, match="data.eval"):
+        load_config(minimal, ["data.eval={a: 1}"])
+    with pytest.raises(ConfigError, match=r"data\.eval"):
+        load_config(minimal, ["data.eval=[[a], b]"])
+
+
 def test_resolved_file_loads_to_an_equal_configuration(minimal: Path, tmp_path: Path) -> None:
-    config = load_config(minimal, ["optimizer.lr=3e-7", "scoring.check_modules=[a, b]"])
+    lists = ["scoring.check_modules=[a, b]", "data.eval=[c.jsonl, d.jsonl]"]
+    config = load_config(minimal, ["optimizer.lr=3e-7", *lists])
     save_resolved(config, tmp_path / "saved.yaml")
     assert load_config(tmp_path / "saved.yaml") == config
     saved = (tmp_path / "saved.yaml").read_text()

@@ -79,6 +79,11 @@ def test_criteria_are_counted_in_the_data(tmp_path: Path) -> None:
     assert found.evaluation.calls == 6 and found.evaluation.tokens_out == 6 * 2 * 5
     assert found.evaluations == 4
     assert found.run.calls == pytest.approx(80 * 2 / 3 + 24)
+    both = planned(f"data.train={train}", f"data.eval=[{held_out},{train}]")
+    assert both.evaluation.calls == 2 + 2  # of 2 rows both, of 3 two
+    assert "data.eval (5 rows, 1.6 criteria" in both.counted
+    part = planned(f"data.train={train}", f"data.eval=[{held_out},nowhere.jsonl]")
+    assert part.evaluation.calls == 0 and "data.eval is not here" in part.counted
 
 
 def test_formats_with_a_call_per_criterion(tmp_path: Path) -> None:

@@ -30,6 +30,9 @@ def test_evaluation_refuses_a_stored_head_that_the_config_ties(tmp_path: Path) -
         data=DataConfig(eval=str(tmp_path / "heldout.jsonl")),
     )
     assert len(load_inputs(config, training=False).eval) == 2
+    twice = DataConfig(eval=(config.data.eval_files[0], str(tmp_path / "train.jsonl")))
+    both = load_inputs(config.model_copy(update={"data": twice}), training=False)
+    assert len(both.eval) == 4 and both.fingerprints["data.eval"].startswith("4 rows ")
     file = tmp_path / "model/model.safetensors"
     weights = load_file(file)
     save_file({**weights, "lm_head.weight": weights["model.embed_tokens.weight"] + 1}, file)
