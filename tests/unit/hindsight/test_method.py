@@ -131,7 +131,7 @@ def test_all_revisions_are_not_cut_to_some(
 
 def test_a_group_grows_by_as_many_rows_as_it_has_revisions_or_fewer() -> None:
     """For the plan: what `replace_top_n` says, else what is drawn at most."""
-    union = {"replace": "append", "accept": "all", "replace_top_n": None}
+    union: dict[str, Any] = {"replace": "append", "accept": "all", "replace_top_n": None}
     assert HeRL(HindsightConfig(**union)).rows_added is None
     assert HeRL(HindsightConfig(**union, max_experiences=3)).most_revisions(8) == 3
     assert HeRL(HindsightConfig(**union, revisions_per_experience=2)).most_revisions(8) == 16
