@@ -112,14 +112,14 @@ async def dpo(config: Config) -> TuneResult:
     used = list(dict.fromkeys(number for step in steps for number in step))
     with RunFolder.create(config, purpose="dpo") as folder:
         async with open_trainer(
-            config, folder, purpose="dpo", optimizer_steps=config.dpo.steps
+            config, folder, purpose="dpo", optimizer_steps=config.dpo.step_count
         ) as trainer:
             reference = torch.full((len(pairs), 2), torch.nan, dtype=torch.float64)
             size = config.dpo.pairs_per_step
             for start in folder.progress(range(0, len(used), size), "reference"):
                 numbers = used[start : start + size]
                 reference[numbers] = await sequence_log_probs(trainer, [pairs[n] for n in numbers])
-            for step in folder.progress(range(config.dpo.steps), "DPO"):
+            for step in folder.progress(range(config.dpo.step_count), "DPO"):
                 numbers = list(steps[step])
                 metrics = await dpo_step(
                     trainer, [pairs[n] for n in numbers], reference[numbers], config.dpo
@@ -140,7 +140,7 @@ def _batches(config: Config, pairs: int) -> Iterator[tuple[int, ...]]:
         seed=config.run.seed,
         shuffle=config.data.shuffle,
     )
-    return islice(stream, config.dpo.steps)
+    return islice(stream, config.dpo.step_count)
 
 
 def _rows(pairs: Sequence[PairRows]) -> list[TokenRow]:

@@ -41,7 +41,7 @@ def finished_summary(
     """
     if checkpoint is None or checkpoint.other_evaluation or checkpoint.damaged:
         return None
-    if checkpoint.driver.step != config.train.steps:
+    if checkpoint.driver.step != config.train.step_count:
         return None
     if config.train.export and not (folder / "policy" / EXPORT_FILE).is_file():
         return None
@@ -49,7 +49,7 @@ def finished_summary(
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    if not isinstance(summary, dict) or summary.get("steps") != config.train.steps:
+    if not isinstance(summary, dict) or summary.get("steps") != config.train.step_count:
         return None
     return summary
 

@@ -118,7 +118,7 @@ async def sft(config: Config) -> TuneResult:
     last = first
     with RunFolder.create(config, purpose="sft") as folder:
         async with open_trainer(
-            config, folder, purpose="sft", optimizer_steps=config.sft.steps
+            config, folder, purpose="sft", optimizer_steps=config.sft.step_count
         ) as trainer:
             stream = batches(
                 rows,
@@ -126,7 +126,7 @@ async def sft(config: Config) -> TuneResult:
                 seed=config.run.seed,
                 shuffle=config.data.shuffle,
             )
-            for step in folder.progress(range(config.sft.steps), "SFT"):
+            for step in folder.progress(range(config.sft.step_count), "SFT"):
                 metrics = await trainer.sft_step(next(stream))
                 folder.log(step, {f"sft/{name}": value for name, value in metrics.items()})
                 first, last = first or metrics, metrics

@@ -47,14 +47,14 @@ async def _loop(
     config: Config, parts: TrainParts, folder: RunFolder, timers: Timers
 ) -> TrainResult:
     trainer, source, saves, options = parts.trainer, parts.source, parts.checkpoints, config.train
-    turns, alive, watch = parts.turns, parts.liveness, SpreadWatch()
+    turns, alive, watch, steps = parts.turns, parts.liveness, SpreadWatch(), options.step_count
     first, before = await saves.restore(folder.checkpoint)
     folder.take_back()
     with timers("weight_sync", announce="first weight sync"):
         await parts.sync_weights(first)
     before = before if first else await _evaluate(parts, folder, timers, step=0)
     timers.lap()  # what came before the first step is in the summary
-    for step in folder.progress(range(first, options.steps), "HeRL"):
+    for step in folder.progress(range(first, steps), "HeRL"):
         with timers("rollout"):
             groups = await source.next(step)
         with timers("rows"):
@@ -83,18 +83,18 @@ async def _loop(
         times = {f"time/{phase}_s": seconds for phase, seconds in timers.lap().items()}
         values = _metrics(parts, rows.metrics, learned, sync) | spread | times
         folder.log(step, values | await parts.measure.step(values, rows.batch))
-        if options.eval_every and (step + 1) % options.eval_every == 0 and step + 1 < options.steps:
+        if options.eval_every and (step + 1) % options.eval_every == 0 and step + 1 < steps:
             await _evaluate(parts, folder, timers, step=step + 1)
         with timers("checkpoint"):
             await saves.save_if_due(step + 1, folder.sync_metrics(), before)
     if options.export:
         with timers("export"):
-            if options.steps:
-                await alive.require(options.steps)
+            if steps:
+                await alive.require(steps)
             await trainer.export(folder.policy)
     with timers("checkpoint"):
         await saves.finish()
-    after = await _evaluate(parts, folder, timers, step=options.steps) if options.steps else before
+    after = await _evaluate(parts, folder, timers, step=steps) if steps else before
     folder.finish(before=before, after=after, timers=timers)
     return TrainResult(folder.path, folder.policy if options.export else None, before, after)
 

@@ -46,7 +46,8 @@ class JudgeWork:
 
 @dataclass(frozen=True)
 class JudgePlan:
-    """step, evaluation: one of each; run: all steps and `evaluations` evaluations.
+    """step, evaluation: one of each; run: all steps and `evaluations` evaluations, None where the
+    number of steps is not known (`train.epochs` without the rows here).
 
     counted: where the numbers of criteria come from.
     paused_after: steps after which a cap pauses the run; None for none.
@@ -54,8 +55,8 @@ class JudgePlan:
 
     step: JudgeWork
     evaluation: JudgeWork
-    evaluations: int
-    run: JudgeWork
+    evaluations: int | None
+    run: JudgeWork | None
     counted: str
     paused_after: int | None
 
@@ -80,11 +81,11 @@ def plan_judge(config: Config, assumed: Assumptions) -> JudgePlan | None:
     guess = _Rows(0, 1.0, assumed.judge_criteria)
     train, held_out = _count(config.data.train), _count(config.data.eval)
     step = _work(config, assumed, train or guess).times(step_responses(config, assumed))
-    evaluation, evaluations = JudgeWork(), 0
+    steps, evaluation = config.train.steps, JudgeWork()
+    evaluations = _evaluations(config, steps) if held_out is not None and steps is not None else 0
     if held_out is not None:
         responses = held_out.count * config.eval.samples_per_prompt
         evaluation = _work(config, assumed, held_out).times(responses)
-        evaluations = _evaluations(config)
     counted = [
         f"{key} ({rows.count} rows, {rows.criteria:.1f} criteria for the judge in a mean one)"
         if rows
@@ -97,8 +98,8 @@ def plan_judge(config: Config, assumed: Assumptions) -> JudgePlan | None:
     return JudgePlan(
         step=step,
         evaluation=evaluation,
-        evaluations=evaluations,
-        run=step.times(config.train.steps).plus(evaluation.times(evaluations)),
+        evaluations=None if steps is None else evaluations,
+        run=None if steps is None else step.times(steps).plus(evaluation.times(evaluations)),
         counted="; ".join(counted),
         paused_after=_paused_after(config, step, evaluation),
     )
@@ -123,15 +124,16 @@ def _work(config: Config, assumed: Assumptions, rows: _Rows) -> JudgeWork:
     return JudgeWork(rows.calls, tokens_in, tokens_out, cost).times(judge.samples)
 
 
-def _evaluations(config: Config) -> int:
+def _evaluations(config: Config, steps: int) -> int:
     """Before the first step, every `train.eval_every` within the run, after the last."""
-    steps, every = config.train.steps, config.train.eval_every
+    every = config.train.eval_every
     within = (steps - 1) // every if every and steps else 0
     return 1 + within + (steps > 0)
 
 
 def _paused_after(config: Config, step: JudgeWork, evaluation: JudgeWork) -> int | None:
-    """The first evaluation, then steps with their share of the evaluations between them."""
+    """The first evaluation, then steps with their share of the evaluations between them; within a
+    run of a length that is not known, any number of steps."""
     train, judge = config.train, config.judge
     share = 1 / train.eval_every if train.eval_every else 0.0
     each = step.plus(evaluation.times(share))
@@ -143,7 +145,7 @@ def _paused_after(config: Config, step: JudgeWork, evaluation: JudgeWork) -> int
         )
         if cap and of_step
     ]
-    return min((end for end in ends if end < train.steps), default=None)
+    return min((end for end in ends if train.steps is None or end < train.steps), default=None)
 
 
 def _count(path: str) -> _Rows | None:

@@ -101,9 +101,9 @@ class Checkpointer:
         if self._running is not None and self._running.done():
             await self.finish()
         every = self._config.checkpoint.every
-        due = every and (not steps_done % every or steps_done == self._config.train.steps)
+        due = every and (not steps_done % every or steps_done == self._config.train.step_count)
         spent = self._budget.pause() if self._budget is not None else ""
-        if steps_done == self._config.train.steps and not self._config.data.eval:
+        if steps_done == self._config.train.step_count and not self._config.data.eval:
             spent = ""  # nothing is left to be judged
         if not due and not self._stop.made and not spent:
             return

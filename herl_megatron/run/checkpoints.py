@@ -268,8 +268,8 @@ def _changed_keys(folder: Path, driver: DriverState, config: Config) -> Iterator
             f"{path} is {now!r} but {folder} was made with {then!r}; resume with that value, or"
             " give the new run another run.name"
         )
-    if driver.step > config.train.steps:
-        yield f"train.steps is {config.train.steps} but {folder} has done {driver.step}; raise it"
+    if driver.step > (steps := config.train.step_count):
+        yield f"train.steps is {steps} but {folder} has done {driver.step}; raise it"
 
 
 def _changed_inputs(kept: Mapping[str, str], now: Mapping[str, str]) -> list[str]:

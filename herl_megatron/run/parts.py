@@ -448,7 +448,7 @@ def _started(found: T | BaseException) -> T:
 
 def _optimizer_steps(config: Config) -> int:
     """Optimizer steps of the whole run, the length of the learning rate's schedule."""
-    return config.train.steps * config.train.optimizer_steps_per_step
+    return config.train.step_count * config.train.optimizer_steps_per_step
 
 
 def _eval_sampling(config: Config) -> SamplingSettings:
