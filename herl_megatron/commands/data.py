@@ -5,8 +5,8 @@
     herl data rar_science --input train=a.parquet --input test=b.parquet --out d
     herl data plain --input mine.jsonl --eval-share 0.1 --out data/mine
 
---input takes a file (.jsonl, .json, .parquet, .jsonl.gz), a folder of data files, or a data set's
-name on the Hugging Face Hub, each with `SPLIT=` before it to say or choose the part.
+--input takes a file (.jsonl, .json, .csv, .parquet, .jsonl.gz), a folder of data files, or a data
+set's name on the Hugging Face Hub, each with `SPLIT=` before it to say or choose the part.
 """
 
 from __future__ import annotations
@@ -60,6 +60,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--no-judge", action="store_true", help="leave out items that only a judge could check"
     )
     parser.add_argument(
+        "--types", default="", metavar="type1,type2,...",
+        help="HIR: the row types to take (type1 IFEval's, type2 IFBench's, type3 MulDimIF's rules,"
+        " type4 statements), all by default",
+    )  # fmt: skip
+    parser.add_argument(
         "--aggregation", choices=get_args(Aggregation), help="instead of the set's own"
     )
     parser.add_argument(
@@ -91,6 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         aggregation=args.aggregation,
         unclear=args.unclear_pitfalls,
         benchmark=args.benchmark,
+        types=tuple(filter(None, args.types.split(","))),
     )
     job = Job(
         source=args.source,
