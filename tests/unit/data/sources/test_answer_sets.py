@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from herl_megatron.data.sources.common import RejectedRow
+from herl_megatron.data.sources.common import RejectedRow, SourceRow
 from herl_megatron.data.sources.gpqa import choice_order
 from herl_megatron.data.sources.prepare import Job, prepare
-from herl_megatron.data.sources.read import BrokenRow, Input, SourceRow, read_rows
+from herl_megatron.data.sources.read import BrokenRow, Input, read_rows
 from herl_megatron.rubrics.worker import score_text
 from herl_megatron.types import Criterion, Scored
 from tests.unit.data.sources.source_cases import convert

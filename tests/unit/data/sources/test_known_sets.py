@@ -28,7 +28,7 @@ KNOWN = ("I ache.", "I cough.")
 def two_known(monkeypatch: pytest.MonkeyPatch) -> None:
     hashes = frozenset(prompt_key([Message("user", text)])[:10] for text in KNOWN)
     source = replace(SOURCES["healthbench"], holds=KnownSet("healthbench_2", "Two", hashes))
-    monkeypatch.setitem(SOURCES, "healthbench", source)  # type: ignore[arg-type]
+    monkeypatch.setitem(SOURCES, "healthbench", source)
 
 
 def file(path: Path, *texts: str, split: str = "") -> Input:
