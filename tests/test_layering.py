@@ -277,6 +277,7 @@ WHOLE_CONFIG = {
     "config/": "reads, checks and writes it",
     "commands/": "compose what a command runs",
     "cli.py": "hands it to the command",
+    "data/epochs.py": "gives three sections the steps that their rows make",
     "prepared.py": "gives it to who asks for it from Python",
     "plan/": "plans a whole run",
     "report/": "reads what a run was started with",
