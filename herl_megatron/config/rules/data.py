@@ -29,6 +29,10 @@ SUPPORTED_MODELS = {
 }
 """`model_type` -> the class that writes texts, of the families that `models.known_families` has (a
 test keeps the two equal)."""
+_MADE_BY = {
+    "sft.data": " (`herl data sft` makes one)",
+    "dpo.data": " (`herl data pairs` makes one)",
+}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
@@ -45,7 +49,8 @@ def file_problems(config: Config, purpose: Purpose) -> Iterator[str]:
     for key, value in (needed | optional).items():
         if not value:
             if key in needed:
-                yield f"{key} is empty; `herl {purpose}` needs a file of rows there"
+                made = _MADE_BY.get(key, "")
+                yield f"{key} is empty; `herl {purpose}` needs a file of rows there{made}"
         elif problem := absent(value, "file"):
             yield f"{key}: {problem}: {value!r} (from {Path.cwd()}); {_how_made(value)}"
 
