@@ -10,7 +10,7 @@
 what `herl score` wrote, with the rows that it scored in --rows. All samples of one prompt compete;
 one without a score is never used, nor one that the length limit cut.
 
---min-reward leaves out what the rubric gives less. Reference answers are scored for it first, as by
+--min-reward leaves out what the rubric gives less. ReferenceAnswer answers are scored for it first, as by
 `herl score`, into OUT.references.jsonl and OUT.scores.jsonl; started again it goes on there, and
 another --min-reward scores nothing anew. --scores takes a file that was scored before.
 """
@@ -26,7 +26,7 @@ from typing import Any
 from herl_megatron.commands.answer_records import files_of, read_answers
 from herl_megatron.commands.made_rows import WhatBecame, finite, run_maker
 from herl_megatron.commands.reference_answers import (
-    Reference,
+    ReferenceAnswer,
     load_references,
     scored,
     with_rewards,
@@ -81,7 +81,7 @@ def _rows(args: argparse.Namespace) -> tuple[list[Row], WhatBecame]:
     return list(_of_references(_with_rewards(args, prompts), args, counts)), counts
 
 
-def _with_rewards(args: argparse.Namespace, prompts: Sequence[Prompt]) -> list[Reference]:
+def _with_rewards(args: argparse.Namespace, prompts: Sequence[Prompt]) -> list[ReferenceAnswer]:
     if args.min_reward is None:
         return without_rewards(prompts)
     if args.scores is not None:
@@ -90,7 +90,7 @@ def _with_rewards(args: argparse.Namespace, prompts: Sequence[Prompt]) -> list[R
 
 
 def _of_references(
-    references: Sequence[Reference], args: argparse.Namespace, counts: Counter[str]
+    references: Sequence[ReferenceAnswer], args: argparse.Namespace, counts: Counter[str]
 ) -> Iterator[Row]:
     for reference in references:
         if args.min_reward is not None and reference.reward is None:

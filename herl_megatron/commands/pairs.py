@@ -29,7 +29,7 @@ from typing import Any
 from herl_megatron.commands.answer_records import files_of, read_answers
 from herl_megatron.commands.made_rows import WhatBecame, run_maker
 from herl_megatron.commands.reference_answers import (
-    Reference,
+    ReferenceAnswer,
     load_references,
     scored,
     with_rewards,
@@ -118,7 +118,7 @@ def _references(args: argparse.Namespace, counts: Counter[str]) -> list[Prompt]:
     return load_references(args.references, ignored)
 
 
-def _rewarded(args: argparse.Namespace, prompts: Sequence[Prompt]) -> dict[str, Reference]:
+def _rewarded(args: argparse.Namespace, prompts: Sequence[Prompt]) -> dict[str, ReferenceAnswer]:
     """The references of the prompts that were sampled, by row id."""
     if args.margin is None or not prompts:
         references = without_rewards(prompts)
@@ -131,7 +131,7 @@ def _rewarded(args: argparse.Namespace, prompts: Sequence[Prompt]) -> dict[str, 
 
 def _against_references(
     asked: Iterable[tuple[Asked, Prompt | None]],
-    references: dict[str, Reference],
+    references: dict[str, ReferenceAnswer],
     margin: float | None,
     counts: Counter[str],
 ) -> Iterator[dict[str, Any]]:
@@ -149,7 +149,7 @@ def _against_references(
         yield _row(one.where, one.record, reference.answer, rejected["text"])
 
 
-def _unfit(reference: Reference, rejected: Record, margin: float | None) -> str:
+def _unfit(reference: ReferenceAnswer, rejected: Record, margin: float | None) -> str:
     """Why the two make no pair, or the empty string."""
     if reference.answer == rejected["text"]:
         return "empty or equal texts"

@@ -20,7 +20,7 @@ from herl_megatron.types import Prompt
 
 
 @dataclass(frozen=True)
-class Reference:
+class ReferenceAnswer:
     """A row and its reference answer. reward: None where it has none, or nobody asked."""
 
     prompt: Prompt
@@ -54,12 +54,12 @@ def load_references(path: Path, counts: Counter[str]) -> list[Prompt]:
     return found
 
 
-def without_rewards(prompts: Sequence[Prompt]) -> list[Reference]:
+def without_rewards(prompts: Sequence[Prompt]) -> list[ReferenceAnswer]:
     """The references as they are."""
-    return [Reference(prompt, prompt.reference_answer or "", None) for prompt in prompts]
+    return [ReferenceAnswer(prompt, prompt.reference_answer or "", None) for prompt in prompts]
 
 
-def with_rewards(prompts: Sequence[Prompt], scores: Path) -> list[Reference]:
+def with_rewards(prompts: Sequence[Prompt], scores: Path) -> list[ReferenceAnswer]:
     """The references with the rewards of a file that `herl score` wrote of them.
 
     Raises:
@@ -75,14 +75,14 @@ def with_rewards(prompts: Sequence[Prompt], scores: Path) -> list[Reference]:
     if not any(prompt.id in rewards for prompt in prompts):
         raise ValueError(f"{scores} has none of the rows; name what was scored of these rows")
     return [
-        Reference(prompt, prompt.reference_answer or "", rewards.get(prompt.id))
+        ReferenceAnswer(prompt, prompt.reference_answer or "", rewards.get(prompt.id))
         for prompt in prompts
     ]
 
 
 def scored(
     prompts: Sequence[Prompt], out: Path, given: ScoringOptions, *, overwrite: bool
-) -> list[Reference]:
+) -> list[ReferenceAnswer]:
     """The references with rewards of `herl score`'s own machinery.
 
     Beside `out` are kept `out.references.jsonl` (the rows with their answer as the response) and
