@@ -13,7 +13,7 @@ from tests.e2e.conftest import Start
 pytestmark = pytest.mark.e2e
 
 
-def test_dpo_learns_a_preference_and_exports(herl: Start, toy: Path) -> None:
+def test_dpo_learns_a_preference_and_exports(forked_herl: Start, toy: Path) -> None:
     rows = [
         {
             "id": f"p{number}",
@@ -24,7 +24,7 @@ def test_dpo_learns_a_preference_and_exports(herl: Start, toy: Path) -> None:
         for number, topic in enumerate(("river", "garden", "city", "forest"))
     ]
     (toy / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run = herl(
+    run = forked_herl(
         "dpo", "quickstart_cpu.yaml", f"model.path={toy}/model", f"dpo.data={toy}/pairs.jsonl",
         "dpo.steps=3", "dpo.pairs_per_step=4", "optimizer.lr=1e-3", "optimizer.warmup_steps=0",
         "megatron.tensor_parallel=1", "megatron.data_parallel=2",
