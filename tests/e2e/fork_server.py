@@ -42,7 +42,7 @@ def serve(path: str) -> dict[str, Any] | None:
     assert AutoTokenizer and PreTrainedTokenizerFast and Qwen2Config
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the watchers
-    listener = socket.socket(socket.AF_UNIX)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(path)
     listener.listen()
     sys.stdout.write("ready\n")
@@ -101,7 +101,7 @@ def _become(request: dict[str, Any]) -> None:
 
 
 def _run(path: str, module: str, arguments: list[str]) -> int:
-    connection = socket.socket(socket.AF_UNIX)
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     connection.connect(path)
     request = {
         "module": module,
@@ -112,7 +112,9 @@ def _run(path: str, module: str, arguments: list[str]) -> int:
     files = array.array("i", range(_STANDARD))
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)]
     connection.sendmsg([json.dumps(request).encode()], rights)
-    code = int.from_bytes(connection.recv(2), "big", signed=True)
+    if len(said := connection.recv(2)) != 2:
+        sys.exit("the fork server ended")
+    code = int.from_bytes(said, "big", signed=True)
     return 128 - code if code < 0 else code
 
 
