@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import psutil
 import pytest
 
+from herl_megatron.data.toy_files import write_toy_task
 from tests.limits import HANG_S
 from tests.metric_names import undocumented
 
@@ -81,12 +82,7 @@ class Start(Protocol):
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with the toy task: model (random weights), prompts, SFT rows."""
     out = tmp_path_factory.mktemp("toy")
-    subprocess.run(
-        [sys.executable, ROOT / "tools/make_toy_task.py", "--out", out, "--seed", "0",
-         "--sft-rows", "160"],
-        check=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    write_toy_task(out, seed=0, train_prompts=512, heldout_prompts=128, sft_rows=160)
     return out
 
 
