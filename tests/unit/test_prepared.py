@@ -21,10 +21,10 @@ import herl_megatron
 from herl_megatron.cli import app
 from herl_megatron.config.load import ConfigError, load_config, override, save_resolved
 from herl_megatron.config.schema import Config
-from herl_megatron.data.toy_files import write_toy_task
 from herl_megatron.files.run_files import write_run_file
 from herl_megatron.prepared import Command, PreparedConfig, check, prepare, require_prepared
 from tests.limits import HANG_S
+from tests.toy_copies import copy_toy_task
 from tests.unit.config.hub_cache import COMMIT, fill_cache, use_cache
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +34,7 @@ QUICKSTART = ROOT / "configs/quickstart_cpu.yaml"
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("toy")
-    write_toy_task(folder, seed=0, train_prompts=16, heldout_prompts=4, sft_rows=4)
+    copy_toy_task(folder, seed=0, train_prompts=16, heldout_prompts=4, sft_rows=4)
     return folder
 
 
