@@ -25,7 +25,7 @@ from herl_megatron.plan.command import choose_cluster
 from herl_megatron.plan.machines import Assumptions
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("models", "tasks", "scale", "presets")
+PARTS = ("models", "tasks", "scale", "presets", "methods", "benchmarks")
 """Folders of files that a run is composed of."""
 FILES = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name not in PARTS)
 GOLDEN = ROOT / "tests/golden/configs"

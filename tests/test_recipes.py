@@ -23,7 +23,7 @@ from herl_megatron.run.inputs import load_inputs
 from tests.limits import HANG_S
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("models", "tasks", "scale", "presets")
+PARTS = ("models", "tasks", "scale", "presets", "methods", "benchmarks")
 FILES = sorted(
     path
     for path in (ROOT / "configs").rglob("*.yaml")
