@@ -239,15 +239,24 @@ def score(given: _Score) -> None:
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="folders of runs, finished or not")],
+    runs: Annotated[
+        list[Path] | None, typer.Argument(metavar="RUNS...", help="folders, finished or not")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="default: RUN/report, or report/")] = None,
     samples: Annotated[int, typer.Option(min=0, help="sample groups per run")] = 4,
+    table: Annotated[
+        bool, typer.Option("--table", help="evaluations beside the paper's numbers instead")
+    ] = False,
+    row: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=RUN", help="--table: which row of the paper a run is of"),
+    ] = None,
 ) -> None:
     """Draw the curves of runs and write one HTML page; seeds of one setup are put together."""
-    from herl_megatron.report.write import write_report
+    from herl_megatron.commands.reporting import make_report
 
     try:
-        page = write_report(runs, out=out, samples=samples)
+        page = make_report(runs or [], out=out, samples=samples, table=table, rows=row or [])
     except ValueError as error:
         refuse(error)
     Console().print(f"report: {page}", highlight=False, soft_wrap=True)
@@ -338,6 +347,8 @@ def _script(name: str, module: str, about: str, *, to: typer.Typer = app) -> Non
 _script("data", "herl_megatron.commands.data", "Turn a data set into rows to train on.")
 _script("tasks", "herl_megatron.commands.tasks", "Write a task's rows for small real models.")
 _script("pairs", "herl_megatron.commands.pairs", "Make preference pairs for DPO from rollouts.")
+_script("reproduce", "herl_megatron.commands.reproduce",
+        "Run a row of the paper's tables, from its data to its numbers.")  # fmt: skip
 _script("inspect", "herl_megatron.commands.inspect", "Browse rollouts, verdicts and revisions.")
 _script("verify", "herl_megatron.commands.verify", "Prove a conversion: hashes, tensors, logits.")
 convert = typer.Typer(help="Hugging Face folders and Megatron checkpoints.", no_args_is_help=True)
