@@ -88,7 +88,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         started = Started(
             folder=row_folder(row, asked),
             record=RowRecord(row.name, asked.scale, preset),
-            configs=asked.configs,
             again=("herl", "reproduce", *given),
             say=_say,
             child=children.run,

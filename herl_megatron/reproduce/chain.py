@@ -95,15 +95,15 @@ def _reference_rows(parts: RowParts, home: Path) -> Stage:
 def _samples(row: PaperRow, parts: RowParts, asked: ChainOptions) -> Stage:
     """The model's answers to the training prompts; rows of one model and task share them."""
     overrides = [text for text in asked.overrides if text.startswith(_ALL_STAGES)]
-    where = f"shared/{row.model}/{row.task}/samples" if asked.scale == "full" else "shared/samples"
+    of = f"samples_{row.model}_{row.task}" if asked.scale == "full" else "samples"
     return run_stage(
         "samples",
         "eval",
         parts.samples,
         (*parts.model, *parts.sample_settings, setting("data.eval", parts.rows), *overrides),
         folder=asked.folder,
-        run=where,
-        home=shared_home(asked),
+        run=f"shared/{of}",
+        home=shared_home(asked, of),
         problem=parts.model_problem,
     )
 

@@ -75,9 +75,9 @@ def parts_of(row: PaperRow, asked: ChainOptions) -> RowParts:
     return _full(row, asked) if asked.scale == "full" else _toy(row, asked)
 
 
-def shared_home(asked: ChainOptions) -> Path:
-    """Where the records of stages are that several rows share."""
-    return asked.folder / "shared"
+def shared_home(asked: ChainOptions, name: str) -> Path:
+    """Where lock and record are of a stage that several rows share."""
+    return asked.folder / "shared/stages" / name
 
 
 def _full(row: PaperRow, asked: ChainOptions) -> RowParts:
@@ -153,7 +153,8 @@ def _data_stage(
     place = asked.inputs.get(name, origin.place)
     argv = ("data", origin.source, "--input", place, *options, "--out", str(folder))
     problem = data_problem(name, origin, place)
-    return Stage(f"data_{name}", argv, folder, finished, shared_home(asked), problem)
+    home = shared_home(asked, f"data_{name}")
+    return Stage(f"data_{name}", argv, folder, finished, home, problem)
 
 
 def _values(settings: tuple[str, ...]) -> dict[str, str]:
@@ -167,13 +168,13 @@ def _toy(row: PaperRow, asked: ChainOptions) -> RowParts:
     written = tuple(data / name for name in ("train.jsonl", "heldout.jsonl", "sft.jsonl"))
     task = Stage(
         "data_toy", ("tasks", "toy", "--train", "256", "--heldout", "64", "--out", str(data)),
-        data, (*written, data / "model/model.safetensors"), shared_home(asked),
+        data, (*written, data / "model/model.safetensors"), shared_home(asked, "data_toy"),
     )  # fmt: skip
     warm = run_stage(
         "warm_start", "sft",
         (asked.configs / "quickstart_sft_cpu.yaml", last, asked.configs / "scale/toy_warm.yaml"),
         (setting("model.path", data / "model"), setting("sft.data", data / "sft.jsonl")),
-        folder=asked.folder, run="shared/warm_start", home=shared_home(asked),
+        folder=asked.folder, run="shared/warm_start", home=shared_home(asked, "warm_start"),
     )  # fmt: skip
     heldout = setting("data.eval", data / "heldout.jsonl")
     rows = (setting("data.train", data / "train.jsonl"), heldout)

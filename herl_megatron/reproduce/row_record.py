@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from herl_megatron.config.decides import keys
+from herl_megatron.config.schema.base import Decides
 from herl_megatron.files.strict_json import read_object
 from herl_megatron.reproduce.stage import Stage
 
@@ -68,31 +70,32 @@ def write_record(folder: Path, record: RowRecord) -> None:
     os.replace(temporary, folder / RECORD)
 
 
-def changed(record: RowRecord, other: RowRecord, stages: Sequence[Stage], configs: Path) -> str:
-    """How a chain differs from what its folder was begun with, or the empty string.
+def changed(record: RowRecord, other: RowRecord, stages: Sequence[Stage]) -> str:
+    """How a chain differs from what its folder holds already, or the empty string.
 
-    Where `configs/` lies makes no difference, nor how the folder itself is written.
+    Looked at are stages that are done; one that was begun is for its own command to go on with.
+    Neither keys that decide nothing about the numbers make a difference (where a judge is), nor
+    where `configs/` lies or how the folder itself is written.
     """
     for key in ("row", "scale", "preset"):
         then, now = getattr(record, key), getattr(other, key)
         if then != now:
             return f"{key} was {then or 'none'!r} and is {now or 'none'!r}"
     for stage in stages:
-        then = _words(record.stages.get(stage.name, ()), configs)
-        now = _words(stage.argv, configs)
-        if then and then != now:
-            gone = [word for word in then if word not in now]
-            new = [word for word in now if word not in then]
-            return (
-                f"the stage {stage.name} was begun with {' '.join(gone) or 'less'} and now has"
-                f" {' '.join(new) or 'nothing of it'}"
-            )
+        if stage.name not in record.stages or not stage.is_done():
+            continue
+        then, now = _deciding(record.stages[stage.name]), _deciding(stage.argv)
+        said = [f"with {word}" for word in then if word not in now]
+        said += [f"without {word}" for word in now if word not in then]
+        if said:
+            return f"{stage.name} was made {', '.join(said)}"
     return ""
 
 
-def _words(argv: Sequence[str], configs: Path) -> list[str]:
-    where = ("run.dir=", "run.resume=", "run.overwrite=")
-    words = [word for word in argv if not word.startswith(where)]
+def _deciding(argv: Sequence[str]) -> list[str]:
+    """The words of a command that decide about its results."""
+    nothing = {key.path for key in keys() if key.decides in (Decides.SPEED, Decides.NOTHING)}
+    words = [word for word in argv if word.partition("=")[0] not in nothing]
     return [_below(word) for word in words]
 
 

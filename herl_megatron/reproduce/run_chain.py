@@ -38,7 +38,6 @@ class Started:
 
     folder: Path
     record: RowRecord
-    configs: Path
     again: Sequence[str]
     say: Callable[[str], object]
     child: Callable[[Sequence[str]], int]
@@ -125,31 +124,27 @@ def _run(started: Started, stages: Sequence[Stage], chosen: Sequence[Stage]) -> 
     return 0
 
 
+def _record(started: Started, home: Path) -> RowRecord:
+    """What a folder is recorded as: the row's own, or that of a stage which rows share."""
+    return started.record if home == started.folder else RowRecord("", started.record.scale, "")
+
+
 def _begin(started: Started, stage: Stage) -> None:
     """Keep by which command the stage is made."""
-    shared = stage.home != started.folder
-    record = started.record if not shared else RowRecord("", started.record.scale, "")
     earlier = read_record(stage.home)
     stages = dict(earlier.stages) if earlier else {}
-    name = str(stage.makes) if shared else stage.name
-    write_record(stage.home, replace(record, stages={**stages, name: list(stage.argv)}))
+    stages[stage.name] = list(stage.argv)
+    write_record(stage.home, replace(_record(started, stage.home), stages=stages))
 
 
 def _require_same(started: Started, stages: Sequence[Stage]) -> None:
-    own = [stage for stage in stages if stage.home == started.folder]
-    for folder in dict.fromkeys(stage.home for stage in stages):
-        if (earlier := read_record(folder)) is None:
+    for home in dict.fromkeys(stage.home for stage in stages):
+        if (earlier := read_record(home)) is None:
             continue
-        if folder == started.folder:
-            said = changed(earlier, started.record, own, started.configs)
-        else:
-            shared = [replace(s, name=str(s.makes)) for s in stages if s.home == folder]
-            said = changed(
-                earlier, RowRecord("", started.record.scale, ""), shared, started.configs
-            )
-        if said:
+        own = [stage for stage in stages if stage.home == home]
+        if said := changed(earlier, _record(started, home), own):
             raise ValueError(
-                f"{folder} was begun otherwise: {said}. Give the same as then, or another --dir"
+                f"{home} holds other results: {said}. Give the same as then, or another --dir"
             )
 
 

@@ -55,7 +55,7 @@ class Stage:
     makes: Path
     finished: tuple[Path, ...]
     home: Path
-    problem: Callable[[], str] = str
+    problem: Callable[[], str] = field(default=str, compare=False)
 
     def is_done(self) -> bool:
         """Whether what it writes last is there."""
