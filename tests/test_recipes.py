@@ -45,9 +45,10 @@ def header(path: Path) -> str:
 
 
 def data_command(path: Path) -> str:
-    """What the header says to run before."""
+    """What the header says to run before: a file's own line, or that of what it extends."""
+    own = [line for line in path.read_text().splitlines() if line.startswith("# Data: herl data ")]
     command: str
-    (command,) = re.findall(r"^# Data: herl (data .*)$", header(path), re.M)
+    (command,) = re.findall(r"^# Data: herl (data .*)$", own[0] if own else header(path), re.M)
     return command
 
 

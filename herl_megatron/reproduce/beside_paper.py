@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
-from herl_megatron.reproduce.measured import TOY, MeasuredCell
+from herl_megatron.reproduce.measured_cells import TOY, MeasuredCell
 from herl_megatron.reproduce.paper_numbers import paper_cells
 from herl_megatron.reproduce.paper_rows import TASKS
 

@@ -100,7 +100,7 @@ def _samples(row: PaperRow, parts: RowParts, asked: ChainOptions) -> Stage:
         "samples",
         "eval",
         parts.samples,
-        (*parts.model, *parts.sample_settings, setting("data.eval", parts.rows), *overrides),
+        (*parts.model, setting("data.eval", parts.rows), *overrides),
         folder=asked.folder,
         run=f"shared/{of}",
         home=shared_home(asked, of),

@@ -24,7 +24,8 @@ LAYOUTS: Mapping[tuple[str, str], str] = {
 """Model and task -> the file of `configs/scale/`."""
 _JUDGED = ("writingbench", "llmeval_med", "healthbench_500")
 _RELEASED_REWARD = "herl_reference"
-"""What the released code rewards medical answers by: a matter of the rows."""
+"""What the released code rewards medical answers by: a matter of the rows, which
+`configs/presets/released_medical.yaml` names."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,7 @@ class RowParts:
     model: settings that name the model which is trained or, of `base`, evaluated.
     model_problem: why it cannot be had.
     train, last: files of the train stage before and behind the method's. rows: its prompts.
-    train_settings: of the train stage. samples, sample_settings: files and settings with which the
-        model answers the training prompts.
+    train_settings: of the train stage. samples: files with which the model answers the prompts.
     references: whether the rows have reference answers.
     config: what `train` loads to, for the judge of the training rows.
     """
@@ -60,7 +60,6 @@ class RowParts:
     rows: Path
     train_settings: tuple[str, ...]
     samples: tuple[Path, ...]
-    sample_settings: tuple[str, ...]
     references: bool
     evaluations: tuple[Evaluation, ...]
     config: Config | None = None
@@ -90,19 +89,16 @@ def _full(row: PaperRow, asked: ChainOptions) -> RowParts:
     evaluations = tuple(_benchmark(name, (model, engines), asked) for name in row.benchmarks)
     common = (named, model_problem(path, MODEL_NAMES[row.model]))
     if not row.task:
-        return RowParts((), *common, (), (), Path(), (), (), (), False, evaluations)
+        return RowParts((), *common, (), (), Path(), (), (), False, evaluations)
     task = part("tasks", row.task)
     layout = part("scale", LAYOUTS[row.model, row.task])
     files = (model, task, layout, _preset(asked, row.task))
     judge = tuple(text for text in asked.overrides if text.startswith("judge."))
     config = load_config(files, judge)
-    data, settings = _training_data(row.task, config, asked)
-    rows = Path(_values(settings).get("data.train", config.data.train))
+    data, rows = _training_data(row.task, config, asked), Path(config.data.train)
     samples = (model, task, engines, part("methods", "samples"))
     references = row.task == "medical"
-    return RowParts(
-        (data,), *common, files, (), rows, settings, samples, (), references, evaluations, config
-    )
+    return RowParts((data,), *common, files, (), rows, (), samples, references, evaluations, config)
 
 
 def _preset(asked: ChainOptions, task: str) -> Path:
@@ -111,19 +107,13 @@ def _preset(asked: ChainOptions, task: str) -> Path:
     return own if own.is_file() else asked.configs / "presets" / f"{asked.preset}.yaml"
 
 
-def _training_data(task: str, config: Config, asked: ChainOptions) -> tuple[Stage, tuple[str, ...]]:
-    """The stage that prepares a task's rows, and the settings of those who read them."""
+def _training_data(task: str, config: Config, asked: ChainOptions) -> Stage:
+    """The stage that prepares a task's rows."""
     origin, folder = TRAINING[task], Path(config.data.train).parent
-    options = origin.options
-    settings: tuple[str, ...] = ()
-    if task == "medical" and asked.preset == "released":
-        folder = folder.with_name(f"{folder.name}_{_RELEASED_REWARD}")
-        options = (*options, "--aggregation", _RELEASED_REWARD)
-        settings = tuple(
-            setting(f"data.{key}", folder / f"{key}.jsonl") for key in ("train", "eval")
-        )
+    released = task == "medical" and asked.preset == "released"
+    options = (*origin.options, *(("--aggregation", _RELEASED_REWARD) if released else ()))
     files = (folder / "train.jsonl", folder / "eval.jsonl", folder / "report.json")
-    return _data_stage(task, origin, folder, options, files, asked), settings
+    return _data_stage(task, origin, folder, options, files, asked)
 
 
 def _benchmark(name: str, before: tuple[Path, ...], asked: ChainOptions) -> Evaluation:
@@ -157,10 +147,6 @@ def _data_stage(
     return Stage(f"data_{name}", argv, folder, finished, home, problem)
 
 
-def _values(settings: tuple[str, ...]) -> dict[str, str]:
-    return {key: value for key, _, value in (text.partition("=") for text in settings)}
-
-
 def _toy(row: PaperRow, asked: ChainOptions) -> RowParts:
     """The quickstart's task and model: random weights that a warm start teaches to write."""
     quickstart, last = asked.configs / "quickstart_cpu.yaml", asked.configs / "scale/toy.yaml"
@@ -188,7 +174,6 @@ def _toy(row: PaperRow, asked: ChainOptions) -> RowParts:
         rows=data / "train.jsonl",
         train_settings=rows,
         samples=(quickstart, last, asked.configs / "methods/samples.yaml"),
-        sample_settings=(),
         references=False,
         evaluations=(evaluation,),
     )

@@ -14,7 +14,7 @@ from herl_megatron.report.origins import origins
 from herl_megatron.report.page import document
 from herl_megatron.report.write import PAGE, require_replaceable
 from herl_megatron.reproduce.beside_paper import PaperComparison, TableLine, compare
-from herl_megatron.reproduce.measured import TOY, cells_of, find_runs
+from herl_megatron.reproduce.measured_cells import TOY, cells_of, find_runs
 from herl_megatron.reproduce.paper_numbers import TITLES
 from herl_megatron.reproduce.paper_rows import BENCHMARKS, METHODS, MODELS
 

@@ -93,15 +93,10 @@ def test_commands_of_every_row_are_taken(name: str, preset: Any, scale: Any, con
 def test_the_row_of_herl_is_the_file_in_configs_reproduce(
     model: str, task: str, configs: Path
 ) -> None:
-    """But for where it is and, of medical rows, which rows it reads (the reward of the released
-    code is one of the rows)."""
+    """But for where it is."""
     train = by_name(make_chain(PaperRow(model, task, "herl"), asked(configs)))["train"]
     shipped = load_config(configs / f"reproduce/{model}_{task}.yaml")
-    found = loaded(train)
-    left = {"run", "data"} if task == "medical" else {"run"}
-    assert found.model_dump(exclude=left) == shipped.model_dump(exclude=left)
-    if task == "medical":
-        assert found.data.train == "data/rar_herl_reference/train.jsonl"
+    assert loaded(train).model_dump(exclude={"run"}) == shipped.model_dump(exclude={"run"})
 
 
 def test_methods_differ_in_what_their_names_say(configs: Path) -> None:
@@ -135,7 +130,7 @@ def test_where_sft_and_dpo_take_their_answers_from(configs: Path) -> None:
         "data_writingbench", "eval_ifeval", "eval_ifbench", "eval_muldimif", "eval_writingbench",
     ]  # fmt: skip
 
-    rows = "data/rar_herl_reference/train.jsonl"
+    rows = "data/rar_reference/train.jsonl"
     sft, dpo = stages("qwen3_4b/medical/sft"), stages("qwen3_4b/medical/dpo")
     assert "samples" not in sft and given(sft["rows"], "--references") == rows
     assert given(sft["rows"], "--judge") == "http://127.0.0.1:8000/v1"
@@ -153,7 +148,7 @@ def test_the_released_medical_reward_is_one_of_the_rows(configs: Path) -> None:
     row = find_row("qwen2.5_7b/medical/herl")
     released = by_name(make_chain(row, asked(configs)))["data_medical"]
     assert given(released, "--aggregation") == "herl_reference"
-    assert given(released, "--out") == "data/rar_herl_reference"
+    assert given(released, "--out") == "data/rar_reference"
     if "paper" in PRESETS:
         other = by_name(make_chain(row, asked(configs, preset="paper")))["data_medical"]
         assert "--aggregation" not in other.argv and given(other, "--out") == "data/rar"
