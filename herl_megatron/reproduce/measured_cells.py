@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Decimal
@@ -20,6 +20,7 @@ from herl_megatron.reproduce.row_record import RECORD, read_record
 
 TOY = "toy"
 """Stands for a benchmark in the toy's rows: the share of responses that meet their whole rubric."""
+_NAME = re.compile(r"\w[\w.-]{0,63}", re.ASCII)
 _ROWS_OWN = ("run.seed", "data.template_date", "data.eval")
 """What may differ between the rows of a column: the last is compared by what the file holds."""
 
@@ -98,7 +99,11 @@ def _known(folder: Path, row: Path) -> RowRun:
             f"{folder}: nothing says which row of the paper it is (no {RECORD} beside it); give"
             f" --row NAME={folder}, with a name of `herl reproduce --list`"
         )
-    return RowRun(find_row(record.row), record.scale, record.preset, run)
+    try:
+        found = find_row(record.row)
+    except ValueError as error:
+        raise ValueError(f"{row / RECORD}: {error}") from error
+    return RowRun(found, record.scale, record.preset, run)
 
 
 def _evaluation(folder: Path) -> ReportedRun:
@@ -139,16 +144,19 @@ def cells_of(source: RowRun) -> list[MeasuredCell]:
 
 def _cell(source: RowRun, name: str, found: Any, file: Path) -> MeasuredCell:
     try:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{name!r:.40} is no name")
         headline = found["headline"]
         value = _percent(found["metrics"][headline])
         interval = (found.get("interval") or {}).get(headline)
         low, high = (None, None) if interval is None else map(_percent, interval)
         prompts, responses, unscored = (
-            int(found[key]) for key in ("prompts", "responses", "unscored")
+            _count(found[key]) for key in ("prompts", "responses", "unscored")
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
-            f"{file}: benchmarks.{name} is not what `herl eval` writes ({error!r}); evaluate again"
+            f"{file}: benchmarks.{name!r:.40} is not what `herl eval` writes ({error!r:.200});"
+            " evaluate again"
         ) from error
     sampling = _sampling(source.run)
     return MeasuredCell(source, name, value, low, high, prompts, responses, unscored, sampling)
@@ -157,18 +165,25 @@ def _cell(source: RowRun, name: str, found: Any, file: Path) -> MeasuredCell:
 def _toy_cell(source: RowRun, values: Mapping[str, Any], file: Path) -> MeasuredCell:
     try:
         value = _percent(values["all_satisfied"])
-        responses, unscored = int(values["responses"]), int(values["unscored"])
+        responses, unscored = _count(values["responses"]), _count(values["unscored"])
+        prompts = responses // (_count(source.run.settings["eval.samples_per_prompt"]) or 1)
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{file} is not what `herl eval` writes ({error!r})") from error
-    prompts = responses // int(source.run.settings["eval.samples_per_prompt"])
+        raise ValueError(f"{file} is not what `herl eval` writes ({error!r:.200})") from error
     sampling = _sampling(source.run)
     return MeasuredCell(source, TOY, value, None, None, prompts, responses, unscored, sampling)
 
 
 def _percent(share: Any) -> Decimal:
-    if isinstance(share, bool) or not isinstance(share, int | float) or not math.isfinite(share):
-        raise ValueError(f"{share!r} is no number")
+    """In percent, of a fraction of 1; a score may be below 0."""
+    if isinstance(share, bool) or not isinstance(share, int | float) or not -1 <= share <= 1:
+        raise ValueError(f"{share!r:.40} is no number from -1 to 1")
     return (Decimal(repr(share)) * 100).quantize(Decimal("0.1"), ROUND_HALF_EVEN)
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 31:
+        raise ValueError(f"{value!r:.40} is no count")
+    return value
 
 
 def _sampling(run: ReportedRun) -> dict[str, object]:

@@ -11,12 +11,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from herl_megatron.config.decides import keys
 from herl_megatron.config.schema.base import Decides
 from herl_megatron.files.strict_json import read_object
-from herl_megatron.reproduce.stage import Stage
+from herl_megatron.reproduce.stage import Preset, Scale, Stage
 
 RECORD = "row.json"
 _MADE_BY = "herl_megatron"
@@ -55,9 +55,12 @@ def _is_record(values: Mapping[str, Any]) -> bool:
     stages = values.get("stages")
     return (
         set(values) == {"row", "scale", "preset", "stages"}
-        and all(isinstance(values[key], str) for key in ("row", "scale", "preset"))
+        and isinstance(values["row"], str)
+        and values["scale"] in get_args(Scale)
+        and values["preset"] in ("", *get_args(Preset))
         and isinstance(stages, dict)
         and all(isinstance(argv, list) for argv in stages.values())
+        and all(isinstance(word, str) for argv in stages.values() for word in argv)
     )
 
 

@@ -191,8 +191,8 @@ def test_what_is_no_evaluation_is_refused(tmp_path: Path) -> None:
     [
         ({"reward": 0.5}, "no numbers by benchmark"),
         ({"benchmarks": {}}, "no numbers by benchmark"),
-        ({"benchmarks": {"ifeval": []}}, "benchmarks.ifeval"),
-        ({"benchmarks": {"ifeval": benchmark(0.5) | {"headline": "x"}}}, "benchmarks.ifeval"),
+        ({"benchmarks": {"ifeval": []}}, "benchmarks.'ifeval'"),
+        ({"benchmarks": {"ifeval": benchmark(0.5) | {"headline": "x"}}}, "benchmarks.'ifeval'"),
         ({"benchmarks": {"ifeval": benchmark(0.5) | {"metrics": {"strict": "1"}}}}, "'1'"),
         ({"benchmarks": {"ifeval": benchmark(0.5) | {"interval": {"strict": [1]}}}}, "ifeval"),
     ],
