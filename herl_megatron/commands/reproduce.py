@@ -28,6 +28,9 @@ from herl_megatron.reproduce.row_record import RowRecord
 from herl_megatron.reproduce.run_chain import Children, Started, chosen_stages, run_stages
 from herl_megatron.reproduce.stage import ChainOptions, Preset, Scale, Stage
 
+_DECIDED = ("run.", "model.", "data.train", "data.eval", "sft.data", "dpo.data")
+"""Keys that a chain sets, so that its stages fit together."""
+
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
@@ -112,8 +115,15 @@ def _options(args: argparse.Namespace) -> ChainOptions:
     known = {*BENCHMARKS, "if", "medical"}
     if unknown := sorted(inputs.keys() - known):
         raise ValueError(f"--input {unknown[0]}: it is one of {', '.join(sorted(known))}")
+    if args.scale == "toy" and (args.model or inputs):
+        raise ValueError("--model and --input are for --scale full; the toy makes its own")
     for text in (*args.overrides, *args.eval):
-        _named(text, "KEY=VALUE")
+        key, _ = _named(text, "KEY=VALUE")
+        if key.startswith(_DECIDED) and key != "run.seed":
+            raise ValueError(
+                f"{text}: the row decides that; --dir says where its runs are, --model and --input"
+                " what it starts from"
+            )
     name = args.preset if args.scale == "full" else f"toy_{args.preset}"
     return ChainOptions(
         configs=_configs(args.configs),
@@ -164,8 +174,9 @@ def _how_far(row: PaperRow, asked: ChainOptions) -> str:
 
 
 def _print(row: PaperRow, stages: Sequence[Stage], asked: ChainOptions) -> None:
+    model = MODELS[row.model] if asked.scale == "full" else "the toy's model"
     preset = f", preset {asked.preset}" if row.task else ""
-    _say(f"# {row.name}: {MODELS[row.model]}, {METHODS[row.method]}{preset}")
+    _say(f"# {row.name}: {model}, {METHODS[row.method]}{preset}")
     for problem in missing_inputs(stages):
         _say(f"# missing: {problem}")
     for number, stage in enumerate(stages, start=1):

@@ -210,6 +210,8 @@ class Children:
             except KeyboardInterrupt:  # the terminal told the child too, which ends its workers
                 continue
         self._process = None
+        if self.asked_to_stop and code == -signal.SIGUSR1:  # before it could hear: nothing is lost
+            return SAVED
         return code if code >= 0 else 128 - code
 
     def _stop(self, number: int, frame: FrameType | None) -> None:

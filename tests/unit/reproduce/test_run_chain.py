@@ -208,8 +208,11 @@ def test_a_judge_that_nobody_named() -> None:
         ([ROW, "--input", "imdb=x"], "--input imdb: it is one of healthbench_500"),
         ([ROW, "--input", "ifeval"], "--input: 'ifeval' must read NAME=VALUE"),
         ([ROW, "train.steps"], "KEY=VALUE: 'train.steps' must"),
+        ([ROW, "model.path=x"], "model.path=x: the row decides that"),
+        ([ROW, "--eval", "run.name=x"], "run.name=x: the row decides that"),
+        ([ROW, "--scale", "toy", "--model", "x"], "for --scale full"),
         ([ROW, "--configs", "nowhere"], "--configs"),
-        ([ROW, "--scale", "toy", "--print", "train.stesp=1"], ""),
+        ([ROW, "--scale", "toy", "--print", "run.seed=1"], ""),
     ],
 )
 def test_what_is_wrong_on_the_command_line(
