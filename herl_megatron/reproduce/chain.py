@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from herl_megatron.config.purpose import Purpose
@@ -57,39 +58,48 @@ def _learnt_from(row: PaperRow, parts: RowParts, asked: ChainOptions) -> list[St
         return []
     samples, home = _samples(row, parts, asked), row_folder(row, asked)
     if row.method == "dpo":
-        return [samples, _pairs(samples.makes, parts, home)]
+        return [samples, _pairs(samples.makes, parts, asked, home=home)]
     if parts.references:
-        return [_reference_rows(parts, home)]
-    return [samples, _best_rows(samples.makes, home)]
+        return [_reference_rows(parts, asked, home=home)]
+    return [samples, _best_rows(samples.makes, home=home)]
 
 
-def _pairs(samples: Path, parts: RowParts, home: Path) -> Stage:
-    """The reference against an own answer, or the best of these against the worst."""
-    made = home / "pairs.jsonl"
-    own = ("pairs", str(samples / "rollouts/eval.jsonl"))
-    references = ("data", "pairs", str(samples), "--references", str(parts.rows))
-    which = references if parts.references else own
-    return Stage(
-        "pairs", (*which, "--margin", str(MARGIN), "--out", str(made)), made, (made,), home
-    )
-
-
-def _best_rows(samples: Path, home: Path) -> Stage:
+def _best_rows(samples: Path, *, home: Path) -> Stage:
     made = home / "sft.jsonl"
     chosen = ("--best-of", str(samples), "--min-reward", str(LEAST_REWARD))
     return Stage("rows", ("data", "sft", *chosen, "--out", str(made)), made, (made,), home)
 
 
-def _reference_rows(parts: RowParts, home: Path) -> Stage:
+def _reference_rows(parts: RowParts, asked: ChainOptions, *, home: Path) -> Stage:
     made = home / "sft.jsonl"
+    chosen = ("--references", str(parts.rows), "--min-reward", str(LEAST_REFERENCE_REWARD))
+    judge, problem = _judge(parts, asked)
+    argv = ("data", "sft", *chosen, *judge, "--out", str(made))
+    return Stage("rows", argv, made, (made,), home, problem)
+
+
+def _pairs(samples: Path, parts: RowParts, asked: ChainOptions, *, home: Path) -> Stage:
+    """The reference against an own answer, or the best of these against the worst."""
+    made = home / "pairs.jsonl"
+    last = ("--margin", str(MARGIN), "--out", str(made))
+    if not parts.references:
+        own = ("pairs", str(samples / "rollouts/eval.jsonl"), *last)
+        return Stage("pairs", own, made, (made,), home)
+    judge, problem = _judge(parts, asked)
+    argv = ("data", "pairs", str(samples), "--references", str(parts.rows), *judge, *last)
+    return Stage("pairs", argv, made, (made,), home, problem)
+
+
+def _judge(parts: RowParts, asked: ChainOptions) -> tuple[tuple[str, ...], Callable[[], str]]:
+    """The judge of the training rows as `herl data` takes it, and whether there is one."""
     assert parts.config is not None, "rows with references are of a task with a judge"
     judge = parts.config.judge
-    argv = (
-        "data", "sft", "--references", str(parts.rows),
-        "--min-reward", str(LEAST_REFERENCE_REWARD),
-        "--judge", judge.base_url, "--judge-model", judge.model, "--out", str(made),
-    )  # fmt: skip
-    return Stage("rows", argv, made, (made,), home, judge_problem("rows", judge, option=""))
+    named = ("--judge", judge.base_url, "--judge-model", judge.model)
+    given = [text for text in asked.overrides if text.startswith("judge.")]
+    own = ("judge.base_url=", "judge.model=")
+    others = [text.removeprefix("judge.") for text in given if not text.startswith(own)]
+    settings = [word for text in others for word in ("--judge-set", text)]
+    return (*named, *settings), judge_problem("the references", judge, option="")
 
 
 def _samples(row: PaperRow, parts: RowParts, asked: ChainOptions) -> Stage:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -136,6 +137,35 @@ def test_where_sft_and_dpo_take_their_answers_from(configs: Path) -> None:
     assert given(sft["rows"], "--judge") == "http://127.0.0.1:8000/v1"
     assert given(dpo["pairs"], "--references") == rows
     assert dpo["pairs"].argv[:3] == ("data", "pairs", "runs/r/shared/samples_qwen3_4b_medical")
+
+
+def test_the_judge_of_references_is_that_of_the_training_rows(configs: Path) -> None:
+    options = asked(configs, overrides=("judge.model=own", "judge.samples=3", "dpo.beta=0.2"))
+    for method, stage in (("sft", "rows"), ("dpo", "pairs")):
+        named = by_name(make_chain(find_row(f"qwen3_4b/medical/{method}"), options))
+        assert given(named[stage], "--judge") == "http://127.0.0.1:8000/v1"
+        assert given(named[stage], "--judge-model") == "own"
+        assert given(named[stage], "--judge-set") == "samples=3"
+        assert "dpo.beta=0.2" in named["train"].argv and "dpo.beta=0.2" not in named[stage].argv
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("herl_megatron.commands.demonstrations") is None,
+    reason="there is no `herl data sft` in this version",
+)
+@pytest.mark.parametrize("name", ["if/sft", "medical/sft", "if/dpo", "medical/dpo"])
+def test_herl_data_takes_the_commands_that_make_rows(
+    name: str, configs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Its own parser, up to files that are not there."""
+    monkeypatch.chdir(tmp_path)
+    options = asked(configs, overrides=("judge.samples=3",))
+    named = by_name(make_chain(find_row(f"qwen3_4b/{name}"), options))
+    stage = named.get("rows") or named["pairs"]
+    main = {"data": data.main, "pairs": pairs.main}[stage.argv[0]]
+    assert main(list(stage.argv[1:])) == 2
+    said = capsys.readouterr().err
+    assert "usage:" not in said and ("samples_qwen3_4b" in said or "data/rar" in said), said
 
 
 def test_pairs_reads_what_it_is_given(configs: Path, tmp_path: Path) -> None:
