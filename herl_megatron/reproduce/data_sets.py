@@ -51,7 +51,7 @@ EVALUATION: Mapping[str, Origin] = {
     # 294 rows, as the paper's 26.2 of the first base row (77 of 294); upstream has 300 by now.
     "ifbench": Origin(
         "ifbench",
-        "downloads/ifbench_294.jsonl",
+        "downloads/ifbench.jsonl",
         f"{_RAW}/sastpg/HIR/3e5b880c0a76de103786bdb8e193ec4206c4f831/{_IFBENCH}",
         _BENCHMARK,
     ),

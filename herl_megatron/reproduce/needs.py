@@ -75,16 +75,22 @@ def _data_problem(name: str, origin: Origin, place: str) -> str:
 
 
 def judge_problem(name: str, judge: JudgeConfig, *, option: str) -> Callable[[], str]:
-    """Whether a judge is named for what only a judge can score. option: before KEY=VALUE."""
+    """Whether a judge is named for what only a judge can score, and its prompts are there. option:
+    before KEY=VALUE."""
     return partial(_judge_problem, name, judge, option)
 
 
 def _judge_problem(name: str, judge: JudgeConfig, option: str) -> str:
-    lacks = " and ".join(_unset(judge))
-    if not lacks:
-        return ""
-    asked = " ".join(f"{option}{key}=..." for key in ("judge.base_url", "judge.model"))
-    return f"{name}: a judge scores it, and {lacks} is empty; give {asked}"
+    if lacks := " and ".join(_unset(judge)):
+        asked = " ".join(f"{option}{key}=..." for key in ("judge.base_url", "judge.model"))
+        return f"{name}: a judge scores it, and {lacks} is empty; give {asked}"
+    for key, path in (("prompt", judge.prompt), ("grader_prompt", judge.grader_prompt)):
+        if path and (problem := absent(path, "file")):
+            return (
+                f"{name}: judge.{key}: {problem}: {path} (from {Path.cwd()}); docs/scoring.md says"
+                f" how to write it, or give {option}judge.{key}=FILE"
+            )
+    return ""
 
 
 def _unset(judge: JudgeConfig) -> Iterator[str]:

@@ -223,6 +223,15 @@ def test_data_sets_are_known_to_herl_data() -> None:
         assert origin.fetched in origin.fetch and (origin.url or "/" in origin.place)
 
 
+@pytest.mark.parametrize("name", EVALUATION)
+def test_a_benchmarks_file_names_the_same_command(name: str, configs: Path) -> None:
+    """In its header, for who prepares it by hand; a stand-in has none."""
+    text = (configs / "benchmarks" / f"{name}.yaml").read_text(encoding="utf-8")
+    stage = by_name(make_chain(find_row("qwen3_4b/base"), asked(configs)))[f"data_{name}"]
+    said = [line for line in text.splitlines() if line.startswith("# Data: ")]
+    assert said in ([], [f"# Data: {stage.command}"])
+
+
 def test_models_are_those_of_the_configurations() -> None:
     for name, title in MODELS.items():
         text = (ROOT / "configs/models" / f"{name}.yaml").read_text(encoding="utf-8")

@@ -193,7 +193,11 @@ def test_models_and_data_that_are_not_here(tmp_path: Path, monkeypatch: pytest.M
     assert "no such file or folder: x.json" in data_problem("medical", hub, "x.json")()
 
 
-def test_a_judge_that_nobody_named() -> None:
+def test_a_judge_that_nobody_named_or_whose_prompt_is_not_here() -> None:
+    asks = JudgeConfig(base_url="http://a", model="m", grader_prompt="nowhere.txt")
+    said = judge_problem("writingbench", asks, option="--eval ")()
+    assert "judge.grader_prompt: no such file: nowhere.txt" in said
+    assert "--eval judge.grader_prompt=FILE" in said
     assert judge_problem("rows", JudgeConfig(base_url="http://a", model="m"), option="")() == ""
     said = judge_problem("writingbench", JudgeConfig(), option="--eval ")()
     assert "judge.base_url and judge.model is empty" in said
