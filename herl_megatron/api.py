@@ -57,7 +57,7 @@ def train(config: PreparedConfig) -> TrainResult:
 
 
 def sft(config: PreparedConfig) -> TuneResult:
-    """`herl sft`: fine-tune on demonstrations and export the policy."""
+    """`herl sft`: fine-tune on demonstrations and export the policy. Raises as `train`."""
     require_prepared(config, "sft")
     from herl_megatron.commands.sft import sft as job
 
@@ -65,7 +65,7 @@ def sft(config: PreparedConfig) -> TuneResult:
 
 
 def dpo(config: PreparedConfig) -> TuneResult:
-    """`herl dpo`: learn from preference pairs and export the policy."""
+    """`herl dpo`: learn from preference pairs and export the policy. Raises as `train`."""
     require_prepared(config, "dpo")
     from herl_megatron.commands.dpo import dpo as job
 

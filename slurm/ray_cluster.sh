@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Ray on the nodes of a Slurm job, and one `herl` command on it. Sourced by train.sbatch and
-# eval.sbatch; run by srun on every node as `ray_cluster.sh node head|worker`.
+# Ray on the nodes of a Slurm job, and one `herl` command on it. Sourced by train.sbatch, tune.sbatch
+# and eval.sbatch; run by srun on every node as `ray_cluster.sh node head|worker`.
 #
 # Ray listens on ports made from the job's number and asks for a token that is made anew for each
 # job: other jobs and other users of the node can neither collide with it nor join it.
 
-SAVED=75  # exit code of `herl train` that was asked to stop: saved, and to be resumed
+SAVED=75  # exit code of a run that was asked to stop: saved, and to be resumed
 
 say() { printf '%s [slurm] %s\n' "$(date '+%F %T')" "$*"; }
 fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
@@ -188,6 +188,9 @@ plan_first() {
     return "$code"
 }
 
+# Whether a command saves itself, to go on in another turn.
+resumes() { case "$1" in train | sft | dpo) return 0 ;; *) return 1 ;; esac; }
+
 # run_herl COMMAND CONFIG [key=value ...]: the whole job; its exit code is the driver's.
 run_herl() {
     local command=$1 config=$2; shift 2
@@ -197,7 +200,8 @@ run_herl() {
     container_options
     HEAD_NODE=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
     [ -f "$config" ] || fail "no such file: $config (from $PWD)"
-    if [ "$command" = train ]; then plan_first "$config" "$@" || exit; set -- run.resume=true "$@"; fi
+    if [ "$command" = train ]; then plan_first "$config" "$@" || exit; fi
+    if resumes "$command"; then set -- run.resume=true "$@"; fi
     RAY_HEAD="$(node_address on_head):$RAY_PORT"
     export RAY_HEAD
     case "$SLURM_JOB_NUM_NODES:$RAY_HEAD" in
@@ -217,7 +221,7 @@ run_herl() {
     local code=0
     wait_for_driver || code=$?
     stop_ray
-    if [ "$command" = train ]; then another_turn "$code"; fi
+    if resumes "$command"; then another_turn "$code"; fi
     exit "$code"
 }
 

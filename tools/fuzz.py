@@ -22,14 +22,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 import yaml
 from transformers import AutoConfig
 
-from herl_megatron.config.load import load_config, save_resolved
+from herl_megatron.commands.dpo import DpoTask, PairRows
+from herl_megatron.config.load import load_config
 from herl_megatron.config.machine import Machine
 from herl_megatron.config.reference_compat import effective_config
 from herl_megatron.config.rules.data import read_shape
-from herl_megatron.config.schema import Config, ModelConfig, RunConfig
+from herl_megatron.config.schema import Config, DPOConfig, ModelConfig, RunConfig
 from herl_megatron.config.validate import shape_problems, validate
 from herl_megatron.data.chat import ChatTokenizer
 from herl_megatron.data.fingerprints import fingerprints
@@ -38,14 +41,11 @@ from herl_megatron.data.prompt_source import check_prompt_lengths, load_prompts,
 from herl_megatron.data.responses import load_responses
 from herl_megatron.data.toy_files import write_toy_task
 from herl_megatron.files.manifest import write_manifest
-from herl_megatron.files.run_files import EVALUATED, write_run_file
 from herl_megatron.megatron.convert.conversion import hf_to_megatron
 from herl_megatron.megatron.convert.layout import TrainerLayout
 from herl_megatron.models.hf_config import read_architecture
 from herl_megatron.models.known_families import FAMILIES
 from herl_megatron.models.rope import inverse_frequencies
-from herl_megatron.reproduce.row_record import RECORD, RowRecord, write_record
-from herl_megatron.reproduce.table_files import write_table
 from herl_megatron.run.checkpoints import (
     DriverState,
     find_checkpoint,
@@ -54,6 +54,7 @@ from herl_megatron.run.checkpoints import (
 )
 from herl_megatron.run.folder import RunFolder
 from herl_megatron.run.model_files import check_model
+from herl_megatron.types import TokenRow
 
 ODD: tuple[Any, ...] = (
     None, True, "", " ", "x", "x" * 9999, "\ud83d", "\0", 0, -1, 1.5, 2**31, 10**30, 10**400, 1e308,
@@ -325,33 +326,28 @@ def fuzz_checkpoints(folder: Path, inputs: int, draw: random.Random) -> Outcome:
     return outcome
 
 
-def fuzz_tables(folder: Path, inputs: int, draw: random.Random) -> Outcome:
-    """A row's record or its evaluation with a value or bytes changed: what a table reads of it."""
-    outcome, row, out = Outcome(), folder / "row", folder / "out"
-    run = row / "eval_ifeval"
-    run.mkdir(parents=True)
-    config = Config(run=RunConfig(name="run", dir="x"), model=ModelConfig(path="m"))
-    save_resolved(config, run / "config.yaml")
-    (run / "metrics.jsonl").write_text('{"step": 0, "eval/reward": 0.5}\n')
-    write_run_file(run, {"command": "eval", "fingerprints": {}})
-    found = {"headline": "a", "prompts": 9, "responses": 9, "unscored": 1, "metrics": {"a": 0.5}}
-    numbers = {"benchmarks": {"ifeval": found | {"interval": {"a": [0.1, 0.9]}}}}
-    write_record(row, RowRecord("qwen2.5_7b/if/herl", "full", "released", {"train": ["train"]}))
-    whole = {row / RECORD: json.loads((row / RECORD).read_text()), run / EVALUATED: numbers}
-    for number in range(inputs):
-        changed = list(whole)[number % 2]
-        for file, value in whole.items():
-            file.write_text(json.dumps(value))
-        if draw.random() < 0.3:
-            data, how = damaged(changed.read_bytes(), draw)
-            changed.write_bytes(data)
-        else:
-            value, how = mutated(whole[changed], draw)
-            changed.write_text(json.dumps(value))
-        outcome.attempt(
-            lambda: write_table([row], named={}, out=out),
-            said=f"{changed.name}: {how}", places=(changed.name, "is neither a run"),
-        )  # fmt: skip
+def fuzz_references(folder: Path, inputs: int, draw: random.Random) -> Outcome:
+    """What a checkpoint of `herl dpo` keeps of its reference, with a place in it changed."""
+    outcome = Outcome()
+    ids = np.ones(3, np.int32)
+    pair = PairRows(TokenRow("a", ids, ids), TokenRow("b", ids, ids))
+
+    def task() -> DpoTask:
+        options = DPOConfig(steps=2, pairs_per_step=2)
+        return DpoTask([pair] * 5, options, seed=0, shuffle=False)
+
+    kept = task()
+    kept.reference[:4] = -torch.arange(8.0).reshape(4, 2)
+    for _ in range(inputs):
+        good = kept.state_dict()
+        state, how = mutated(good, draw)
+        if not isinstance(state, dict) or draw.random() < 0.5:  # the former `find_checkpoint` sees
+            how = draw.choice(["pairs", "reference"])
+            at = draw.randrange(len(good[how]))
+            text = good[how][:at] + draw.choice("A/=9*") + good[how][at + 1 :]
+            state = {**good, how: text}
+        places = ["the reference's log-probs"]
+        outcome.attempt(lambda: task().load_state_dict(state), said=how, places=places)  # noqa: B023
     return outcome
 
 
@@ -412,7 +408,7 @@ FUZZERS: dict[str, Callable[[Path, int, random.Random], Outcome]] = {
     "families": fuzz_families,
     "configs": fuzz_configs,
     "checkpoints": fuzz_checkpoints,
-    "tables": fuzz_tables,
+    "references": fuzz_references,
 }
 
 

@@ -199,12 +199,19 @@ class TrainerGroup:
         return learned_metrics(metrics, policy.rollout)
 
     async def sft_step(self, rows: Sequence[TokenRow]) -> dict[str, float]:
-        """One optimizer step of supervised fine-tuning on these rows."""
-        return combine([await self._step(TrainerRank.sft_step, self._shards(rows))])
+        """One optimizer step of supervised fine-tuning on these rows: one more weight version."""
+        return await self._fit(TrainerRank.sft_step, rows)
 
     async def coefficient_step(self, rows: Sequence[CoefficientRow]) -> dict[str, float]:
-        """One optimizer step on minus the sum of `coefficient` times response log-prob."""
-        return combine([await self._step(TrainerRank.coefficient_step, self._shards(rows))])
+        """One optimizer step on minus the sum of `coefficient` times response log-prob: one more
+        weight version."""
+        return await self._fit(TrainerRank.coefficient_step, rows)
+
+    async def _fit(self, method: Callable[..., Any], rows: Sequence[Row]) -> dict[str, float]:
+        async with self._changing:
+            metrics = await self._step(method, self._shards(rows))
+            self._version += 1
+        return combine([metrics])
 
     async def log_probs(self, rows: Sequence[TokenRow]) -> list[FloatArray]:
         """Response log-probs of these rows under the current weights, `[response]` each, of the

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from herl_megatron.batching.rows import StepRows, build_train_batch
 from herl_megatron.commands.results import TrainResult
-from herl_megatron.commands.sft import open_trainer
 from herl_megatron.config.schema import Config
 from herl_megatron.data.chat import open_chat_tokenizer
 from herl_megatron.data.fingerprints import fingerprints
@@ -22,6 +21,7 @@ from herl_megatron.run.inputs import algorithm_hooks, load_inputs
 from herl_megatron.run.model_files import check_model, check_vocabulary
 from herl_megatron.run.parts import open_rollout_parts
 from herl_megatron.run.rescue import require_scores
+from herl_megatron.run.tuning_parts import open_trainer
 from herl_megatron.types import ScoredGroup
 
 

@@ -30,13 +30,17 @@ class TrainResult:
 class TuneResult:
     """A finished `herl sft` or `herl dpo`: the run's folder and the Hugging Face folder in it.
 
-    first, last: the numbers of the first and the last step, by name; empty for a run of no steps.
+    first, last: the numbers of the first and the last step, by name.
+    before, after: held-out numbers of the first and the last weights; None without `eval_every`,
+        and before where the run was not evaluated from its beginning.
     """
 
     folder: Path
     policy: Path
     first: dict[str, float]
     last: dict[str, float]
+    before: Evaluated | None = None
+    after: Evaluated | None = None
 
 
 @dataclass(frozen=True)

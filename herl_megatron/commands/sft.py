@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any, TypeVar
 
 import numpy as np
-from rich import get_console
 
-from herl_megatron.cluster.nodes import open_nodes
-from herl_megatron.cluster.placement import demand
-from herl_megatron.cluster.reserve import reserve, run_device
-from herl_megatron.cluster.session import ray_session
-from herl_megatron.cluster.trainer import TrainerGroup, start_trainer
+from herl_megatron.cluster.trainer import TrainerGroup
 from herl_megatron.commands.results import TuneResult
-from herl_megatron.commands.tables import print_policy, sft_table
-from herl_megatron.config.paths import on_any_node
-from herl_megatron.config.purpose import Purpose
+from herl_megatron.commands.tune import tune
+from herl_megatron.config.loop_keys import loop_keys
 from herl_megatron.config.schema import Config
-from herl_megatron.config.trainer_sections import trainer_sections
-from herl_megatron.data.chat import ChatTokenizer, open_chat_tokenizer
+from herl_megatron.data.chat import ChatTokenizer
 from herl_megatron.data.prompt_source import SftRow, load_sft_rows
 from herl_megatron.run.folder import RunFolder
-from herl_megatron.run.model_files import check_model, check_vocabulary
+from herl_megatron.run.tuning_inputs import load_tuning_inputs, open_tokenizer
 from herl_megatron.types import TokenRow
 
 T = TypeVar("T")
@@ -67,37 +60,31 @@ def batches(rows: Sequence[T], *, size: int, seed: int, shuffle: bool) -> Iterat
         yield tuple(rows[index] for index in chosen)
 
 
-@asynccontextmanager
-async def open_trainer(
-    config: Config, folder: RunFolder, *, purpose: Purpose, optimizer_steps: int
-) -> AsyncIterator[TrainerGroup]:
-    """The trainer without engines, in a Ray session of its own; both end with the block.
+class SftTask:
+    """A step is one batch of rows."""
 
-    folder: of the run, whose record says where the trainer is.
+    def __init__(self, rows: Sequence[TokenRow], *, size: int, seed: int, shuffle: bool) -> None:
+        """size: rows of a step; their order as in `batches`."""
+        self._stream = enumerate(batches(rows, size=size, seed=seed, shuffle=shuffle))
 
-    Raises:
-        WorkerError, ValueError: a rank did not start, or the model or layout is not supported.
-    """
-    async with AsyncExitStack() as stack:
-        stack.enter_context(ray_session(config.cluster, run=folder.path))
-        device = run_device(config.cluster)
-        reservation = reserve(
-            demand(config.megatron, None),
-            device=device,
-            start_timeout_s=config.cluster.start_timeout_s,
-        )
-        stack.callback(reservation.release)
-        nodes = await open_nodes(reservation.placement, model=config.model, run_folder=folder.path)
-        stack.push_async_callback(nodes.close)
-        folder.saw_nodes(nodes.records)
-        trainer = await start_trainer(
-            trainer_sections(on_any_node(config), purpose=purpose),
-            slots=reservation.placement.trainer,
-            device=device,
-            optimizer_steps=optimizer_steps,
-        )
-        stack.callback(trainer.stop)
-        yield trainer
+    async def of_start(self, trainer: TrainerGroup, folder: RunFolder) -> None:
+        """Nothing."""
+
+    async def step(self, trainer: TrainerGroup, step: int) -> dict[str, float]:
+        """See `TuningTask`; steps come in order, and a resumed run passes over the first ones."""
+        for at, rows in self._stream:
+            assert at <= step, f"the rows of step {step} have gone by"
+            if at == step:
+                metrics = await trainer.sft_step(rows)
+                return {f"sft/{name}": value for name, value in metrics.items()}
+        raise AssertionError("batches have no end")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: which rows are a step's follows from the rows, the seed and the step alone."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing."""
 
 
 async def sft(config: Config) -> TuneResult:
@@ -105,32 +92,23 @@ async def sft(config: Config) -> TuneResult:
 
     Raises:
         ValueError: bad rows, model or layout (before anything is started where possible).
-        WorkerError: a trainer rank died or took too long.
+        SavedForResume, WorkerError: as `tune`.
     """
-    check_model(config.model, trains=True)
-    tokenizer = open_chat_tokenizer(config.model, config.data)
-    check_vocabulary(tokenizer, config.model)
-    rows = [
-        to_token_row(row, tokenizer, max_tokens=config.sft.max_tokens)
-        for row in load_sft_rows(config.sft.data)
-    ]
-    first: dict[str, float] = {}
-    last = first
-    with RunFolder.create(config, purpose="sft") as folder:
-        async with open_trainer(
-            config, folder, purpose="sft", optimizer_steps=config.sft.steps
-        ) as trainer:
-            stream = batches(
-                rows,
-                size=config.sft.rows_per_step,
-                seed=config.run.seed,
-                shuffle=config.data.shuffle,
-            )
-            for step in folder.progress(range(config.sft.steps), "SFT"):
-                metrics = await trainer.sft_step(next(stream))
-                folder.log(step, {f"sft/{name}": value for name, value in metrics.items()})
-                first, last = first or metrics, metrics
-            await trainer.export(folder.policy)
-    table = sft_table(first, last)
-    print_policy(table, folder=folder.path, policy=folder.policy, console=get_console())
-    return TuneResult(folder.path, folder.policy, first, last)
+    tokenizer = open_tokenizer(config)
+    loaded = load_sft_rows(config.sft.data)
+    rows = [to_token_row(row, tokenizer, max_tokens=config.sft.max_tokens) for row in loaded]
+    loop = loop_keys(config, purpose="sft")
+    inputs = load_tuning_inputs(
+        config,
+        tokenizer,
+        loop=loop,
+        rows=[[asdict(message) for message in row.messages] for row in loaded],
+        seen={row.messages[:-1]: row.where for row in loaded},
+    )
+    task = SftTask(
+        rows,
+        size=config.sft.rows_per_step,
+        seed=config.run.seed,
+        shuffle=config.data.shuffle,
+    )
+    return await tune(config, inputs, task, loop=loop)

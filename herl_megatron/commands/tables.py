@@ -10,6 +10,8 @@ from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from herl_megatron.observability.summary import headline_table
+
 if TYPE_CHECKING:
     from herl_megatron.commands.results import EvalResult
 
@@ -52,17 +54,18 @@ def evaluation_tables(result: EvalResult) -> Group:
     return Group(*parts)
 
 
-def dpo_table(first: Mapping[str, float], last: Mapping[str, float]) -> Table:
-    """The first and the last step, each measured on its own pairs before it learns from them."""
-    return _first_and_last("DPO", _DPO_ROWS, first, last)
+def tuning_tables(summary: Mapping[str, Any]) -> Group:
+    """The first and the last step of a run of SFT or DPO, each measured on its own rows before it
+    learnt from them; below, the held-out numbers, if there are any."""
+    name = summary["command"]
+    rows = {"sft": _SFT_ROWS, "dpo": _DPO_ROWS}[name]
+    parts = [_first_and_last(name.upper(), rows, summary["first"], summary["last"])]
+    if summary["measured_on"] is not None:
+        parts.append(headline_table(summary))
+    return Group(*parts)
 
 
-def sft_table(first: Mapping[str, float], last: Mapping[str, float]) -> Table:
-    """The first and the last step, each measured on its own rows before it learns from them."""
-    return _first_and_last("SFT", _SFT_ROWS, first, last)
-
-
-def print_policy(table: Table, *, folder: Path, policy: Path, console: Console) -> None:
+def print_policy(table: RenderableType, *, folder: Path, policy: Path, console: Console) -> None:
     """The table of a tuning run, where the policy is and what reads it."""
     console.print(table)
     lines = (f"policy: {policy}", f"use it: model.path={policy}", f"curves: herl report {folder}")

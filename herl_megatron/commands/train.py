@@ -7,16 +7,17 @@ from contextlib import AsyncExitStack
 
 from herl_megatron.batching.reward_spread import SpreadWatch
 from herl_megatron.batching.rows import build_train_batch
-from herl_megatron.commands.evaluate import evaluate
+from herl_megatron.commands.cycle import Cycle
 from herl_megatron.commands.finished import result_of_finished
 from herl_megatron.commands.recorded import open_recorded
-from herl_megatron.commands.results import EvalResult, TrainResult
+from herl_megatron.commands.results import TrainResult
+from herl_megatron.config.loop_keys import loop_keys
 from herl_megatron.config.schema import Config
 from herl_megatron.observability.timers import Timers
 from herl_megatron.run.folder import RunFolder
 from herl_megatron.run.inputs import load_inputs
 from herl_megatron.run.parts import TrainParts
-from herl_megatron.run.rescue import require_scores, rescue
+from herl_megatron.run.rescue import require_scores, rescued
 from herl_megatron.weight_sync.sync import SyncStats
 
 
@@ -36,24 +37,19 @@ async def train(config: Config) -> TrainResult:
         async with AsyncExitStack() as stack:
             with timers("start"):
                 parts = await stack.enter_async_context(open_recorded(config, inputs, folder))
-            try:
-                return await _loop(config, parts, folder, timers)
-            except BaseException as error:  # whatever ends the run, what is done is kept
-                await rescue(error, parts, folder)
-                raise
+            async with rescued(parts, folder):
+                result = await _loop(config, parts, folder, timers)
+    return result
 
 
 async def _loop(
     config: Config, parts: TrainParts, folder: RunFolder, timers: Timers
 ) -> TrainResult:
-    trainer, source, saves, options = parts.trainer, parts.source, parts.checkpoints, config.train
+    trainer, source, options = parts.trainer, parts.source, config.train
     turns, alive, watch = parts.turns, parts.liveness, SpreadWatch()
-    first, before = await saves.restore(folder.checkpoint)
-    folder.take_back()
-    with timers("weight_sync", announce="first weight sync"):
-        await parts.sync_weights(first)
-    before = before if first else await _evaluate(parts, folder, timers, step=0)
-    timers.lap()  # what came before the first step is in the summary
+    loop = loop_keys(config, purpose="train")
+    cycle = Cycle(loop, folder, timers, trainer, parts.checkpoints, engines=parts, rests=False)
+    first = await cycle.begin()
     for step in folder.progress(range(first, options.steps), "HeRL"):
         with timers("rollout"):
             groups = await source.next(step)
@@ -83,33 +79,13 @@ async def _loop(
         times = {f"time/{phase}_s": seconds for phase, seconds in timers.lap().items()}
         values = _metrics(parts, rows.metrics, learned, sync) | spread | times
         folder.log(step, values | await parts.measure.step(values, rows.batch))
-        if options.eval_every and (step + 1) % options.eval_every == 0 and step + 1 < options.steps:
-            await _evaluate(parts, folder, timers, step=step + 1)
-        with timers("checkpoint"):
-            await saves.save_if_due(step + 1, folder.sync_metrics(), before)
-    if options.export:
+        await cycle.after_step(step + 1)
+    if options.export and options.steps:
         with timers("export"):
-            if options.steps:
-                await alive.require(options.steps)
-            await trainer.export(folder.policy)
-    with timers("checkpoint"):
-        await saves.finish()
-    after = await _evaluate(parts, folder, timers, step=options.steps) if options.steps else before
-    folder.finish(before=before, after=after, timers=timers)
-    return TrainResult(folder.path, folder.policy if options.export else None, before, after)
-
-
-async def _evaluate(
-    parts: TrainParts, folder: RunFolder, timers: Timers, *, step: int
-) -> EvalResult | None:
-    """Held-out numbers under the current weights; None without held-out prompts."""
-    if not parts.inputs.eval:
-        return None
-    with timers("evaluate", announce=f"evaluation on {len(parts.inputs.eval)} prompts"):
-        result, groups = await evaluate(parts, parts.inputs.eval)
-    folder.log(step, result.metrics() | parts.restarts.metrics())
-    folder.log_rollouts(f"eval_{step:06d}", groups)
-    return result
+            await alive.require(options.steps)
+    after = await cycle.end()
+    folder.finish(before=cycle.before, after=after, timers=timers)
+    return TrainResult(folder.path, folder.policy if options.export else None, cycle.before, after)
 
 
 def _metrics(

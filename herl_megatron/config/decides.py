@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from herl_megatron.config.purpose import Purpose, reads
+from herl_megatron.config.purpose import Purpose, only_evaluates, reads
 from herl_megatron.config.schema import Config
 from herl_megatron.config.schema.base import BY_CONTENT, Decides
 
@@ -44,8 +44,15 @@ def keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[Key]:
 
 
 def keys_that_decide(*kinds: Decides, purpose: Purpose) -> list[Key]:
-    """The keys that `herl PURPOSE` reads which decide one of `kinds`."""
-    return [key for key in keys() if key.decides in kinds and reads(purpose, key.path)]
+    """The keys that `herl PURPOSE` reads which decide one of `kinds`, for that command: what would
+    be numbers or verdicts and is asked by evaluations alone decides the evaluation."""
+    read = (key for key in keys() if reads(purpose, key.path))
+    return [key for key in read if _for(purpose, key) in kinds]
+
+
+def _for(purpose: Purpose, key: Key) -> Decides:
+    results = key.decides in (Decides.NUMBERS, Decides.VERDICTS)
+    return Decides.EVALUATION if results and only_evaluates(purpose, key.path) else key.decides
 
 
 def differences(

@@ -9,42 +9,44 @@ from typing import Literal
 Purpose = Literal["train", "sft", "dpo", "eval", "improve"]
 TRAINS: frozenset[Purpose] = frozenset({"train", "sft", "dpo"})
 """Commands that start the trainer."""
+TUNES: frozenset[Purpose] = frozenset({"sft", "dpo"})
+"""Of them, those that fit rows: they start engines where they are asked for held-out numbers
+alone (`config.loop_keys.samples`)."""
 SAMPLES: frozenset[Purpose] = frozenset({"train", "eval", "improve"})
-"""Commands that start engines and score."""
-RESUMES: frozenset[Purpose] = frozenset({"train", "improve"})
+"""Commands that always start engines and score."""
+RESUMES: frozenset[Purpose] = TRAINS | {"improve"}
 """Commands that can go on where an earlier start was stopped."""
 
-_TRAINER = {"run", "model", "data", "optimizer", "megatron", "cluster", "tracking"}
+_TRAINER = {"run", "model", "data", "optimizer", "megatron", "checkpoint", "cluster", "tracking"}
 _SAMPLER = {"run", "model", "data", "rollout", "eval", "scoring", "judge", "cluster", "tracking"}
 SECTIONS: Mapping[Purpose, frozenset[str]] = {
     "train": frozenset(
-        {"hindsight", "algorithm", "train", "checkpoint", "weight_sync", "parity"}
-        | _TRAINER
-        | _SAMPLER
+        {"hindsight", "algorithm", "train", "weight_sync", "parity"} | _TRAINER | _SAMPLER
     ),
-    "sft": frozenset({"sft"} | _TRAINER),
-    "dpo": frozenset({"dpo"} | _TRAINER),
+    "sft": frozenset({"sft", "weight_sync", "parity"} | _TRAINER | _SAMPLER),
+    "dpo": frozenset({"dpo", "weight_sync", "parity"} | _TRAINER | _SAMPLER),
     "eval": frozenset(_SAMPLER),
     "improve": frozenset({"improve", "hindsight"} | _SAMPLER),
 }
 """Sections that decide anything about a command's results."""
-_ONLY_TRAINS = re.compile(
-    r"data\.(?!(?:shuffle|chat_template_args|template_date|think_tags)$).*"
-).fullmatch
+_OF_TRAINING_ROLLOUTS = (
+    r"rollout\.(group_size|mode|oversample|max_staleness|temperature|top_p|top_k)"
+    r"|scoring\.group_reward.*"
+)
+_TUNING_UNREAD = re.compile(rf"data\.train|{_OF_TRAINING_ROLLOUTS}").fullmatch
 _UNREAD: Mapping[Purpose, Callable[[str], re.Match[str] | None]] = {
-    "sft": _ONLY_TRAINS,
-    "dpo": _ONLY_TRAINS,
-    "eval": re.compile(
-        r"data\.(train|shuffle)|rollout\.(group_size|mode|oversample|max_staleness|temperature"
-        r"|top_p|top_k)|scoring\.group_reward.*"
-    ).fullmatch,
+    "sft": _TUNING_UNREAD,
+    "dpo": _TUNING_UNREAD,
+    "eval": re.compile(rf"data\.(train|shuffle)|{_OF_TRAINING_ROLLOUTS}").fullmatch,
     "improve": re.compile(
-        r"data\.(train|shuffle|max_prompt_tokens)|rollout\.(group_size|mode|oversample|max_staleness"
-        r"|temperature|top_p|top_k)|scoring\.group_reward.*"
+        rf"data\.(train|shuffle|max_prompt_tokens)|{_OF_TRAINING_ROLLOUTS}"
         r"|hindsight\.(?!prompt_style$|prompt_file$|chat_template$|reference_compat$).*"
     ).fullmatch,
 }
 """Of the sections that a command reads, the keys that it has no use for."""
+_OF_HELD_OUT = re.compile(
+    r"data\.(eval|max_prompt_tokens|max_experience_tokens)|(rollout|eval|scoring|judge)\..*"
+).fullmatch
 
 
 def uses(purpose: Purpose, path: str) -> bool:
@@ -57,3 +59,9 @@ def reads(purpose: Purpose, path: str) -> bool:
     """Whether the key decides anything about the results of `herl PURPOSE`."""
     unread = _UNREAD.get(purpose)
     return path.partition(".")[0] in SECTIONS[purpose] and not (unread and unread(path))
+
+
+def only_evaluates(purpose: Purpose, path: str) -> bool:
+    """Whether the key decides nothing but held-out numbers for `herl PURPOSE`, whatever it decides
+    for others: SFT and DPO sample nothing that they learn from."""
+    return purpose in TUNES and bool(_OF_HELD_OUT(path))

@@ -43,8 +43,8 @@ class PolicySections:
 class TrainerSections:
     """Model, optimizer and layout; seed: `run.seed`.
 
-    Weight sync and checkpoints have sizes and time limits here; who never calls for them (SFT, DPO)
-    depends on none.
+    Weight sync and checkpoints have sizes and time limits here; who never calls for them depends on
+    none.
     """
 
     seed: int

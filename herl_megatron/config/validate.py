@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from herl_megatron.config.load import ConfigError
+from herl_megatron.config.loop_keys import samples
 from herl_megatron.config.machine import Machine, look_at_machine
-from herl_megatron.config.purpose import SAMPLES, Purpose
+from herl_megatron.config.purpose import Purpose
 from herl_megatron.config.rules import (
     algorithm,
     data,
@@ -82,7 +83,7 @@ def _problems(
     yield from run.start_problems(config, purpose)
     yield from data.file_problems(config, purpose)
     yield from hindsight.file_problems(config, purpose)
-    if purpose in SAMPLES:
+    if samples(config, purpose=purpose):
         yield from scoring.judge_problems(config.judge)
     if model_is_there:
         yield from _model_problems(config, purpose, machine)

@@ -11,8 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from herl_megatron.config.decides import keys_that_decide
 from herl_megatron.config.hooks import Hook
+from herl_megatron.config.purpose import TUNES, Purpose
 from herl_megatron.config.schema import ModelConfig
+from herl_megatron.config.schema.base import Decides
 from herl_megatron.data.canonical_rows import row_from_prompt
 from herl_megatron.data.chat import ChatTokenizer
 from herl_megatron.files.run_files import MANIFEST
@@ -20,6 +23,11 @@ from herl_megatron.rubrics.checks.registry import module_file
 from herl_megatron.rubrics.checks.sources import source_hash
 from herl_megatron.types import Prompt
 
+_OF_MODEL = ("tokenizer of model.path", "chat template of model.path", "config.json of model.path")
+_WEIGHTS = "weights of the model"
+_EVALUATION_INPUTS = frozenset(
+    key.path for key in keys_that_decide(Decides.EVALUATION, purpose="train") if key.by_content
+)
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt",
@@ -56,16 +64,17 @@ def fingerprints(
         ValueError: a file cannot be read.
     """
     folder = Path(model.path)
-    found = {
-        "tokenizer of model.path": _short(
+    of_model = (
+        _short(
             _of_files(folder, _TOKENIZER_FILES).encode(), repr(tokenizer.end_token_ids).encode()
         ),
-        "chat template of model.path": _short(tokenizer.chat_template.encode()),
-        "config.json of model.path": _of_files(folder, ("config.json",)),
-    }
+        _short(tokenizer.chat_template.encode()),
+        _of_files(folder, ("config.json",)),
+    )
+    found = dict(zip(_OF_MODEL, of_model, strict=True))
     if weights and not model.random_init:
         start = model.megatron_path
-        found["weights of the model"] = _of_files(Path(start), [MANIFEST]) if start else (
+        found[_WEIGHTS] = _of_files(Path(start), [MANIFEST]) if start else (
             _of_weights(folder)
         )  # fmt: skip
     if train:
@@ -82,6 +91,20 @@ def fingerprints(
         if path:
             found[key] = _short(_read(Path(path)))
     return found
+
+
+def of_evaluation(name: str, *, purpose: Purpose) -> bool:
+    """Whether what goes by this name decides the held-out numbers of `herl PURPOSE` alone: of SFT
+    and DPO all but the model and the rows that are fitted."""
+    if purpose in TUNES:
+        return name not in (*_OF_MODEL, _WEIGHTS, f"{purpose}.data")
+    return name in _EVALUATION_INPUTS
+
+
+def of_fitted_rows(rows: Sequence[Any]) -> str:
+    """Number and hash of rows that are fitted, each as JSON values, in order."""
+    lines = (json.dumps(row, sort_keys=True, allow_nan=False) for row in rows)
+    return f"{len(rows)} rows {_short(*(line.encode() for line in lines))}"
 
 
 def _of_rows(rows: Sequence[Prompt]) -> str:

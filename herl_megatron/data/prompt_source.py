@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -100,12 +100,32 @@ def check_no_leakage(train: Sequence[Prompt], held_out: Sequence[Prompt]) -> Non
         for prompt in held_out
         if prompt.id in ids or prompt.messages in trained
     ]
+    _refuse_leaks(
+        leaked, len(held_out), "data.train", " (or, where only the ids agree, rename them)"
+    )
+
+
+def check_unseen(
+    seen: Mapping[tuple[Message, ...], str], held_out: Sequence[Prompt], *, key: str
+) -> None:
+    """The same of rows that are fitted, those of `key`: no held-out row has the messages of one.
+
+    seen: their messages before what is fitted, with where each stands.
+    """
+    leaked = [
+        f"{prompt.id!r} (messages of {seen[prompt.messages]})"
+        for prompt in held_out
+        if prompt.messages in seen
+    ]
+    _refuse_leaks(leaked, len(held_out), key, "")
+
+
+def _refuse_leaks(leaked: Sequence[str], held_out: int, key: str, otherwise: str) -> None:
     if leaked:
         more = f" and {len(leaked) - 5} more" if len(leaked) > 5 else ""
         raise ValueError(
-            f"{len(leaked)} of {len(held_out)} rows of data.eval are also in data.train: "
-            f"{', '.join(leaked[:5])}{more}; drop them from one of the two files (or, where only "
-            "the ids agree, rename them)"
+            f"{len(leaked)} of {held_out} rows of data.eval are also in {key}: "
+            f"{', '.join(leaked[:5])}{more}; drop them from one of the two files{otherwise}"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,8 @@ from rich.table import Table
 
 from herl_megatron.types import StepMetrics
 
+HELD_OUT = "held-out prompts"
+"""`measured_on` of a summary whose numbers are of an evaluation."""
 _OUTSIDE_STEPS = ("start", "evaluate", "export")
 
 
@@ -63,7 +66,7 @@ def build_summary(
     if after is not None:
         reward = _pair(before.reward if before else None, after.reward)
         all_satisfied = _pair(before.all_satisfied if before else None, after.all_satisfied)
-        measured_on = "held-out prompts"
+        measured_on = HELD_OUT
     else:
         reward = _first_and_last(steps, "reward/mean")
         all_satisfied = _first_and_last(steps, "reward/all_satisfied")
@@ -76,15 +79,52 @@ def build_summary(
         "steps_without_spread": int(sum(step.get("train/no_spread", 0.0) for step in steps)),
         "hindsight": _hindsight(steps),
         "scoring": _scoring(steps),
-        "engine_restarts": int(sum(i.values.get("rollout/engine_restarts", 0) for i in history)),
-        "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
+        "engine_restarts": _engine_restarts(history),
+        "seconds": _rounded(seconds),
+    }
+
+
+def tuning_summary(
+    history: Sequence[StepMetrics],
+    name: str,
+    *,
+    before: Evaluated | None,
+    after: Evaluated | None,
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """A run of `herl NAME` (`sft`, `dpo`) in one JSON-ready mapping.
+
+    first, last: the numbers of the first and the last step, each measured before it learnt; one
+        that was not finite is left out.
+    reward, all_satisfied: `before` and `after`, as in `build_summary`; null where nothing was
+        evaluated, and `measured_on` is null then.
+    """
+    steps = [
+        {
+            key.removeprefix(f"{name}/"): value
+            for key, value in item.values.items()
+            if key.startswith(f"{name}/") and math.isfinite(value)
+        }
+        for item in history
+        if f"{name}/loss" in item.values
+    ]
+    return {
+        "command": name,
+        "steps": len(steps),
+        "first": steps[0],
+        "last": steps[-1],
+        "reward": _pair(*(one.reward if one else None for one in (before, after))),
+        "all_satisfied": _pair(*(one.all_satisfied if one else None for one in (before, after))),
+        "measured_on": HELD_OUT if after is not None else None,
+        "engine_restarts": _engine_restarts(history),
+        "seconds": _rounded(seconds),
     }
 
 
 def print_summary(summary: Mapping[str, Any], *, folder: Path, console: Console) -> None:
     """Print the tables, where things lie, and what to try next."""
     hindsight, seconds = summary["hindsight"], summary["seconds"]
-    parts: list[RenderableType] = [_headline(summary)]
+    parts: list[RenderableType] = [headline_table(summary)]
     if hindsight["experiences"]:
         parts.append(_hindsight_table(hindsight))
     replayed, impossible = hindsight["replays"], hindsight["replays_impossible"]
@@ -142,7 +182,16 @@ def _hindsight(steps: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
     return totals | {"gain": gained / scored if scored else None}
 
 
-def _headline(summary: Mapping[str, Any]) -> Table:
+def _engine_restarts(history: Sequence[StepMetrics]) -> int:
+    return int(sum(item.values.get("rollout/engine_restarts", 0) for item in history))
+
+
+def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
+    return {phase: round(value, 3) for phase, value in seconds.items()}
+
+
+def headline_table(summary: Mapping[str, Any]) -> Table:
+    """Mean reward and share of satisfied rubrics, before and after."""
     table = Table(title=f"on {summary['measured_on']}", title_justify="left", box=None)
     for title in ("", "before", "after", "change"):
         table.add_column(title, justify="right" if title else "left")

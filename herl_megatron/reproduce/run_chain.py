@@ -210,9 +210,12 @@ class Children:
             except KeyboardInterrupt:  # the terminal told the child too, which ends its workers
                 continue
         self._process = None
-        if self.asked_to_stop and code == -signal.SIGUSR1:  # before it could hear: nothing is lost
-            return SAVED
-        return code if code >= 0 else 128 - code
+        return SAVED if self._ended_unheard(code) else code if code >= 0 else 128 - code
+
+    def _ended_unheard(self, code: int) -> bool:
+        """Whether a stage was asked to stop before it could hear, so that the signal ended it; it
+        goes on from what it had saved."""
+        return self.asked_to_stop and code == -signal.SIGUSR1
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.asked_to_stop = True

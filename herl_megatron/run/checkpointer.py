@@ -13,15 +13,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
 
 from herl_megatron.cluster.health import WorkerError
 from herl_megatron.cluster.trainer import TrainerGroup
+from herl_megatron.config.loop_keys import loop_keys
 from herl_megatron.config.paths import run_path
+from herl_megatron.config.purpose import Purpose
 from herl_megatron.config.schema import Config
 from herl_megatron.errors import PausedByBudget, SavedForResume
 from herl_megatron.observability.summary import Evaluated, Headline
 from herl_megatron.observability.versions import package_versions
-from herl_megatron.rollout.modes import GroupSource
 from herl_megatron.rubrics.budget import Budget
 from herl_megatron.run.checkpoints import (
     Checkpoint,
@@ -32,8 +34,22 @@ from herl_megatron.run.checkpoints import (
 from herl_megatron.run.stop import StopRequest
 
 logger = logging.getLogger(__name__)
+OfStart = Callable[[], Awaitable[None]]
 
 _END_TIMEOUT_S = 30.0  # how long a run that stops waits for a save that is under way
+
+
+class Resumable(Protocol):
+    """What a loop has of its own to go on from, besides trainer and metrics: the rollouts of
+    `train` (`rollout.modes.GroupSource`), the reference of `dpo`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next step needs, as plain JSON values."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken; ValueError if that does not fit."""
+        ...
 
 
 class Checkpointer:
@@ -43,9 +59,10 @@ class Checkpointer:
         self,
         config: Config,
         trainer: TrainerGroup,
-        source: GroupSource,
+        source: Resumable,
         stop: StopRequest | None = None,
         *,
+        purpose: Purpose = "train",
         require_alive: Callable[[int], Awaitable[None]] | None = None,
         fingerprints: Mapping[str, str] | None = None,
         budget: Budget | None = None,
@@ -54,6 +71,7 @@ class Checkpointer:
         of a version are saved, whether they are a policy's (`rollout.liveness`); raises where they
         are not."""
         self._config = config
+        self._loop = loop_keys(config, purpose=purpose)
         self._trainer = trainer
         self._source = source
         self._stop = stop or StopRequest()
@@ -62,8 +80,13 @@ class Checkpointer:
         self._budget = budget
         self._running: asyncio.Task[None] | None = None
 
-    async def restore(self, checkpoint: Checkpoint | None) -> tuple[int, Evaluated | None]:
+    async def restore(
+        self, checkpoint: Checkpoint | None, of_start: OfStart | None = None
+    ) -> tuple[int, Evaluated | None]:
         """Bring trainer and rollouts to the checkpoint.
+
+        of_start: is awaited while the trainer has the weights that the run began with, when the
+            source stands at the checkpoint already.
 
         Returns the steps done and the evaluation before the first, None where the evaluation has
         changed since; 0 and None without checkpoint.
@@ -72,10 +95,13 @@ class Checkpointer:
             ValueError: the prompts are not those of the checkpoint.
             WorkerError: a rank could not read its part.
         """
+        if checkpoint is not None:
+            self._source.load_state_dict(dict(checkpoint.driver.prompts))
+        if of_start is not None:
+            await of_start()
         if checkpoint is None:
             return 0, None
         driver = checkpoint.driver
-        self._source.load_state_dict(dict(driver.prompts))
         await self._trainer.load_checkpoint(checkpoint.folder / "trainer", version=driver.step)
         logger.info("resumed from %s", checkpoint.folder)
         if checkpoint.other_evaluation and driver.before:
@@ -101,9 +127,10 @@ class Checkpointer:
         if self._running is not None and self._running.done():
             await self.finish()
         every = self._config.checkpoint.every
-        due = every and (not steps_done % every or steps_done == self._config.train.steps)
+        at_end = steps_done == self._loop.steps
+        due = every and (not steps_done % every or at_end)
         spent = self._budget.pause() if self._budget is not None else ""
-        if steps_done == self._config.train.steps and not self._config.data.eval:
+        if at_end and not self._loop.evaluates:
             spent = ""  # nothing is left to be judged
         if not due and not self._stop.made and not spent:
             return

@@ -23,12 +23,15 @@ from pathlib import Path
 from typing import Any
 
 from herl_megatron.config import history
-from herl_megatron.config.decides import differences, keys_that_decide
+from herl_megatron.config.decides import differences
 from herl_megatron.config.load import ConfigError
+from herl_megatron.config.loop_keys import LoopKeys, loop_keys
 from herl_megatron.config.paths import aside, run_path
+from herl_megatron.config.purpose import TUNES, Purpose
 from herl_megatron.config.schema import Config
 from herl_megatron.config.schema.base import Decides
 from herl_megatron.config.upgrade import FIRST, upgraded, version_problem
+from herl_megatron.data.fingerprints import of_evaluation
 from herl_megatron.files.manifest import FileFacts, damage, write_manifest
 from herl_megatron.files.run_files import (
     DRIVER,
@@ -49,10 +52,6 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
     "config": (dict,), "fingerprints": (dict,), "versions": (dict,),
 }  # fmt: skip
 """Of `DriverState`, as its file holds it."""
-_EVALUATION_INPUTS = frozenset(
-    key.path for key in keys_that_decide(Decides.EVALUATION, purpose="train") if key.by_content
-)
-"""Of what a run reads, what decides its held-out numbers alone."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,8 @@ class DriverState:
     metrics_bytes: int
     """Length of metrics.jsonl."""
     prompts: Mapping[str, Any]
-    """`GroupSource.state_dict()` (`rollout.modes`): the prompt cursor and groups under way."""
+    """`Resumable.state_dict()` (`run.checkpointer`): of `train` the prompt cursor and groups under
+    way, of `dpo` the reference's log-probs."""
     before: Mapping[str, float] | None
     """`reward` and `all_satisfied` before the first step; None without an evaluation."""
     config: Mapping[str, Any]
@@ -152,9 +152,12 @@ def remove_files(files: Iterable[Path], below: Path) -> None:
 
 
 def find_checkpoint(
-    config: Config, fingerprints: Mapping[str, str] | None = None
+    config: Config,
+    fingerprints: Mapping[str, str] | None = None,
+    *,
+    purpose: Purpose = "train",
 ) -> Checkpoint | None:
-    """What this run continues from; None if it starts from the beginning.
+    """What this run of `herl PURPOSE` continues from; None if it starts from the beginning.
 
     fingerprints: of what the run reads now; None compares none.
 
@@ -172,7 +175,7 @@ def find_checkpoint(
             continue
         for line in damaged:
             logger.warning("%s; using %s instead", line, folder)
-        found = _fitting(folder, driver, config, fingerprints)
+        found = _fitting(folder, driver, config, fingerprints, purpose=purpose)
         return replace(found, damaged=tuple(folders[:number]))
     if damaged:
         fix = "restore one, or choose another run.name"
@@ -226,50 +229,68 @@ def _read_driver(folder: Path) -> DriverState | str:
 
 
 def _fitting(
-    folder: Path, driver: DriverState, config: Config, fingerprints: Mapping[str, str] | None
+    folder: Path,
+    driver: DriverState,
+    config: Config,
+    fingerprints: Mapping[str, str] | None,
+    *,
+    purpose: Purpose,
 ) -> Checkpoint:
     """The checkpoint, if this run may go on from it; what is no reason against it is said."""
-    kept = driver.fingerprints
+    kept, loop = driver.fingerprints, loop_keys(config, purpose=purpose)
     changed = _changed_inputs(kept, fingerprints or {})
-    problems = [*_changed_keys(folder, driver, config)]
+    problems = [*_changed_keys(folder, driver, config, loop)]
     problems += [
         f"{name} is not what {folder} was made with ({(fingerprints or {})[name]} now, {kept[name]}"
         " then); resume with the same, or give the new run another run.name"
         for name in changed
-        if name not in _EVALUATION_INPUTS
+        if not of_evaluation(name, purpose=purpose)
     ]
     if problems:
         raise ConfigError(problems)
     if fingerprints is not None:
-        _say_unknown(folder, kept, fingerprints)
+        _say_unknown(folder, driver, fingerprints, purpose=purpose)
     if driver.versions and (others := list(version_changes(driver.versions))):
         logger.warning("other packages than when %s was made: %s", folder, ", ".join(others))
+    if purpose in TUNES and not loop.evaluates:
+        # What is said of evaluations decides nothing now, and nobody compares it for later.
+        return Checkpoint(folder, replace(driver, before=None))
+    if not _evaluated(driver, purpose):
+        return Checkpoint(folder, driver, (f"{purpose}.eval_every",))
     other_evaluation = [
         path
         for path, _, _ in differences(
-            driver.config, config, Decides.EVALUATION, purpose="train", by_path=not kept
+            driver.config, config, Decides.EVALUATION, purpose=purpose, by_path=not kept
         )
     ]
-    other_evaluation += [name for name in changed if name in _EVALUATION_INPUTS]
+    other_evaluation += [name for name in changed if of_evaluation(name, purpose=purpose)]
     return Checkpoint(folder, driver, tuple(other_evaluation))
 
 
-def _changed_keys(folder: Path, driver: DriverState, config: Config) -> Iterator[str]:
+def _evaluated(driver: DriverState, purpose: Purpose) -> bool:
+    """Whether the start that saved it evaluated, of a command that only may."""
+    return purpose not in TUNES or bool(driver.config.get(purpose, {}).get("eval_every"))
+
+
+def _changed_keys(
+    folder: Path, driver: DriverState, config: Config, loop: LoopKeys
+) -> Iterator[str]:
     """Keys that decide numbers or verdicts and are not as they were."""
     # The learning rate decays over the run's length; where it does not, a run may become longer.
-    free = ["train.steps"] if config.optimizer.schedule == "constant" else []
+    steps = f"{loop.purpose}.steps"
+    free = [steps] if config.optimizer.schedule == "constant" else []
     if not driver.fingerprints:
         free.append("data.train")  # the prompts' ids are compared (`data.prompt_source`)
     for path, now, then in differences(
-        driver.config, config, Decides.NUMBERS, Decides.VERDICTS, purpose="train",
+        driver.config, config, Decides.NUMBERS, Decides.VERDICTS, purpose=loop.purpose,
         leave_out=free, by_path=not driver.fingerprints,
     ):  # fmt: skip
         yield (
             f"{path} is {now!r} but {folder} was made with {then!r}; resume with that value, or"
             " give the new run another run.name"
         )
-    if driver.step > config.train.steps:
-        yield f"train.steps is {config.train.steps} but {folder} has done {driver.step}; raise it"
+    if driver.step > loop.steps:
+        yield f"{steps} is {loop.steps} but {folder} has done {driver.step}; raise it"
 
 
 def _changed_inputs(kept: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
@@ -277,7 +298,12 @@ def _changed_inputs(kept: Mapping[str, str], now: Mapping[str, str]) -> list[str
     return [name for name in sorted(kept.keys() & now.keys()) if kept[name] != now[name]]
 
 
-def _say_unknown(folder: Path, kept: Mapping[str, str], now: Mapping[str, str]) -> None:
+def _say_unknown(
+    folder: Path, driver: DriverState, now: Mapping[str, str], *, purpose: Purpose
+) -> None:
+    kept = driver.fingerprints
+    if not _evaluated(driver, purpose):  # nothing that could be compared
+        now = {n: v for n, v in now.items() if not of_evaluation(n, purpose=purpose)}
     if not kept:
         logger.warning(
             "%s was made by a version that kept no fingerprints: nobody knows whether data,"

@@ -31,7 +31,7 @@ from rich.progress import Progress
 
 from herl_megatron.config.load import save_resolved
 from herl_megatron.config.paths import Start, aside, plan_start, run_path
-from herl_megatron.config.purpose import Purpose
+from herl_megatron.config.purpose import TRAINS, Purpose
 from herl_megatron.config.schema import Config
 from herl_megatron.device import gpu_counts
 from herl_megatron.errors import SavedForResume, policy_lost
@@ -68,7 +68,7 @@ from herl_megatron.observability.versions import package_versions
 from herl_megatron.run.checkpoints import Checkpoint, find_checkpoint, remove_files
 from herl_megatron.run.lock import RunLock
 from herl_megatron.run.provenance import record_end, record_nodes, record_start
-from herl_megatron.types import RowOrigin, ScoredGroup, TrainRow
+from herl_megatron.types import RowOrigin, ScoredGroup, StepMetrics, TrainRow
 
 logger = logging.getLogger(__name__)
 
@@ -249,7 +249,8 @@ class RunFolder:
             helps = self.resume_helps and not policy_lost(error)
             if helps and checkpoint_folders(self.path):
                 config = shlex.quote(str(self.path / "config.yaml"))
-                logger.error("resume it with: herl train %s run.resume=true", config)
+                command = self._record["command"]
+                logger.error("resume it with: herl %s %s run.resume=true", command, config)
         with ExitStack() as last:  # whatever fails on the way, the lock is released
             last.callback(self._lock.release)
             last.callback(remove_handler, self._log)
@@ -291,6 +292,11 @@ class RunFolder:
             logger.info("%s", evaluation_line(step, values))
         elif self._lines is not None and (line := self._lines.step(step, values)):
             logger.info("%s", line)
+
+    @property
+    def history(self) -> tuple[StepMetrics, ...]:
+        """All lines of metrics.jsonl so far, those before a resume too."""
+        return self._metrics.history
 
     def sync_metrics(self) -> int:
         """Bring metrics.jsonl to the disk itself; returns its length in bytes."""
@@ -368,9 +374,9 @@ def _look(
 ) -> tuple[Start, Checkpoint | None]:
     """How the run begins and from where; reads all that it will need, and changes nothing."""
     start = plan_start(config, purpose=purpose)
-    if start != "resume" or purpose != "train":
+    if start != "resume" or purpose not in TRAINS:
         return start, None
-    checkpoint = find_checkpoint(config, fingerprints)
+    checkpoint = find_checkpoint(config, fingerprints, purpose=purpose)
     if checkpoint is not None:
         metrics = run_path(config) / "metrics.jsonl"
         read_metrics(metrics, length=checkpoint.driver.metrics_bytes)

@@ -41,16 +41,26 @@ class Inputs:
     """Of all that decides results, by name."""
 
 
-def load_inputs(config: Config, *, training: bool, revises: bool | None = None) -> Inputs:
+def load_inputs(
+    config: Config,
+    *,
+    training: bool,
+    revises: bool | None = None,
+    reads_weights: bool | None = None,
+) -> Inputs:
     """Read and check the model's files, tokenizer and prompts.
 
     revises: whether revision prompts are written, by default where hindsight trains.
+    reads_weights: whether `model.path` is read again after a resume, by default where no trainer
+        gives the engines their weights, and for a reference model.
 
     Raises:
         ValueError: a bad row (file and line), a prompt over the limit, a tokenizer without chat
             template or end token, a model's file that cannot be used.
     """
     revises = training and config.hindsight.enabled if revises is None else revises
+    if reads_weights is None:
+        reads_weights = not training or bool(config.algorithm.kl_coef)
     limits = CheckLimits(memory_bytes=config.scoring.check_memory_bytes)
     # Before rows that name a user's own check.
     load_check_modules(config.scoring.check_modules, limits=limits)
@@ -91,7 +101,7 @@ def load_inputs(config: Config, *, training: bool, revises: bool | None = None) 
                 "hindsight.prompt_file": config.hindsight.prompt_file if revises else "",
             },
             hooks=[*hooks, *_sampling_hooks(config, training=training)],
-            weights=not training or bool(config.algorithm.kl_coef),
+            weights=reads_weights,
         )
         | reward,
     )

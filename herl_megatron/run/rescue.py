@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Protocol
 
 from herl_megatron.cluster.health import WorkerError
+from herl_megatron.cluster.ray_watch import RayWatch
+from herl_megatron.cluster.trainer import TrainerGroup
 from herl_megatron.errors import SavedForResume, policy_lost
 from herl_megatron.files.last_checkpoint import last_checkpoint
 from herl_megatron.files.run_files import checkpoint_folders
 from herl_megatron.rollout.liveness import DeadPolicyError, require_alive
 from herl_megatron.rollout.pipeline import PipelineError
 from herl_megatron.rubrics.none_scored import require_any_score
+from herl_megatron.run.checkpointer import Checkpointer
 from herl_megatron.run.folder import RunFolder
-from herl_megatron.run.parts import TrainParts
 from herl_megatron.types import ScoredGroup
 from herl_megatron.weight_sync.parity import ParityError
 
@@ -25,7 +29,36 @@ _EXPORT_WITHOUT_GCS_S = 40.0  # Ray aborts every process 60 s after its end
 _SAVE_WITHOUT_RANKS_S = 10.0
 
 
-async def rescue(error: BaseException, parts: TrainParts, folder: RunFolder) -> None:
+class RescuedParts(Protocol):
+    """What is left of a run that trains."""
+
+    @property
+    def trainer(self) -> TrainerGroup:
+        """The ranks, which may be dead."""
+        ...
+
+    @property
+    def checkpoints(self) -> Checkpointer:
+        """With a save under way, perhaps."""
+        ...
+
+    @property
+    def ray(self) -> RayWatch:
+        """Whether there still is one."""
+        ...
+
+
+@asynccontextmanager
+async def rescued(parts: RescuedParts, folder: RunFolder) -> AsyncIterator[None]:
+    """A loop: whatever ends it early, what is done is kept (`rescue`), and the error goes on."""
+    try:
+        yield
+    except BaseException as error:
+        await rescue(error, parts, folder)
+        raise
+
+
+async def rescue(error: BaseException, parts: RescuedParts, folder: RunFolder) -> None:
     """Write finished groups, the gate's numbers and the trainer's policy.
 
     The policy is as of the last optimizer step, unless it is lost (`errors`): then
@@ -73,13 +106,13 @@ async def rescue(error: BaseException, parts: TrainParts, folder: RunFolder) -> 
         )
 
 
-async def _last_checkpoint(parts: TrainParts, folder: RunFolder) -> str:
+async def _last_checkpoint(parts: RescuedParts, folder: RunFolder) -> str:
     """In words, once no save is under way any more."""
     await parts.checkpoints.close(within_s=_SAVE_WITHOUT_RANKS_S)
     return last_checkpoint(folder.path)
 
 
-async def _last_saved(parts: TrainParts, folder: RunFolder, *, dead: int | None = None) -> str:
+async def _last_saved(parts: RescuedParts, folder: RunFolder, *, dead: int | None = None) -> str:
     """What is left of a run whose weights are lost: every save was looked at before it was made,
     one that is still under way too. Rollouts may know more than that look: weights of version
     `dead` and later ones are not good."""

@@ -46,6 +46,21 @@ def test_only_failed_turns_count_against_the_limit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("command", "said"), [("train", "yes"), ("sft", "yes"), ("dpo", "yes"), ("eval", "no")]
+)
+def test_which_commands_have_another_turn(command: str, said: str) -> None:
+    assert shell(f"resumes {command} && echo yes || echo no").split() == [said]
+
+
+def test_a_job_that_fits_rows_says_what_it_takes() -> None:
+    for arguments in ([], ["sft"], ["train", "config.yaml"]):
+        done = subprocess.run(
+            ["bash", "slurm/tune.sbatch", *arguments], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 2 and done.stderr.startswith("usage: sbatch"), arguments
+
+
+@pytest.mark.parametrize(
     ("cpus", "fewest"), [("96", "96"), ("96(x2)", "96"), ("96(x2),64,128", "64"), ("8,9", "8")]
 )
 def test_a_step_asks_for_what_the_smallest_node_has(cpus: str, fewest: str) -> None:

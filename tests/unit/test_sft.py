@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from herl_megatron.commands.evaluate import summarize
-from herl_megatron.commands.sft import batches, to_token_row
+from herl_megatron.commands.sft import SftTask, batches, to_token_row
 from herl_megatron.data.chat import ChatTokenizer
 from herl_megatron.data.prompt_source import load_sft_rows
 from herl_megatron.types import (
@@ -68,6 +70,34 @@ def test_without_shuffling_the_order_is_the_files() -> None:
     rows = [row(str(i)) for i in range(3)]
     stream = batches(rows, size=2, seed=0, shuffle=False)
     assert [r.prompt_id for batch in islice(stream, 3) for r in batch] == list("012012")
+
+
+class Fits:
+    """A trainer that notes the rows of each step."""
+
+    def __init__(self) -> None:
+        self.steps: list[list[str]] = []
+
+    async def sft_step(self, rows: Sequence[TokenRow]) -> dict[str, float]:
+        self.steps.append([row.prompt_id for row in rows])
+        return {}
+
+
+def test_a_resumed_run_fits_the_rows_that_come_next() -> None:
+    """12 rows, 5 to a step: the third step goes over the end of the first epoch."""
+
+    async def from_step(first: int) -> list[list[str]]:
+        trainer = Fits()
+        task = SftTask([row(str(i)) for i in range(12)], size=5, seed=3, shuffle=True)
+        task.load_state_dict(task.state_dict())
+        for step in range(first, 6):
+            await task.step(cast(Any, trainer), step)
+        return trainer.steps
+
+    whole = asyncio.run(from_step(0))
+    assert len(whole) == 6 and len(set(map(tuple, whole))) == 6
+    for first in (1, 3, 5):
+        assert asyncio.run(from_step(first)) == whole[first:]
 
 
 def test_a_long_row_is_refused_with_its_line_and_lengths(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ random step. A run that goes on, because it starts an engine or a scorer anew, i
 one that ends is resumed with `run.resume=true`. Metrics (but those that are times or count the
 restarts), rollouts and exported policy must equal the untouched run's byte for byte, and no
 process may be left. (With `rollout.mode: sync`; the other modes go on too, but depend on when an
-engine was lost.) Prints a line per point and a table; OUT/kill_test.json holds both. Exit status
+engine was lost.) `--command sft` and `dpo` do it with those loops, which have engines and scorers
+where they evaluate. Prints a line per point and a table; OUT/kill_test.json holds both. Exit status
 1 if any point differs or leaves a process.
 """
 
@@ -45,6 +46,8 @@ VICTIMS = {
     "hang": "ray::EngineWorker",
     "scorer": "ray::_Worker",
 }
+STEP_METRIC = {"train": "reward/mean", "sft": "sft/loss", "dpo": "dpo/loss"}
+"""By command, what each of its steps logs."""
 _MARK = "HERL_KILL_TEST"
 _COUNTS = {"rollout/engine_restarts", "scoring/worker_crashes"}  # of what the kill itself does
 _SHARE_AT_START = 0.15  # of all kills of a driver; the others fall into a step
@@ -54,13 +57,15 @@ _KEYS_SHOWN = 4
 
 
 class Run:
-    """One `herl train` process, whose descendants carry a mark in their environment."""
+    """One `herl` process, whose descendants carry a mark in their environment."""
 
     def __init__(self, name: str, out: Path, arguments: list[str], *extra: str) -> None:
+        """arguments: command, configuration and overrides."""
         self.folder = out / name
+        self._step_metric = f'"{STEP_METRIC[arguments[0]]}"'
         self._mark = f"{os.getpid()}-{name}-{time.monotonic_ns()}"
         self._log = (out / f"{name}.log").open("a", encoding="utf-8")
-        command = [sys.executable, "-m", "herl_megatron.cli", "train", *arguments]
+        command = [sys.executable, "-m", "herl_megatron.cli", *arguments]
         self.process = subprocess.Popen(
             [*command, f"run.dir={out}", f"run.name={name}", *extra],
             stdout=self._log,
@@ -84,7 +89,7 @@ class Run:
         """Return when `steps` steps are in metrics.jsonl, or the run has ended."""
         path = self.folder / "metrics.jsonl"
         while self.process.poll() is None:
-            if path.exists() and path.read_text().count('"reward/mean"') >= steps:
+            if path.exists() and path.read_text().count(self._step_metric) >= steps:
                 return
             time.sleep(0.02)
 
@@ -241,9 +246,9 @@ def untouched_run(arguments: list[str], out: Path) -> Untouched:
     code, _ = run.end()
     if code != 0:
         sys.exit(f"the untouched run ended with exit code {code}, see {out}/reference.log")
-    steps = sum("reward/mean" in row for row in _metrics(run.folder))
+    steps = sum(STEP_METRIC[arguments[0]] in row for row in _metrics(run.folder))
     seconds = _summary(run.folder)["seconds"]
-    in_steps = sum(seconds[phase] for phase in ("rollout", "train", "weight_sync", "rows"))
+    in_steps = sum(seconds.get(phase, 0.0) for phase in ("rollout", "train", "weight_sync", "rows"))
     return Untouched(run.folder, steps, start_s, in_steps / steps)
 
 
@@ -280,6 +285,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", help="YAML file of the run")
     parser.add_argument("overrides", nargs="*", help="key=value for every run")
+    parser.add_argument("--command", choices=STEP_METRIC, default="train")
     parser.add_argument("--points", type=int, default=100)
     parser.add_argument("--first", type=int, default=0, help="number of the first point")
     parser.add_argument("--parallel", type=int, default=1, help="points at the same time")
@@ -289,7 +295,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     if any(args.out.iterdir()):  # what is in it would be taken for runs of this test, and removed
         sys.exit(f"--out {args.out} is not empty; name a new folder")
-    arguments = [args.config, *args.overrides]
+    arguments = [args.command, args.config, *args.overrides]
     begin = time.monotonic()
     reference = untouched_run(arguments, args.out)
     print(

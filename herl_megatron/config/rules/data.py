@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from herl_megatron.config.hub import is_hub_name
+from herl_megatron.config.loop_keys import samples
 from herl_megatron.config.purpose import TRAINS, Purpose
 from herl_megatron.config.schema import Config
 from herl_megatron.files.manifest import damage
@@ -41,7 +42,8 @@ def file_problems(config: Config, purpose: Purpose) -> Iterator[str]:
         "eval": {"data.eval": config.data.eval},
         "improve": {"data.eval": config.data.eval},
     }[purpose]
-    optional = {"data.eval": config.data.eval} if purpose == "train" else {}
+    evaluates = purpose in TRAINS and samples(config, purpose=purpose)
+    optional = {"data.eval": config.data.eval} if evaluates else {}
     for key, value in (needed | optional).items():
         if not value:
             if key in needed:

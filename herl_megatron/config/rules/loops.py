@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from herl_megatron.config.machine import Machine
-from herl_megatron.config.purpose import Purpose
+from herl_megatron.config.purpose import TUNES, Purpose
 from herl_megatron.config.schema import Config
 
 
@@ -20,6 +20,8 @@ def problems(config: Config, *, purpose: Purpose, machine: Machine) -> Iterator[
         yield from _rows(config)
     if purpose == "dpo":
         yield from _pairs(config)
+    if purpose in TUNES:
+        yield from _held_out(config, purpose)
 
 
 def _train_batches(config: Config) -> Iterator[str]:
@@ -96,11 +98,20 @@ def _pairs(config: Config) -> Iterator[str]:
         )
 
 
+def _held_out(config: Config, purpose: Purpose) -> Iterator[str]:
+    every = config.sft.eval_every if purpose == "sft" else config.dpo.eval_every
+    if every and not config.data.eval:
+        yield (
+            f"{purpose}.eval_every is {every} but data.eval is empty; give held-out rows or set"
+            " eval_every to 0"
+        )
+
+
 def shape_problems(
     config: Config, shape: Mapping[str, Any], *, purpose: Purpose, device: Literal["cpu", "cuda"]
 ) -> Iterator[str]:
     """Rows that are only trained on end where the model's positions do."""
-    if purpose not in ("sft", "dpo"):
+    if purpose not in TUNES:
         return
     longest = config.sft.max_tokens if purpose == "sft" else config.dpo.max_tokens
     positions = shape.get("max_position_embeddings")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+from herl_megatron.config.loop_keys import samples
 from herl_megatron.config.machine import Machine
-from herl_megatron.config.purpose import SAMPLES, Purpose
+from herl_megatron.config.purpose import Purpose
 from herl_megatron.config.rollout_function import rollout_function
 from herl_megatron.config.rules.data import split_problems
 from herl_megatron.config.schema import Config
@@ -18,7 +19,7 @@ _CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
 def problems(config: Config, *, purpose: Purpose, machine: Machine) -> Iterator[str]:
     """Between keys."""
-    if purpose in SAMPLES:
+    if samples(config, purpose=purpose):
         yield from _engines(config)
         yield from _function(config, purpose)
     if purpose == "train":
@@ -80,7 +81,7 @@ def shape_problems(
     config: Config, shape: Mapping[str, Any], *, purpose: Purpose, device: Literal["cpu", "cuda"]
 ) -> Iterator[str]:
     """Between the engines and a model's `config.json`."""
-    if purpose not in SAMPLES:
+    if not samples(config, purpose=purpose):
         return
     yield from _engine_split(config, shape)
     yield from _lengths(config, shape)

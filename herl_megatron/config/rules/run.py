@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from herl_megatron.config.load import ConfigError
+from herl_megatron.config.loop_keys import samples
 from herl_megatron.config.machine import Machine
 from herl_megatron.config.paths import plan_start
-from herl_megatron.config.purpose import RESUMES, SAMPLES, TRAINS, Purpose
+from herl_megatron.config.purpose import RESUMES, TRAINS, Purpose
 from herl_megatron.config.schema import Config
 from herl_megatron.gpus import read_gpus
 
@@ -49,17 +50,17 @@ def _temporary_folder(config: Config) -> Iterator[str]:
 
 def problems(config: Config, *, purpose: Purpose, machine: Machine) -> Iterator[str]:
     """What this machine has not, of what the run asks for."""
-    trains, samples = purpose in TRAINS, purpose in SAMPLES
+    trains, sampled = purpose in TRAINS, samples(config, purpose=purpose)
     if machine.device(config.cluster.device) == "cuda":
         if machine.gpus:
-            yield from _gpus(config, machine, trains=trains, samples=samples)
+            yield from _gpus(config, machine, trains=trains, sampled=sampled)
         elif not config.cluster.address:  # a driver that joins a cluster needs none
             yield "cluster.device is 'cuda' but torch sees no CUDA device; use 'cpu' or 'auto'"
     if trains and machine.precision_problem:
         yield machine.precision_problem
 
 
-def _gpus(config: Config, machine: Machine, *, trains: bool, samples: bool) -> Iterator[str]:
+def _gpus(config: Config, machine: Machine, *, trains: bool, sampled: bool) -> Iterator[str]:
     megatron, rollout = config.megatron, config.rollout
     if config.cluster.address:
         return  # the GPUs of the other machines are Ray's to count
@@ -71,7 +72,7 @@ def _gpus(config: Config, machine: Machine, *, trains: bool, samples: bool) -> I
             " a cluster with cluster.address"
         )
     engine_gpus = rollout.replicas * rollout.tensor_parallel
-    if samples and engine_gpus > machine.gpus:
+    if sampled and engine_gpus > machine.gpus:
         yield (
             f"rollout.replicas {rollout.replicas} * rollout.tensor_parallel"
             f" {rollout.tensor_parallel} = {engine_gpus} GPUs, but this machine has"

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from herl_megatron.config.loop_keys import samples
 from herl_megatron.config.machine import Machine
-from herl_megatron.config.purpose import Purpose
+from herl_megatron.config.purpose import TRAINS, Purpose
 from herl_megatron.config.rules.data import weights_bytes
 from herl_megatron.config.schema import Config
 
 
 def shared_memory_problems(config: Config, *, purpose: Purpose, machine: Machine) -> Iterator[str]:
     """Two buckets are in flight at once; a bucket is never larger than the model in float32."""
-    if purpose != "train":
+    if purpose not in TRAINS or not samples(config, purpose=purpose):
         return
     if config.weight_sync.transport == "cuda_ipc":
         if config.cluster.device == "cpu":

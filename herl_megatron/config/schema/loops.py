@@ -61,6 +61,9 @@ class SFTConfig(Section):
     max_tokens: Numbers[int] = Field(default=4096, gt=1, le=MOST_TOKENS)
     """Longest row after the chat template, all messages together, in tokens; a longer one is
     refused with its line, never cut."""
+    eval_every: Nothing[int] = Field(default=0, ge=0)
+    """Sample and score `data.eval` before the first step, every so many steps and after the last
+    (so as many as `steps`: before and after only). 0 never does, and starts no engine."""
 
 
 class DPOConfig(Section):
@@ -82,3 +85,5 @@ class DPOConfig(Section):
     """Scale of the implicit reward: the larger, the closer the policy stays to the reference."""
     label_smoothing: Numbers[float] = Field(default=0.0, ge=0, lt=0.5)
     """Chance that a preference is the wrong way round (cDPO); `sigmoid` only."""
+    eval_every: Nothing[int] = Field(default=0, ge=0)
+    """As `sft.eval_every`."""

@@ -48,7 +48,8 @@ class ParityConfig(Section):
     every: Nothing[int] = Field(default=10, ge=0)
     """Check every so many weight versions, and the first one that a run serves; 0 is off."""
     prompts: Nothing[int] = Field(default=8, gt=0, le=MOST_AT_ONCE)
-    """Training prompts whose tokens are compared, chosen once with `run.seed`."""
+    """Training prompts (of SFT and DPO, held-out ones) whose tokens are compared, chosen once with
+    `run.seed`."""
     baseline: Nothing[Literal["folder", "first_sync"]] = "folder"
     """What the noise is measured on. `folder`: one engine first reads `model.path` by vLLM's own
     loader, which the weight sync has no part in (where the trainer starts from other weights, as

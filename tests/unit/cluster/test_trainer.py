@@ -51,7 +51,7 @@ class Ranks(TrainerGroup):
     ) -> list[Any]:
         self.asked.append((method.__name__, *more))
         empty = [np.zeros(1, np.float32)] * len(shards[0].rows)
-        return [{} if method is TrainerRank.train_step else empty]
+        return [empty if "log_probs" in method.__name__ else {}]
 
 
 def ranks(**sections: dict[str, Any]) -> Ranks:
@@ -71,6 +71,25 @@ def test_learning_rate_follows_the_planned_optimizer_steps() -> None:
     assert [more for method, *more in group.asked if method == "train_step"] == [
         [4], [5], [6], [8]
     ]  # fmt: skip
+
+
+def test_a_step_that_fits_rows_is_a_weight_version(tmp_path: Path) -> None:
+    """By which an engine that is started anew meanwhile is told which weights it gets; a checkpoint
+    of step 7 goes on from there."""
+
+    async def versions() -> list[int]:
+        found = []
+        group = ranks()
+        for step in (group.sft_step, group.coefficient_step):
+            async with group.steady() as version:
+                found.append(version)
+            await step([])
+        group._version = 7  # as `load_checkpoint` leaves it
+        await group.sft_step([])
+        async with group.steady() as version:
+            return [*found, version]
+
+    assert asyncio.run(versions()) == [0, 1, 8]
 
 
 def test_plain_log_probs_outside_of_training() -> None:

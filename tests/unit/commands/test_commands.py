@@ -97,17 +97,21 @@ def test_help_lists_the_keys_of_the_command_alone() -> None:
                 for command in ("train", "sft", "dpo", "eval", "improve", "score")}  # fmt: skip
     trains = {"run", "model", "data", "optimizer", "megatron", "cluster", "tracking"}
     samples = {"run", "model", "data", "rollout", "eval", "scoring", "judge", "cluster", "tracking"}
-    learns = {"hindsight", "algorithm", "train", "checkpoint", "weight_sync", "parity"}
+    trains |= {"checkpoint", "weight_sync", "parity"}
     assert sections == {
-        "train": trains | samples | learns, "sft": trains | {"sft"}, "dpo": trains | {"dpo"},
+        "train": trains | samples | {"hindsight", "algorithm", "train"},
+        "sft": trains | samples | {"sft"}, "dpo": trains | samples | {"dpo"},
         "eval": samples, "improve": samples | {"improve", "hindsight"}, "score": {"judge"},
     }  # fmt: skip
     train = keys_in_help("train")
     assert train == {path for path in every if path.partition(".")[0] in sections["train"]}
     for command in ("sft", "dpo"):
-        data = {path for path in keys_in_help(command) if path.startswith("data.")}
-        of_text = {"data.chat_template_args", "data.template_date", "data.think_tags"}
-        assert data == {"data.shuffle"} | of_text, command
+        fits = keys_in_help(command)
+        assert {path for path in every if path.startswith("data.")} - fits == {"data.train"}
+        assert fits - keys_in_help("eval") >= {"data.shuffle", f"{command}.eval_every"}, command
+        sampled = {path for path in fits if path.startswith(("rollout.", "scoring.", "judge."))}
+        assert sampled == {p for p in keys_in_help("eval") if p.startswith(("rollout.", "scoring.",
+                                                                            "judge."))}  # fmt: skip
     not_evaluated = {"data.train", "data.shuffle", "rollout.temperature", "rollout.group_size"}
     assert not keys_in_help("eval") & not_evaluated
     assert {"data.eval", "data.max_prompt_tokens"} <= keys_in_help("eval") & keys_in_help("improve")

@@ -12,6 +12,7 @@ import pytest
 
 from herl_megatron.commands import train as command
 from herl_megatron.commands.finished import finished_summary, headlines
+from herl_megatron.config.loop_keys import LoopKeys, loop_keys
 from herl_megatron.config.schema import Config, ModelConfig, RunConfig, TrainConfig
 from herl_megatron.observability.summary import Headline
 from herl_megatron.observability.timers import Timers
@@ -30,6 +31,10 @@ def config(folder: Path, *, resume: bool = True, **train: Any) -> Config:
         model=ModelConfig(path="toy"),
         train=TrainConfig(**({"steps": 2} | train)),
     )
+
+
+def keys(config: Config) -> LoopKeys:
+    return loop_keys(config, purpose="train")
 
 
 @pytest.fixture
@@ -57,17 +62,25 @@ def test_it_is_finished_only_with_all_that_is_asked_for(run: Path, tmp_path: Pat
     options = config(tmp_path)
     found = find_checkpoint(options)
     assert found is not None
-    assert finished_summary(run, found, options) is not None
-    assert finished_summary(run, None, options) is None
+    assert finished_summary(run, found, keys(options)) is not None
+    assert finished_summary(run, None, keys(options)) is None
     longer = config(tmp_path, steps=3)
-    assert finished_summary(run, found, longer) is None
-    assert finished_summary(run, replace(found, other_evaluation=("data.eval",)), options) is None
-    assert finished_summary(run, replace(found, damaged=(run,)), options) is None
+    assert finished_summary(run, found, keys(longer)) is None
+    assert (
+        finished_summary(run, replace(found, other_evaluation=("data.eval",)), keys(options))
+        is None
+    )
+    assert finished_summary(run, replace(found, damaged=(run,)), keys(options)) is None
+    evaluated = replace(keys(options), evaluates=True)
+    summary = json.loads((run / "summary.json").read_text())
+    assert finished_summary(run, found, evaluated) == summary
+    (run / "summary.json").write_text(json.dumps(summary | {"measured_on": "training rollouts"}))
+    assert finished_summary(run, found, evaluated) is None
     (run / "policy" / "herl_export.json").unlink()
-    assert finished_summary(run, found, options) is None
-    assert finished_summary(run, found, config(tmp_path, export=False)) is not None
+    assert finished_summary(run, found, keys(options)) is None
+    assert finished_summary(run, found, keys(config(tmp_path, export=False))) is not None
     (run / "summary.json").write_text("{")
-    assert finished_summary(run, found, config(tmp_path, export=False)) is None
+    assert finished_summary(run, found, keys(config(tmp_path, export=False))) is None
 
 
 def test_the_command_prints_the_table_and_starts_nothing(

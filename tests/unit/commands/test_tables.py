@@ -12,11 +12,10 @@ from rich.console import Console, RenderableType
 from herl_megatron.commands.doctor import Finding, print_findings
 from herl_megatron.commands.results import EvalResult
 from herl_megatron.commands.tables import (
-    dpo_table,
     evaluation_tables,
     print_policy,
     score_table,
-    sft_table,
+    tuning_tables,
 )
 
 
@@ -45,16 +44,40 @@ def test_an_evaluation_shows_means_and_the_hardest_check_first() -> None:
 def test_dpo_and_sft_show_first_and_last_step() -> None:
     first = {"loss": 0.6931, "accuracy": 0.0, "margin": 0.0, "grad_norm": 2.0}
     last = {"loss": 0.5, "accuracy": 0.75, "margin": 1.5, "grad_norm": 1.25}
-    lines = shown(dpo_table(first, last))
+    lines = shown(tuning_tables(tuned("dpo", first, last)))
     assert "loss 0.6931 0.5000 -0.1931" in lines
     assert "pairs with the chosen answer ahead 0.0000 0.7500 +0.7500" in lines
-    assert "loss 0.6931 0.5000 -0.1931" in shown(sft_table(first, last))
+    lines = shown(tuning_tables(tuned("sft", first, last)))
+    assert "loss 0.6931 0.5000 -0.1931" in lines
+    assert not any("held-out" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("before", "line"), [(0.25, "mean reward 0.250 0.750 +0.500"), (None, "mean reward - 0.750 -")]
+)
+def test_what_was_held_out_stands_below(before: float | None, line: str) -> None:
+    """A run that was not evaluated from its beginning has no gain."""
+    pair = {"before": before, "after": 0.75}
+    summary = tuned("sft", {}, {}) | {
+        "measured_on": "held-out prompts", "reward": pair, "all_satisfied": pair,
+    }  # fmt: skip
+    lines = shown(tuning_tables(summary))
+    assert "on held-out prompts" in lines and line in lines
+
+
+def tuned(name: str, first: dict[str, float], last: dict[str, float]) -> dict[str, Any]:
+    return {"command": name, "first": first, "last": last, "measured_on": None}
 
 
 def test_the_policy_can_be_copied_from_a_narrow_terminal() -> None:
     out, folder = io.StringIO(), Path("/a/long/folder/of/runs/with/a/name/that/is/longer")
     console = Console(file=out, width=40)
-    print_policy(sft_table({}, {}), folder=folder, policy=folder / "policy", console=console)
+    print_policy(
+        tuning_tables(tuned("sft", {}, {})),
+        folder=folder,
+        policy=folder / "policy",
+        console=console,
+    )
     assert f"use it: model.path={folder}/policy\n" in out.getvalue()
 
 

@@ -60,6 +60,16 @@ def test_lists_that_were_kept_by_hand() -> None:
     assert not any(path.startswith(("sft.", "dpo.", "improve.")) for path in numbers)
     improving = {key.path for key in keys_that_decide(*Decides, purpose="improve")}
     assert {"improve.rounds", "eval.seed"} <= improving and "optimizer.lr" not in improving
+    for purpose in ("sft", "dpo"):  # what is sampled is only measured
+        fitted = {key.path for key in keys_that_decide(Decides.NUMBERS, purpose=purpose)}
+        assert {"run.seed", "model.path", "optimizer.lr", "data.shuffle", "megatron.precision",
+                f"{purpose}.steps", f"{purpose}.data"} <= fitted  # fmt: skip
+        assert not any(path.startswith(("rollout.", "data.max")) for path in fitted)
+        assert keys_that_decide(Decides.VERDICTS, purpose=purpose) == []
+        measured = {key.path for key in keys_that_decide(Decides.EVALUATION, purpose=purpose)}
+        assert measured >= paths | {"rollout.max_response_tokens", "rollout.dtype", "judge.model",
+                                    "data.max_prompt_tokens", "scoring.answer_after"}  # fmt: skip
+        assert not {"rollout.temperature", "rollout.replicas", "judge.base_url"} & measured
     by_content = {key.path for key in keys() if key.by_content}
     assert by_content == {
         "model.path", "model.megatron_path", "data.train", "data.eval", "sft.data", "dpo.data",

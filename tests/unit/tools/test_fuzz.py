@@ -13,15 +13,9 @@ from tools.fuzz import FUZZERS, Outcome
 
 @pytest.mark.parametrize(
     ("name", "inputs"),
-    [
-        ("rows", 250),
-        ("models", 80),
-        ("families", 150),
-        ("configs", 60),
-        ("checkpoints", 120),
-        ("tables", 100),
-    ],
-)
+    [("rows", 250), ("models", 80), ("families", 150), ("configs", 60), ("checkpoints", 120),
+     ("references", 200)],
+)  # fmt: skip
 def test_a_mutated_input_is_taken_or_refused_with_its_place(
     tmp_path: Path, name: str, inputs: int
 ) -> None:
