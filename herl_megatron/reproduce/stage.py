@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from herl_megatron.config.load import override
-from herl_megatron.config.purpose import RESUMES, Purpose
+from herl_megatron.config.purpose import RESUMES, TRAINS, Purpose
 from herl_megatron.files.run_files import EVALUATED, EXPORT_FILE
 
 Scale = Literal["full", "toy"]
@@ -100,9 +100,7 @@ def run_stage(
         f"run.overwrite={str(not resumes).lower()}",
     ]
     path = folder / run
-    last = {
-        "train": (path / "policy" / EXPORT_FILE, path / "summary.json"),
-        "eval": (path / EVALUATED,),
-    }.get(command, (path / "policy" / EXPORT_FILE,))
+    trained = (path / "policy" / EXPORT_FILE, path / "summary.json")
+    last = trained if command in TRAINS else (path / EVALUATED,)
     argv = (command, *map(str, files), *settings, *own)
     return Stage(name, argv, path, last, home, problem)
