@@ -1,4 +1,4 @@
-"""The numbers of docs/reproduce.md: worked out again from the shapes, and one row planned anew."""
+"""The numbers of docs/reproduce.md: worked out again from the shapes, and rows planned anew."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from herl_megatron.models.hf_config import read_architecture
 from herl_megatron.plan.build import find_shape, make_plan
 from herl_megatron.plan.command import choose_cluster
 from herl_megatron.plan.machines import Assumptions
-from herl_megatron.reproduce.paper_rows import MODELS, all_rows
+from herl_megatron.reproduce.paper_rows import MODELS, all_rows, find_row
+from herl_megatron.reproduce.row_parts import LAYOUTS
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/reproduce.md").read_text(encoding="utf-8")
@@ -68,3 +69,19 @@ def test_a_steps_time_is_what_the_plan_says() -> None:
     shape = find_shape(config, near=ROOT / path)
     plan = make_plan(config, shape, cluster=cluster, assumed=Assumptions())
     assert float(seconds) == pytest.approx(sum(plan.seconds.values()), rel=0.05)
+
+
+@pytest.mark.parametrize("method", ["rlvr", "naive_he", "he"])
+def test_the_ablation_fits_where_herl_does(method: str) -> None:
+    """The rows that have no file of their own in configs/reproduce/, in the fullest layout."""
+    row = find_row(f"qwen2.5_7b/medical/{method}")
+    files = [ROOT / "configs" / name for name in (
+        f"models/{row.model}.yaml", f"tasks/{row.task}.yaml",
+        f"scale/{LAYOUTS[row.model, row.task]}.yaml", "presets/released_medical.yaml",
+        f"methods/{method}.yaml",
+    )]  # fmt: skip
+    config = load_config(files)
+    cluster = choose_cluster(config, "h100-80", gpus_per_node=8, host_gib=0)
+    shape = find_shape(config, near=files[0])
+    plan = make_plan(config, shape, cluster=cluster, assumed=Assumptions())
+    assert plan.problems == () and plan.fits
