@@ -108,6 +108,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["herl_megatron", "herl_megatron.*"]),
+    package_data={"herl_megatron.reproduce": ["paper.csv"]},
     install_requires=BASE,
     extras_require={"cpu": CPU, "gpu": GPU, "te": TE, "trackers": TRACKERS, "dev": DEV},
     entry_points={"console_scripts": ["herl = herl_megatron.cli:main"]},
