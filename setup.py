@@ -25,6 +25,7 @@ BASE = [
     "huggingface_hub>=2.0,<3",
     "Jinja2>=3.1,<4",
     "langdetect>=1.0.9,<2",
+    "math-verify>=0.9,<1",
     "matplotlib>=3.8,<4",
     "megatron-core==0.16.1",  # megatron/ is written for its inside
     "nltk>=3.9.1,<4",
@@ -107,6 +108,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["herl_megatron", "herl_megatron.*"]),
+    package_data={"herl_megatron.reproduce": ["paper.csv"]},
     install_requires=BASE,
     extras_require={"cpu": CPU, "gpu": GPU, "te": TE, "trackers": TRACKERS, "dev": DEV},
     entry_points={"console_scripts": ["herl = herl_megatron.cli:main"]},

@@ -20,14 +20,15 @@ from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from inspect import Parameter, Signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hints
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperCommand
 
-from herl_megatron.files.os_errors import explain
+from herl_megatron.commands.configs import config_app
+from herl_megatron.commands.refusals import Settings, refuse, stop
 from herl_megatron.observability.logging import setup_logging
 from herl_megatron.observability.node_memory import in_short
 
@@ -49,14 +50,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-_Settings = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="FILE... [KEY=VALUE]...",
-        help="YAML files, which merge left to right (see configs/), and overrides of single keys,"
-        " such as train.steps=10",
-    ),
-]
 
 
 def _options_of(
@@ -123,7 +116,7 @@ def _common(
 
 
 @app.command(cls=_WithKeys)
-def train(settings: _Settings) -> None:
+def train(settings: Settings) -> None:
     """Train with HeRL and export the policy."""
     from herl_megatron.api import train as run
 
@@ -131,7 +124,7 @@ def train(settings: _Settings) -> None:
 
 
 @app.command(cls=_WithKeys)
-def sft(settings: _Settings) -> None:
+def sft(settings: Settings) -> None:
     """Fine-tune on demonstrations with the same trainer and export the policy."""
     from herl_megatron.api import sft as run
 
@@ -139,7 +132,7 @@ def sft(settings: _Settings) -> None:
 
 
 @app.command(cls=_WithKeys)
-def dpo(settings: _Settings) -> None:
+def dpo(settings: Settings) -> None:
     """Learn from preference pairs with the same trainer and export the policy."""
     from herl_megatron.api import dpo as run
 
@@ -147,7 +140,7 @@ def dpo(settings: _Settings) -> None:
 
 
 @app.command("eval", cls=_WithKeys)
-def evaluate(settings: _Settings) -> None:
+def evaluate(settings: Settings) -> None:
     """Evaluate a Hugging Face folder on held-out prompts."""
     from herl_megatron.api import evaluate as run
 
@@ -155,7 +148,7 @@ def evaluate(settings: _Settings) -> None:
 
 
 @app.command(cls=_WithKeys)
-def improve(settings: _Settings) -> None:
+def improve(settings: Settings) -> None:
     """Revise held-out answers against the criteria they miss, and compare with best-of-N."""
     from herl_megatron.api import improve as run
 
@@ -203,34 +196,21 @@ def score(given: _Score) -> None:
     """Score responses that are already there; started again it goes on where it was stopped."""
     from herl_megatron import api
     from herl_megatron.commands.benchmark_tables import print_scores
-    from herl_megatron.config.load import override
+    from herl_megatron.commands.score.options import scoring_overrides
 
     setup_logging()
     progress = Console(stderr=True)
-    overrides = [
-        override("scoring.check_timeout_s", given.check_timeout),
-        override("scoring.check_memory_bytes", given.check_memory),
-        override("scoring.check_modules", given.check_module or []),
-        override("scoring.answer_after", given.answer_after),
-        override("judge.base_url", given.judge),
-        override("judge.model", given.judge_model),
-        override("judge.grader_prompt", given.grader_prompt),
-        *(f"judge.{setting}" for setting in given.judge_set or []),
-    ]
-    if given.workers is not None:
-        overrides.append(override("scoring.workers", given.workers))
     try:
-        result = api.score(
-            api.prepare((), overrides, command="score"), given.rows, given.out, mode=given.mode
-        )
+        config = api.prepare((), scoring_overrides(given), command="score")
+        result = api.score(config, given.rows, given.out, mode=given.mode)
     except ValueError as error:
-        _refuse(error)
+        refuse(error)
     except RuntimeError as error:  # JudgeError: the judge stayed away
         text = f"{error}; the same command goes on from {given.out}"
         progress.print(f"[bold red]stopped:[/] {escape(text)}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
     except OSError as error:
-        _stop(error, f"name another --out than {given.out}; what is there is kept")
+        stop(error, f"name another --out than {given.out}; what is there is kept")
     except (KeyboardInterrupt, asyncio.CancelledError) as error:
         _hear_no_more()
         progress.print(f"[bold yellow]interrupted:[/] the same command goes on from {given.out}")
@@ -240,23 +220,32 @@ def score(given: _Score) -> None:
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="folders of runs, finished or not")],
+    runs: Annotated[
+        list[Path] | None, typer.Argument(metavar="RUNS...", help="folders, finished or not")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="default: RUN/report, or report/")] = None,
     samples: Annotated[int, typer.Option(min=0, help="sample groups per run")] = 4,
+    table: Annotated[
+        bool, typer.Option("--table", help="evaluations beside the paper's numbers instead")
+    ] = False,
+    row: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=RUN", help="--table: which row of the paper a run is of"),
+    ] = None,
 ) -> None:
     """Draw the curves of runs and write one HTML page; seeds of one setup are put together."""
-    from herl_megatron.report.write import write_report
+    from herl_megatron.commands.reporting import make_report
 
     try:
-        page = write_report(runs, out=out, samples=samples)
+        page = make_report(runs or [], out=out, samples=samples, table=table, rows=row or [])
     except ValueError as error:
-        _refuse(error)
+        refuse(error)
     Console().print(f"report: {page}", highlight=False, soft_wrap=True)
 
 
 @app.command(cls=_WithKeys)
 def plan(
-    settings: _Settings,
+    settings: Settings,
     model_config: Annotated[
         Path | None, typer.Option(help="the model's config.json; default: shapes/NAME.json")
     ] = None,
@@ -289,7 +278,7 @@ def plan(
             as_json=as_json,
         )
     except ValueError as error:
-        _refuse(error)
+        refuse(error)
     raise typer.Exit(0 if fits else 1)
 
 
@@ -308,7 +297,7 @@ def doctor(
     try:
         loaded = load_config(*split_arguments(settings)) if settings else None
     except ValueError as error:
-        _refuse(error)
+        refuse(error)
     findings = look.examine(ray_address=loaded.cluster.address if loaded else "")
     if loaded is not None:
         findings += look.check_config(loaded, purpose=look.purpose_of(loaded))
@@ -321,85 +310,7 @@ def doctor(
     raise typer.Exit(0 if healthy else 1)
 
 
-config_app = typer.Typer(help="Look at configurations, and renew them.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
-
-
-@config_app.command("show")
-def config_show(
-    settings: _Settings,
-    everything: Annotated[bool, typer.Option("--all", help="defaults too")] = False,
-) -> None:
-    """Print what files and overrides come to: the keys that differ from the defaults."""
-    from herl_megatron.config.explain import show
-    from herl_megatron.config.load import load_config, split_arguments
-
-    try:
-        shown = show(load_config(*split_arguments(settings)), everything=everything)
-    except ValueError as error:
-        _refuse(error)
-    typer.echo(shown, nl=False)
-
-
-@config_app.command("explain")
-def config_explain(key: Annotated[str, typer.Argument(help="such as hindsight.gamma")]) -> None:
-    """Say what a key means, its type, default and what it decides; of a section, all its keys."""
-    from herl_megatron.config.explain import explain
-
-    try:
-        typer.echo(explain(key))
-    except ValueError as error:
-        _refuse(error)
-
-
-@config_app.command("diff")
-def config_diff(
-    one: Annotated[str, typer.Argument(help="a file, several with commas, or a run's folder")],
-    other: Annotated[str, typer.Argument(help="the same")],
-) -> None:
-    """Print the keys that differ, with both values; exit code 1 if any does."""
-    from herl_megatron.config.explain import diff, find
-
-    try:
-        lines = diff(find(one), find(other))
-    except ValueError as error:
-        _refuse(error)
-    for line in lines:
-        typer.echo(line)
-    raise typer.Exit(1 if lines else 0)
-
-
-@config_app.command("migrate")
-def config_migrate(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="of earlier versions")],
-    check: Annotated[
-        bool, typer.Option("--check", help="change nothing; exit code 1 if a file would change")
-    ] = False,
-    keep_defaults: Annotated[
-        bool, typer.Option("--keep-defaults", help="write defaults that were others then")
-    ] = False,
-) -> None:
-    """Rewrite files for the keys of today; the old text stays in FILE.before-migrate."""
-    from herl_megatron.config.migrate import plan_migrations, write_migration
-
-    try:
-        plans = plan_migrations(files, keep_defaults=keep_defaults)
-    except ValueError as error:
-        _refuse(error)
-    for plan in plans:
-        typer.echo(plan.diff, nl=False)
-        if not plan.diff:
-            typer.echo(f"{plan.path}: nothing to change")
-        for note in plan.notes:
-            typer.echo(f"{plan.path}: {note}")
-        if plan.diff and not check:
-            try:
-                write_migration(plan)
-            except OSError as error:
-                _stop(error, f"copy the file to a place of your own; {plan.path} is as it was")
-            typer.echo(f"{plan.path}: rewritten; the old text is in {plan.backup}")
-    raise typer.Exit(1 if check and any(plan.diff for plan in plans) else 0)
-
 
 _PASSED_ON = {"ignore_unknown_options": True, "allow_extra_args": True}
 
@@ -417,6 +328,8 @@ def _script(name: str, module: str, about: str, *, to: typer.Typer = app) -> Non
 _script("data", "herl_megatron.commands.data", "Turn a data set into rows to train on.")
 _script("tasks", "herl_megatron.commands.tasks", "Write a task's rows for small real models.")
 _script("pairs", "herl_megatron.commands.pairs", "Make preference pairs for DPO from rollouts.")
+_script("reproduce", "herl_megatron.commands.reproduce",
+        "Run a row of the paper's tables, from its data to its numbers.")  # fmt: skip
 _script("inspect", "herl_megatron.commands.inspect", "Browse rollouts, verdicts and revisions.")
 _script("verify", "herl_megatron.commands.verify", "Prove a conversion: hashes, tensors, logits.")
 convert = typer.Typer(help="Hugging Face folders and Megatron checkpoints.", no_args_is_help=True)
@@ -425,21 +338,6 @@ _script("to-megatron", "herl_megatron.commands.to_megatron",
         "Hugging Face folder to a Megatron checkpoint of any layout.", to=convert)  # fmt: skip
 _script("to-hf", "herl_megatron.commands.to_hf",
         "Megatron checkpoint of any layout to a Hugging Face folder.", to=convert)  # fmt: skip
-
-
-def _refuse(error: ValueError) -> NoReturn:
-    """What the user can mend, as one message; exit code 2."""
-    Console(stderr=True).print(
-        f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True
-    )
-    raise typer.Exit(2) from error
-
-
-def _stop(error: OSError, elsewhere: str) -> NoReturn:
-    """A full disk, a folder that cannot be written and their like, as one message; exit code 1."""
-    text = escape(explain(error, elsewhere=elsewhere))
-    Console(stderr=True).print(f"[bold red]stopped:[/] {text}", highlight=False, soft_wrap=True)
-    raise typer.Exit(1) from error
 
 
 def _run(
@@ -455,7 +353,7 @@ def _run(
     try:
         function(prepare(*split_arguments(settings), command=command))
     except ValueError as error:
-        _refuse(error)
+        refuse(error)
     except PausedByBudget as error:
         text = escape(str(error))
         console.print(f"[bold yellow]paused:[/] {text}", highlight=False, soft_wrap=True)
@@ -468,7 +366,7 @@ def _run(
         console.print(f"[bold red]stopped:[/] {text}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
     except OSError as error:  # a full disk, a folder that cannot be written, too many open files
-        _stop(error, "choose another run.dir")
+        stop(error, "choose another run.dir")
     except (KeyboardInterrupt, asyncio.CancelledError) as error:
         _hear_no_more()
         console.print("[bold yellow]interrupted:[/] all workers were ended")

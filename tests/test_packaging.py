@@ -165,7 +165,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_wheel_holds_the_package_and_the_command(wheel: Path) -> None:
     files = {path.relative_to(wheel).as_posix() for path in wheel.rglob("*") if path.is_file()}
-    package = {path.relative_to(ROOT).as_posix() for path in (ROOT / "herl_megatron").rglob("*.py")}
+    sources = [path for end in ("*.py", "*.csv") for path in (ROOT / "herl_megatron").rglob(end)]
+    package = {path.relative_to(ROOT).as_posix() for path in sources}
+    assert "herl_megatron/reproduce/paper.csv" in package
     assert {name for name in files if not re.match(r"herl_megatron-[^/]*/", name)} == package
     (points,) = wheel.glob("*.dist-info/entry_points.txt")
     assert "herl = herl_megatron.cli:main" in points.read_text()
@@ -176,6 +178,7 @@ def test_a_wheel_holds_the_package_and_the_command(wheel: Path) -> None:
     [
         "data",
         "pairs",
+        "reproduce",
         "inspect",
         "verify",
         "convert to-megatron",

@@ -48,7 +48,8 @@ class JudgeWork:
 
 @dataclass(frozen=True)
 class JudgePlan:
-    """step, evaluation: one of each; run: all steps and `evaluations` evaluations.
+    """step, evaluation: one of each; run: all steps and `evaluations` evaluations, None where the
+    number of steps is not known (`train.epochs` without the rows here).
 
     counted: where the numbers of criteria come from.
     paused_after: steps after which a cap pauses the run; None for none.
@@ -56,8 +57,8 @@ class JudgePlan:
 
     step: JudgeWork
     evaluation: JudgeWork
-    evaluations: int
-    run: JudgeWork
+    evaluations: int | None
+    run: JudgeWork | None
     counted: str
     paused_after: int | None
 
@@ -84,12 +85,12 @@ def plan_judge(config: Config, assumed: Assumptions) -> JudgePlan | None:
     longest = config.rollout.max_response_tokens
     step = _work(config, assumed, train or guess, longest=longest)
     step = step.times(step_responses(config, assumed))
-    evaluation, evaluations = JudgeWork(), 0
+    steps, evaluation = config.train.steps, JudgeWork()
+    evaluations = _evaluations(config, steps) if held_out is not None and steps is not None else 0
     if held_out is not None:
         responses = held_out.count * config.eval.samples_per_prompt
         longest = eval_response_tokens(config)
         evaluation = _work(config, assumed, held_out, longest=longest).times(responses)
-        evaluations = _evaluations(config)
     counted = [
         f"{key} ({rows.count} rows, {rows.criteria:.1f} criteria for the judge in a mean one)"
         if rows
@@ -102,8 +103,8 @@ def plan_judge(config: Config, assumed: Assumptions) -> JudgePlan | None:
     return JudgePlan(
         step=step,
         evaluation=evaluation,
-        evaluations=evaluations,
-        run=step.times(config.train.steps).plus(evaluation.times(evaluations)),
+        evaluations=None if steps is None else evaluations,
+        run=None if steps is None else step.times(steps).plus(evaluation.times(evaluations)),
         counted="; ".join(counted),
         paused_after=_paused_after(config, step, evaluation),
     )
@@ -128,15 +129,16 @@ def _work(config: Config, assumed: Assumptions, rows: _Rows, *, longest: int) ->
     return JudgeWork(rows.calls, tokens_in, tokens_out, cost).times(judge.samples)
 
 
-def _evaluations(config: Config) -> int:
+def _evaluations(config: Config, steps: int) -> int:
     """Before the first step, every `train.eval_every` within the run, after the last."""
-    steps, every = config.train.steps, config.train.eval_every
+    every = config.train.eval_every
     within = (steps - 1) // every if every and steps else 0
     return 1 + within + (steps > 0)
 
 
 def _paused_after(config: Config, step: JudgeWork, evaluation: JudgeWork) -> int | None:
-    """The first evaluation, then steps with their share of the evaluations between them."""
+    """The first evaluation, then steps with their share of the evaluations between them; within a
+    run of a length that is not known, any number of steps."""
     train, judge = config.train, config.judge
     share = 1 / train.eval_every if train.eval_every else 0.0
     each = step.plus(evaluation.times(share))
@@ -148,7 +150,7 @@ def _paused_after(config: Config, step: JudgeWork, evaluation: JudgeWork) -> int
         )
         if cap and of_step
     ]
-    return min((end for end in ends if end < train.steps), default=None)
+    return min((end for end in ends if train.steps is None or end < train.steps), default=None)
 
 
 def _count(paths: Sequence[str]) -> _Rows | None:

@@ -61,7 +61,7 @@ class Picture:
 
 
 def is_report(page: str) -> bool:
-    """Whether a page was made by `build_page`."""
+    """Whether a page was made by `document`."""
     return f"<title>{_TITLE} " in page
 
 
@@ -90,11 +90,16 @@ def build_page(
         *_checks(checks),
         *_samples(samples),
     ]
+    return document(f"{len(runs)} runs", body)
+
+
+def document(title: str, body: Sequence[Html]) -> str:
+    """A whole page of herl's, which `is_report` knows again. title: of the window."""
     head = [
         Html('<meta charset="utf-8">'),
         Html(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
         Html('<meta name="viewport" content="width=device-width">'),
-        tag("title", text(f"{_TITLE} {len(runs)} runs")),
+        tag("title", text(f"{_TITLE} {title}")),
         tag("style", Html(_CSS)),
     ]
     page = tag("html", tag("head", *head), tag("body", *body), lang="en")

@@ -27,7 +27,8 @@ from herl_megatron.report.samples import sample
 from herl_megatron.report.tables import check_lines
 
 _MAX_TIME_ROWS = 12
-_PAGE = "report.html"
+PAGE = "report.html"
+"""Name of the page in the folder of a report."""
 
 
 def write_report(folders: Sequence[Path], *, out: Path | None = None, samples: int = 4) -> Path:
@@ -50,7 +51,7 @@ def write_report(folders: Sequence[Path], *, out: Path | None = None, samples: i
     groups = group_runs([with_derived(run, stats[run.path]) for run in raw])
     out = out or (folders[0] / "report" if len(folders) == 1 else Path("report"))
     pictures = _pictures(groups)
-    _check_replaceable(out, [f"{picture.name}.png" for picture in pictures])
+    require_replaceable(out, [f"{picture.name}.png" for picture in pictures])
     out.mkdir(parents=True, exist_ok=True)
     for picture in pictures:
         (out / f"{picture.name}.png").write_bytes(picture.png)
@@ -64,19 +65,25 @@ def write_report(folders: Sequence[Path], *, out: Path | None = None, samples: i
             for run in group.runs
         ],
     )
-    path = out / _PAGE
+    path = out / PAGE
     path.write_text(page, encoding="utf-8")
     return path
 
 
-def _check_replaceable(out: Path, pictures: Sequence[str]) -> None:
-    """Only an earlier report is replaced: its page says that it is one, its pictures lie there."""
+def require_replaceable(out: Path, pictures: Sequence[str]) -> None:
+    """Only an earlier report is replaced: its page says that it is one, its pictures lie there.
+
+    pictures: what is written beside the page.
+
+    Raises:
+        ValueError: something else is there.
+    """
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; name a folder")
-    page = out / _PAGE
+    page = out / PAGE
     if page.is_file() and is_report(page.read_text(encoding="utf-8", errors="replace")):
         return
-    if there := [name for name in (_PAGE, *pictures) if os.path.lexists(out / name)]:
+    if there := [name for name in (PAGE, *pictures) if os.path.lexists(out / name)]:
         raise ValueError(
             f"{out / there[0]} is there already and is no report of herl; name another folder with"
             " --out"

@@ -21,7 +21,7 @@ CHAPTERS = {
     "Start": ("quickstart", "real_model", "status", "results"),
     "Method": ("algorithm", "scoring", "data", "evaluation", "tokens"),
     "Use": ("commands", "configuration", "python", "watching", "metrics"),
-    "Large runs": ("scaling", "planning", "fault_tolerance"),
+    "Large runs": ("scaling", "planning", "fault_tolerance", "reproduce"),
     "Mend and change": (
         "troubleshooting",
         "debugging",

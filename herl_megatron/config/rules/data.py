@@ -30,6 +30,10 @@ SUPPORTED_MODELS = {
 }
 """`model_type` -> the class that writes texts, of the families that `models.known_families` has (a
 test keeps the two equal)."""
+_MADE_BY = {
+    "sft.data": " (`herl data sft` makes one)",
+    "dpo.data": " (`herl data pairs` makes one)",
+}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
@@ -45,7 +49,7 @@ def file_problems(config: Config, purpose: Purpose) -> Iterator[str]:
     }
     key, values = needed[purpose]
     if values in ((), ("",)):
-        yield f"{key} is empty; `herl {purpose}` needs a file of rows there"
+        yield f"{key} is empty; `herl {purpose}` needs a file of rows there{_MADE_BY.get(key, '')}"
     else:
         yield from _row_file_problems(key, values)
     if purpose in TRAINS and samples(config, purpose=purpose):

@@ -56,7 +56,7 @@ def _engines(config: Config) -> Iterator[str]:
 
 
 def _temperature(config: Config) -> Iterator[str]:
-    if config.train.steps and config.rollout.temperature == 0:
+    if config.train.steps != 0 and config.rollout.temperature == 0:
         yield (
             "rollout.temperature is 0, so all rollouts of a group are equal, the policy that is"
             " trained (logits divided by the temperature) has no log-probs, and nothing is"

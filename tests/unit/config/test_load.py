@@ -112,13 +112,13 @@ def test_unknown_key_without_a_near_one_lists_the_section(minimal: Path) -> None
     ("override", "expected"),
     [
         ("train.steps=ten", "train.steps: 'ten' is not allowed: input should be a valid integer"
-         " (expected int)"),
+         " (expected int | null)"),
         ("train.steps=1.5", "train.steps: 1.5 is not allowed: input should be a valid integer"
-         " (expected int)"),
+         " (expected int | null)"),
         ("train.steps=true", "train.steps: True is not allowed: input should be a valid integer"
-         " (expected int)"),
+         " (expected int | null)"),
         ("train.steps='3'", "train.steps: '3' is not allowed: input should be a valid integer"
-         " (expected int)"),
+         " (expected int | null)"),
         ("run.name=12", "run.name: 12 is not allowed: input should be a valid string"
          " (expected str); quote it to make it text"),
         ("optimizer.lr=0", "optimizer.lr: 0 is not allowed: input should be greater than 0"
