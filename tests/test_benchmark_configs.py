@@ -14,6 +14,7 @@ from herl_megatron.config.load import load_config
 from herl_megatron.config.longest import longest_tokens
 from herl_megatron.config.machine import Machine
 from herl_megatron.config.validate import validate
+from herl_megatron.data.sources.catalog import SOURCES
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "configs/benchmarks"
@@ -49,7 +50,12 @@ def test_composes_to_an_evaluation(path: Path, place: Path) -> None:
                                  "megatron.precision=fp32"])  # fmt: skip
     assert config.run.name == f"qwen2.5_7b_8gpu_{name}" and not config.run.resume
     (rows,) = config.data.eval_files
-    (folder,) = re.findall(r"^# Data: herl data .* --out (\S+)$", path.read_text(), re.M)
+    ((source, folder),) = re.findall(
+        r"^# Data: herl data (\w+) --input \S+(?: --benchmark)? --out (\S+)$",
+        path.read_text(),
+        re.M,
+    )
+    assert source in SOURCES and name.startswith(source)
     assert rows == f"{folder}/eval.jsonl" == f"data/{name}/eval.jsonl"
     assert (config.eval.temperature, config.eval.top_p) == (0.6, 1.0)
     limit = LIMITS.get(name, 4096)

@@ -159,12 +159,13 @@ def test_groups_and_responses_come_back_in_order(pool: CountedPool) -> None:
 def test_strict_and_loose_scores_come_from_the_same_workers(pool: CountedPool) -> None:
     """Two words at least and no comma; without its first line the text has none."""
 
-    async def both() -> list[list[Any]]:
+    async def both() -> tuple[list[Any], ...]:
         group = (words(2), ["Sure, here:\nan owl"])
         return await asyncio.gather(
-            pool.pool.score_group(*group), pool.pool.score_loosely(*group),
             pool.pool.score_group(*group),
-        )  # fmt: skip
+            pool.pool.score_loosely(*group),
+            pool.pool.score_group(*group),
+        )
 
     assert [scores[0].reward for scores in asyncio.run(both())] == [0.5, 1.0, 0.5]
 
