@@ -110,7 +110,7 @@ def test_names_are_known_in_one_place() -> None:
 @pytest.mark.parametrize(
     ("bad", "said", "good"),
     [
-        ({"replace": "append"}, "replace_top_n 1 would leave out some of up to 4",
+        ({"replace": "append", "replace_top_n": 3}, "replace_top_n 3 would leave out",
          {"replace": "append", "replace_top_n": 4}),
         ({}, "set replace_top_n to null", {"replace_top_n": None}),
         # Both of two experiences twice is as many as there are places.
