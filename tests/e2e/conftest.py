@@ -196,6 +196,7 @@ def herl(tmp_path: Path, toy: Path, request: pytest.FixtureRequest) -> Iterator[
 def forked_herl(
     tmp_path: Path, toy: Path, fork_server: list[str], request: pytest.FixtureRequest
 ) -> Iterator[Start]:
-    """The same where the driver's own process is not what is looked at: it has imported already."""
-    with starting(tmp_path, request.node.name, fork_server) as start:
+    """The same where the driver's own process is not what is looked at: it has imported already.
+    Of two runs that are compared one is `herl`'s: see fork_server.py."""
+    with starting(tmp_path, f"forked-{request.node.name}", fork_server) as start:
         yield start

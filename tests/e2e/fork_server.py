@@ -7,6 +7,9 @@
 environment and its output, ends with its exit code, and ends it when it is killed. What is saved is
 a third of the CPU time in which a driver starts. Ray, engines and ranks below it are started as
 ever; whoever looks at the driver's own process (its signals, its environment) takes the real one.
+
+All of one server have the same seed of `hash`, so that an order which depends on it would be the
+same in all: of two runs that have to be equal one is started as ever.
 """
 
 from __future__ import annotations
@@ -20,14 +23,14 @@ import signal
 import socket
 import sys
 import threading
+from contextlib import suppress
 from typing import Any
 
 _STANDARD = 3  # file descriptors: input, output, errors
 
 
-def serve(path: str) -> dict[str, Any] | None:
-    """Fork for each request; returns the request in the process that has to answer it, None in the
-    server, at the end of its standard input."""
+def serve(path: str) -> dict[str, Any]:
+    """Fork for each request; returns it in the process that has to answer it, and there alone."""
     import transformers
     from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config
 
@@ -86,7 +89,8 @@ def _watch(connection: socket.socket) -> dict[str, Any]:
 
     threading.Thread(target=kill_when_unheard, daemon=True).start()
     _, status = os.waitpid(child, 0)
-    connection.send(os.waitstatus_to_exitcode(status).to_bytes(2, "big", signed=True))
+    with suppress(OSError):  # nobody is there who asked
+        connection.send(os.waitstatus_to_exitcode(status).to_bytes(2, "big", signed=True))
     os._exit(0)
 
 
@@ -121,5 +125,4 @@ def _run(path: str, module: str, arguments: list[str]) -> int:
 if __name__ == "__main__":
     if sys.argv[1] == "run":
         sys.exit(_run(sys.argv[2], sys.argv[3], sys.argv[4:]))
-    if (asked := serve(sys.argv[2])) is not None:
-        _become(asked)
+    _become(serve(sys.argv[2]))

@@ -22,12 +22,12 @@ def logged(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_rollouts_and_learning_alone_are_those_of_the_loop(
-    forked_herl: Start, small: list[str]
+    herl: Start, forked_herl: Start, small: list[str]
 ) -> None:
     """One step of HeRL that keeps its groups: the rollouts alone write the same lines, learning
     alone gives the same loss and the same policy bit for bit, though neither has the other half."""
     common = [*small, "data.eval=", "train.eval_every=0", "train.steps=1", "rollout.dtype=fp32"]
-    whole = forked_herl("train", "quickstart_cpu.yaml", *common, "train.keep_groups=true")
+    whole = herl("train", "quickstart_cpu.yaml", *common, "train.keep_groups=true")
     code, output = whole.wait()
     assert code == 0, output
     runs = whole.folder.parent

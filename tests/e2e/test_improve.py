@@ -21,12 +21,12 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def test_improve_adds_up_and_goes_on_where_it_was_stopped(
-    forked_herl: Start, small: list[str]
+    herl: Start, forked_herl: Start, small: list[str]
 ) -> None:
     """The numbers are those of the written trajectories, counted here; after losing some of them,
     and half a line, the same command with `run.resume` ends with the same numbers and files."""
     arguments = ("improve", "quickstart_cpu.yaml", *small, "improve.rounds=2")
-    run = forked_herl(*arguments)
+    run = herl(*arguments)
     code, output = run.wait()
     assert code == 0, output
     assert run.leftovers() == []

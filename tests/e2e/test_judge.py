@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -67,12 +68,10 @@ class Quiet:
 
 
 @pytest.fixture(scope="module")
-def quiet(
-    mixed: list[str], fork_server: list[str], tmp_path_factory: pytest.TempPathFactory
-) -> Quiet:
+def quiet(mixed: list[str], tmp_path_factory: pytest.TempPathFactory) -> Quiet:
     """What the others are compared with."""
     folder = tmp_path_factory.mktemp("quiet")
-    with fake_judge() as judge, starting(folder, "quiet", fork_server) as start:
+    with fake_judge() as judge, starting(folder, "quiet", [sys.executable, "-m"]) as start:
         run = start("train", "quickstart_cpu.yaml", *mixed, f"judge.base_url={judge.url}")
         code, output = run.wait()
         assert code == 0, output

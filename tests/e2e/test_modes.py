@@ -92,13 +92,13 @@ def test_partial_rollouts(forked_herl: Start, toy: Path, small: list[str], tmp_p
     assert steps[-1]["rollout/carried_groups"] == 0
 
 
-def test_one_step_off_and_its_resume(forked_herl: Start, small: list[str]) -> None:
+def test_one_step_off_and_its_resume(herl: Start, forked_herl: Start, small: list[str]) -> None:
     """Ends at step 4 and goes on to 6 as a run of 6 steps would have; all of it is reproducible."""
     settings = [
         *small, "rollout.mode=one_step_off", "algorithm.mismatch_weight=true",
         "train.eval_every=2", "checkpoint.every=2", "checkpoint.keep=9", "parity.every=1",
     ]  # fmt: skip
-    whole = forked_herl("train", "quickstart_cpu.yaml", *settings, f"train.steps={STEPS}")
+    whole = herl("train", "quickstart_cpu.yaml", *settings, f"train.steps={STEPS}")
     code, output = whole.wait()
     assert code == 0, output
     assert whole.leftovers() == []

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from vllm.outputs import RequestOutput
 from vllm.platforms import current_platform
 from vllm.v1.engine.llm_engine import LLMEngine
+from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 
 from herl_megatron.rollout.vllm.tp_workers import lost_workers
 
@@ -100,7 +101,7 @@ class EngineThread:
         self._end(reason)
         # A process that exits without `close` must find this thread idle, not tearing vLLM down.
         self._closing.wait()
-        with _imports_stay_frozen():
+        with _imports_stay_frozen(engine):
             engine.engine_core.shutdown()
 
     def _serve(self, engine: LLMEngine) -> None:
@@ -147,11 +148,12 @@ class EngineThread:
 
 
 @contextmanager
-def _imports_stay_frozen() -> Iterator[None]:
-    """On a CPU, where an engine's end frees no GPU's memory, the collector is not to look at all
-    that was ever imported: vLLM has it do so several times, a second of CPU time."""
+def _imports_stay_frozen(engine: LLMEngine) -> Iterator[None]:
+    """On a CPU, where the end of an engine of one process frees no GPU's memory and no queue, the
+    collector is not to look at all that was ever imported: vLLM has it do so several times, a
+    second of CPU time."""
     unfreeze = gc.unfreeze
-    if current_platform.is_cpu():
+    if current_platform.is_cpu() and not isinstance(engine.model_executor, MultiprocExecutor):
         gc.unfreeze = lambda: None
     try:
         yield
