@@ -10,7 +10,7 @@
 what `herl score` wrote, with the rows that it scored in --rows. All samples of one prompt compete;
 one without a score is never used, nor one that the length limit cut.
 
---min-reward leaves out what the rubric gives less. ReferenceAnswer answers are scored for it first, as by
+--min-reward leaves out what the rubric gives less. Reference answers are scored for it first, as by
 `herl score`, into OUT.references.jsonl and OUT.scores.jsonl; started again it goes on there, and
 another --min-reward scores nothing anew. --scores takes a file that was scored before.
 """

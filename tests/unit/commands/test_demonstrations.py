@@ -13,6 +13,7 @@ from herl_megatron.commands.data import main
 from herl_megatron.data.preference_pairs import load_pairs
 from herl_megatron.data.prompt_source import load_sft_rows
 from herl_megatron.types import Message
+from tests.fake_judge import fake_judge
 
 NO_COMMA = {"criteria": [{"id": "a", "kind": "rule", "check": "ifeval/punctuation:no_comma"}]}
 
@@ -104,6 +105,28 @@ def test_references_are_scored_once_and_filtered_by_their_reward(
     scores.write_text("".join(f"{line}\n" for line in lines[:2]))  # one was never scored
     assert main([*taken, "--out", str(other), "--overwrite"]) == 0
     assert counts(capsys.readouterr().out)["unscored"] == 1
+
+
+def test_references_of_judged_rows_ask_the_judge_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    statement = 'The response contains the word "doctor".'
+    rubric = {"criteria": [{"id": "j", "kind": "judge", "description": statement}]}
+    answers = {"a": "Ask a doctor.", "b": "Wait."}
+    refs = write(
+        tmp_path / "refs.jsonl",
+        *(row(k, f"{k}?", v) | {"rubric": rubric} for k, v in answers.items()),
+    )
+    out = str(tmp_path / "sft.jsonl")
+    with fake_judge() as judge:
+        given = ["sft", "--references", str(refs), "--out", out, "--min-reward", "1", "--overwrite",
+                 "--judge", judge.url, "--judge-model", "m", "--judge-set", "cache="]  # fmt: skip
+        assert main(given) == 0
+        asked = len(judge.requests)
+        assert counts(capsys.readouterr().out) == {"rows": 1, "below the reward": 1}
+        assert main(given) == 0
+        assert asked > 0 and judge.requests[asked:] == []
+    assert [one.messages[-1].content for one in load_sft_rows(out)] == ["Ask a doctor."]
 
 
 GROUPS = (
