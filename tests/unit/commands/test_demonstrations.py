@@ -165,6 +165,23 @@ def test_the_best_own_answer_to_each_prompt(
     assert [one.messages[-1].content for one in load_sft_rows(str(out))] == ["revised"]
 
 
+def test_held_out_samples_are_no_rows_to_train_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A training run that ended before its first step has evaluated; `herl eval` samples what it
+    was given."""
+    rollouts = tmp_path / "run" / "rollouts"
+    rollouts.mkdir(parents=True)
+    write(rollouts / "eval_000000.jsonl", group("E?", (1.0, "held out")))
+    out = tmp_path / "sft.jsonl"
+    given = ["sft", "--best-of", str(tmp_path / "run"), "--out", str(out)]
+    assert main(given) == 2
+    assert "run with rollouts/step_*.jsonl or, of `herl eval`" in capsys.readouterr().err
+    write(rollouts / "eval.jsonl", group("A?", (1.0, "sampled")))
+    assert main(given) == 0
+    assert [one.messages[-1].content for one in load_sft_rows(str(out))] == ["sampled"]
+
+
 def scored_rows(folder: Path) -> tuple[Path, Path]:
     """Two prompts; of `herl score` the lines that the commands read."""
     rows = write(
