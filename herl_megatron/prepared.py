@@ -77,11 +77,11 @@ def prepare(
     """Read YAML files, which merge left to right, and overrides such as `train.steps=10`; resolve
     what stands for other keys (`hindsight.reference_compat`), for a folder (a model's name on the
     Hugging Face Hub), for a day (`data.template_date`) or for steps (`train.epochs`, by the number
-    of rows), and check every key: alone, with the
-    others, with the model's config.json and with this machine. What is in files of rows, prompts
-    and own code is looked at when the command begins, before it starts a process; a hindsight
-    method and a rollout function of one's own are asked here already. Starts no process and writes
-    nothing but a model that has to be fetched, into the cache of Hugging Face.
+    of rows), and check every key: alone, with the others, with the model's config.json and with
+    this machine. What else is in files of rows, prompts and own code is looked at when the command
+    begins, before it starts a process; a hindsight method and a rollout function of one's own are
+    asked here already. Starts no process and writes nothing but a model that has to be fetched,
+    into the cache of Hugging Face.
 
     files: may be empty where the overrides say enough, as for `score`.
 

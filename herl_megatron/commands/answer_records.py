@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ from herl_megatron.files.os_errors import absent
 from herl_megatron.files.strict_json import check_values, not_utf8, open_lines, parse_json
 from herl_megatron.report.records import Record, read_records
 
+_HELD_OUT = re.compile(r"eval_\d+\.jsonl").fullmatch
+"""Evaluations of a training run, by step."""
+
 
 def files_of(sources: Sequence[Path]) -> list[Path]:
-    """Files of answers: those named, and the rollouts of the runs named: of all training steps, or,
-    where there is none (`herl eval`), of all evaluations.
+    """Files of answers: those named, and of the runs named the rollouts of all training steps, or
+    what `herl eval` sampled. Evaluations within a training run are held out and never taken.
 
     Raises:
         ValueError: neither a file nor a run with rollouts.
@@ -25,11 +29,13 @@ def files_of(sources: Sequence[Path]) -> list[Path]:
             files.append(source)
             continue
         rollouts = source / "rollouts"
-        found = sorted(rollouts.glob("step_*.jsonl")) or sorted(rollouts.glob("eval*.jsonl"))
+        found = sorted(rollouts.glob("step_*.jsonl")) or [
+            path for path in sorted(rollouts.glob("eval*.jsonl")) if not _HELD_OUT(path.name)
+        ]
         if not found:
             raise ValueError(
-                f"{source} is no rollout file and no run with rollouts/step_*.jsonl or"
-                " rollouts/eval*.jsonl"
+                f"{source} is no rollout file and no run with rollouts/step_*.jsonl or, of"
+                " `herl eval`, rollouts/eval.jsonl"
             )
         files += found
     return files

@@ -87,7 +87,9 @@ def _pairs(args: argparse.Namespace) -> tuple[list[dict[str, Any]], WhatBecame]:
     if args.scores is not None and args.margin is None:
         raise ValueError("--scores changes nothing without --margin")
     own = by_prompt(read_answers(files_of(args.sources), rows=args.rows), revisions=False)
-    found = {prompt_text(vars(m) for m in p.messages): p for p in _references(args, counts)}
+    # How many of all rows have no reference is no news: most may never have been sampled.
+    rows = load_references(args.references, WhatBecame())
+    found = {prompt_text(vars(m) for m in prompt.messages): prompt for prompt in rows}
     asked = [(one, found.get(prompt_text(one.record["messages"]))) for one in own]
     references = _rewarded(args, [prompt for _, prompt in asked if prompt is not None])
     return list(_against_references(asked, references, args.margin, counts)), counts
@@ -110,12 +112,6 @@ def best_and_worst(
         seen.add(key)
         counts[_MADE] += 1
         yield _row(where, record, *found)  # runs of one name, other folders: other ids
-
-
-def _references(args: argparse.Namespace, counts: Counter[str]) -> list[Prompt]:
-    """Of all rows; how many have none is no news here, where most were never sampled."""
-    ignored: Counter[str] = Counter()
-    return load_references(args.references, ignored)
 
 
 def _rewarded(args: argparse.Namespace, prompts: Sequence[Prompt]) -> dict[str, ReferenceAnswer]:

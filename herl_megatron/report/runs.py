@@ -75,8 +75,9 @@ class ReportedRun:
 
     @property
     def planned_steps(self) -> int:
-        """Steps that the configuration asks for; rounds of `herl improve`."""
-        return int(self.settings[_PLANNED.get(self.kind, "train.steps")])
+        """Steps that the configuration asks for; rounds of `herl improve`. 0 where it names epochs,
+        which only the command that goes through them counts (`herl eval` does not)."""
+        return int(self.settings[_PLANNED.get(self.kind, "train.steps")] or 0)
 
     def rollout_files(self) -> list[tuple[int, Path]]:
         """Rollouts of the training steps, in order."""

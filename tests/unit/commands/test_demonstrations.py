@@ -13,6 +13,7 @@ from herl_megatron.commands.data import main
 from herl_megatron.data.preference_pairs import load_pairs
 from herl_megatron.data.prompt_source import load_sft_rows
 from herl_megatron.types import Message
+from tests.fake_judge import fake_judge
 
 NO_COMMA = {"criteria": [{"id": "a", "kind": "rule", "check": "ifeval/punctuation:no_comma"}]}
 
@@ -106,6 +107,28 @@ def test_references_are_scored_once_and_filtered_by_their_reward(
     assert counts(capsys.readouterr().out)["unscored"] == 1
 
 
+def test_references_of_judged_rows_ask_the_judge_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    statement = 'The response contains the word "doctor".'
+    rubric = {"criteria": [{"id": "j", "kind": "judge", "description": statement}]}
+    answers = {"a": "Ask a doctor.", "b": "Wait."}
+    refs = write(
+        tmp_path / "refs.jsonl",
+        *(row(k, f"{k}?", v) | {"rubric": rubric} for k, v in answers.items()),
+    )
+    out = str(tmp_path / "sft.jsonl")
+    with fake_judge() as judge:
+        given = ["sft", "--references", str(refs), "--out", out, "--min-reward", "1", "--overwrite",
+                 "--judge", judge.url, "--judge-model", "m", "--judge-set", "cache="]  # fmt: skip
+        assert main(given) == 0
+        asked = len(judge.requests)
+        assert counts(capsys.readouterr().out) == {"rows": 1, "below the reward": 1}
+        assert main(given) == 0
+        assert asked > 0 and judge.requests[asked:] == []
+    assert [one.messages[-1].content for one in load_sft_rows(out)] == ["Ask a doctor."]
+
+
 GROUPS = (
     group("A?", (0.5, "half"), (None, "unscored"), (0.8, "best"), (0.8, "also best"),
           (1.0, "cut", "length"), revisions=[(0.9, "revised")]),
@@ -140,6 +163,23 @@ def test_the_best_own_answer_to_each_prompt(
     assert main([*given, "--min-reward", "0.95"]) == 2
     assert "no answer makes a row (below the reward: 2" in capsys.readouterr().err
     assert [one.messages[-1].content for one in load_sft_rows(str(out))] == ["revised"]
+
+
+def test_held_out_samples_are_no_rows_to_train_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A training run that ended before its first step has evaluated; `herl eval` samples what it
+    was given."""
+    rollouts = tmp_path / "run" / "rollouts"
+    rollouts.mkdir(parents=True)
+    write(rollouts / "eval_000000.jsonl", group("E?", (1.0, "held out")))
+    out = tmp_path / "sft.jsonl"
+    given = ["sft", "--best-of", str(tmp_path / "run"), "--out", str(out)]
+    assert main(given) == 2
+    assert "run with rollouts/step_*.jsonl or, of `herl eval`" in capsys.readouterr().err
+    write(rollouts / "eval.jsonl", group("A?", (1.0, "sampled")))
+    assert main(given) == 0
+    assert [one.messages[-1].content for one in load_sft_rows(str(out))] == ["sampled"]
 
 
 def scored_rows(folder: Path) -> tuple[Path, Path]:

@@ -54,6 +54,16 @@ def test_what_herl_eval_leaves_is_an_evaluation(tmp_path: Path) -> None:
     assert (run.kind, run.steps) == ("eval", 0)
 
 
+def test_an_evaluation_of_a_configuration_with_epochs_plans_no_steps(tmp_path: Path) -> None:
+    """`herl eval` does not count the rows to train on."""
+    path = make_run(tmp_path, seed=0, lines=[{"step": 0, "eval/reward": 0.1}])
+    text = (path / "config.yaml").read_text()
+    assert text.count("\n  steps: 2\n  epochs: null\n") == 1
+    (path / "config.yaml").write_text(text.replace("  steps: 2\n  epochs: null", "  epochs: 6.0"))
+    run = read_run(path)
+    assert (run.kind, run.planned_steps, run.settings["train.steps"]) == ("eval", 0, None)
+
+
 @pytest.mark.parametrize(
     ("metric", "kind", "planned"),
     [

@@ -146,7 +146,7 @@ def test_missing_nltk_data_is_unverifiable_for_every_response(
 def test_checks_import_nothing_heavy() -> None:
     code = (
         "import sys, herl_megatron.rubrics.checks\n"
-        "heavy = ('nltk', 'langdetect', 'syllapy', 'emoji', 'torch')\n"
+        "heavy = ('nltk', 'langdetect', 'syllapy', 'emoji', 'math_verify', 'torch')\n"
         "print([name for name in heavy if name in sys.modules])"
     )
     root = Path(__file__).parents[3]

@@ -205,6 +205,7 @@ def test_slow_libraries_are_loaded_outside_of_the_limit() -> None:
         ("langdetect", "ifeval/language:response_language", {"language": "en"}),
         ("syllapy", "ifbench/words:odd_even_syllables", {}),
         ("emoji", "ifbench/format:emoji", {}),
+        ("math_verify", "math/answer", {"answer": "2"}),
         ("nltk", "ifeval/change_case:capital_word_frequency",
          {"capital_frequency": 2, "capital_relation": "at least"}),
     ],
