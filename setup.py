@@ -25,6 +25,7 @@ BASE = [
     "huggingface_hub>=2.0,<3",
     "Jinja2>=3.1,<4",
     "langdetect>=1.0.9,<2",
+    "math-verify>=0.9,<1",
     "matplotlib>=3.8,<4",
     "megatron-core==0.16.1",  # megatron/ is written for its inside
     "nltk>=3.9.1,<4",

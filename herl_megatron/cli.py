@@ -195,28 +195,14 @@ class _Score:
 def score(given: _Score) -> None:
     """Score responses that are already there; started again it goes on where it was stopped."""
     from herl_megatron import api
-    from herl_megatron.commands.score.job import top_reasons
-    from herl_megatron.commands.tables import score_table
-    from herl_megatron.config.load import override
+    from herl_megatron.commands.benchmark_tables import print_scores
+    from herl_megatron.commands.score.options import scoring_overrides
 
     setup_logging()
     progress = Console(stderr=True)
-    overrides = [
-        override("scoring.check_timeout_s", given.check_timeout),
-        override("scoring.check_memory_bytes", given.check_memory),
-        override("scoring.check_modules", given.check_module or []),
-        override("scoring.answer_after", given.answer_after),
-        override("judge.base_url", given.judge),
-        override("judge.model", given.judge_model),
-        override("judge.grader_prompt", given.grader_prompt),
-        *(f"judge.{setting}" for setting in given.judge_set or []),
-    ]
-    if given.workers is not None:
-        overrides.append(override("scoring.workers", given.workers))
     try:
-        result = api.score(
-            api.prepare((), overrides, command="score"), given.rows, given.out, mode=given.mode
-        )
+        config = api.prepare((), scoring_overrides(given), command="score")
+        result = api.score(config, given.rows, given.out, mode=given.mode)
     except ValueError as error:
         refuse(error)
     except RuntimeError as error:  # JudgeError: the judge stayed away
@@ -229,12 +215,7 @@ def score(given: _Score) -> None:
         _hear_no_more()
         progress.print(f"[bold yellow]interrupted:[/] the same command goes on from {given.out}")
         raise typer.Exit(_INTERRUPTED) from error
-    console = Console()
-    console.print(score_table(result.totals, width=console.width))
-    for reason in top_reasons(result.totals, 5):
-        console.print(escape(reason), highlight=False, soft_wrap=True)
-    written = f"verdicts: {result.verdicts}\ntotals: {result.summary}"
-    console.print(written, highlight=False, soft_wrap=True)
+    print_scores(result, Console())
 
 
 @app.command()

@@ -19,10 +19,12 @@ from herl_megatron.config.hub import (
 )
 from herl_megatron.config.load import ConfigError, load_config
 from herl_megatron.config.paths import run_path
+from herl_megatron.config.purpose import Purpose
 from herl_megatron.config.reference_compat import effective_config
 from herl_megatron.config.rules.scoring import judge_problems
 from herl_megatron.config.schema import Config
 from herl_megatron.data.chat_template import reads_date
+from herl_megatron.data.epochs import in_steps
 
 Command = Literal["train", "sft", "dpo", "eval", "improve", "score"]
 """What a configuration can be prepared for: `herl COMMAND`."""
@@ -74,7 +76,8 @@ def prepare(
 ) -> PreparedConfig:
     """Read YAML files, which merge left to right, and overrides such as `train.steps=10`; resolve
     what stands for other keys (`hindsight.reference_compat`), for a folder (a model's name on the
-    Hugging Face Hub) or for a day (`data.template_date`), and check every key: alone, with the
+    Hugging Face Hub), for a day (`data.template_date`) or for steps (`train.epochs`, by the number
+    of rows), and check every key: alone, with the
     others, with the model's config.json and with this machine. What is in files of rows, prompts
     and own code is looked at when the command begins, before it starts a process; a hindsight
     method and a rollout function of one's own are asked here already. Starts no process and writes
@@ -122,7 +125,7 @@ def check(config: Config, *, command: Command, fetch: bool = True) -> PreparedCo
     elif config.model.hub and not lies_in(config.model):
         resolved = _with_model(resolved, path=config.model.path, hub="")
     validate(resolved, purpose=command, further=method_problems(resolved, command))
-    return PreparedConfig.of(_dated(resolved, run), command)
+    return PreparedConfig.of(_in_steps(_dated(resolved, run), command), command)
 
 
 def method_problems(config: Config, command: Command) -> list[str]:
@@ -150,6 +153,13 @@ def method_problems(config: Config, command: Command) -> list[str]:
             " with that function's; use method 'revise', or take one of them out"
         )
     return problems
+
+
+def _in_steps(config: Config, command: Purpose) -> Config:
+    try:
+        return in_steps(config, command)
+    except ValueError as error:
+        raise ConfigError([str(error)]) from error
 
 
 def _dated(config: Config, run: Path | None) -> Config:

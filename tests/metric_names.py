@@ -150,6 +150,7 @@ def expansions() -> dict[str, set[str]]:
             for family in ("reward", "eval")
             for of in ("check", "credit", "source")
         },
+        "eval/benchmark/{}": {"eval/benchmark/NAME"},
     }
 
 
@@ -173,6 +174,7 @@ def undocumented(names: Iterable[str]) -> set[str]:
     """Logged names that the page does not explain."""
     known = from_page()
     plain = {
-        re.sub(r"^((?:reward|eval)/(?:check|credit|source))/.*", r"\1/NAME", name) for name in names
+        re.sub(r"^((?:reward|eval)/(?:check|credit|source|benchmark))/.*", r"\1/NAME", name)
+        for name in names
     }
     return plain - known - {"step"}

@@ -108,6 +108,27 @@ def test_plans_on_the_machines_that_it_names(path: Path) -> None:
     assert plan.fits, f"{plan.worst.worst} of {plan.gpu_bytes}"
 
 
+@pytest.mark.parametrize("task", ["if", "medical"])
+@pytest.mark.parametrize("preset", ["herl", "released", "paper"])
+def test_a_preset_on_top_of_a_task_breaks_no_rule(preset: str, task: str) -> None:
+    parts = ("models/qwen3_4b", f"tasks/{task}", "scale/8gpu", f"presets/{preset}")
+    config = load_config([ROOT / f"configs/{part}.yaml" for part in parts])
+    cluster = choose_cluster(config, "h100-80", gpus_per_node=8, host_gib=0)
+    assert cluster is not None
+    plan = make_plan(
+        config,
+        find_shape(config, near=ROOT / "configs/models/qwen3_4b.yaml"),
+        cluster=cluster,
+        assumed=Assumptions(),
+        ranks=stage_bytes(config.model.path, config.megatron.model_dump_json()),
+    )
+    assert plan.problems == ()
+    kl_coef = {"if": 0.0, "medical": 0.001}[task]
+    assert (config.hindsight.prompt_style == "rubric", config.algorithm.kl_coef) == (
+        task == "medical", kl_coef
+    )  # fmt: skip
+
+
 @cache
 def stage_bytes(model: str, megatron: str) -> tuple[RankBytes, ...]:
     """Of the stages' first ranks; many files share a layout."""

@@ -27,6 +27,7 @@ import torch
 import yaml
 from transformers import AutoConfig
 
+from herl_megatron.commands.answer_records import read_rewards
 from herl_megatron.commands.dpo import DpoTask, PairRows
 from herl_megatron.config.load import load_config
 from herl_megatron.config.machine import Machine
@@ -39,6 +40,7 @@ from herl_megatron.data.fingerprints import fingerprints
 from herl_megatron.data.preference_pairs import load_pairs
 from herl_megatron.data.prompt_source import check_prompt_lengths, load_prompts, load_sft_rows
 from herl_megatron.data.responses import load_responses
+from herl_megatron.data.sources.read import Input, read_rows
 from herl_megatron.data.toy_files import write_toy_task
 from herl_megatron.files.manifest import write_manifest
 from herl_megatron.megatron.convert.conversion import hf_to_megatron
@@ -163,6 +165,11 @@ def fuzz_rows(folder: Path, inputs: int, draw: random.Random) -> Outcome:
     rows[1]["rubric"]["criteria"].append(judged)
     rows[1] |= {"reference_answer": "No.", "extra": {"a": [1, {"b": None}]}}
 
+    scored = [
+        {"id": "a", "made_from": "0", "reward": 1.0},
+        {"id": "b", "made_from": "0", "responses": [{"reward": 0.5}, {"reward": None}]},
+    ]
+
     def train(path: str) -> None:
         prompts = load_prompts(path)
         check_prompt_lengths(prompts, tokenizer, 10_000)
@@ -173,10 +180,18 @@ def fuzz_rows(folder: Path, inputs: int, draw: random.Random) -> Outcome:
 
     kinds: list[tuple[Callable[[str], object], list[Any]]] = [
         (train, rows), (train, rows), (load_sft_rows, [{"messages": turns}] * 2),
-        (load_pairs, [pair]), (load_responses, [row | {"response": "No."} for row in rows]),
+        (load_pairs, [pair]), (_rewards, scored),
+        (load_responses, [row | {"response": "No."} for row in rows]),
+        (load_responses, [_group(row) for row in rows]),
     ]  # fmt: skip
-    file = folder / "rows.jsonl"
+    file, table = folder / "rows.jsonl", folder / "rows.csv"
     for _ in range(inputs):
+        if draw.random() < 0.1:
+            data, how = damaged(b'Question,"Record ID"\n"a, b",1\nc,2\n', draw)
+            table.write_bytes(data)
+            job: Callable[[], object] = lambda: read_rows(Input(str(table)))  # noqa: E731
+            outcome.attempt(job, said=how, places=[f"{table}: "])
+            continue
         load, given = draw.choice(kinds)
         given, how = list(given), ""
         if draw.random() < 0.7:
@@ -189,6 +204,19 @@ def fuzz_rows(folder: Path, inputs: int, draw: random.Random) -> Outcome:
         places = [f"{file}:", f"{file}: ", "prompt '", "data.max_prompt_tokens"]
         outcome.attempt(lambda load=load: load(str(file)), said=how, places=places)  # type: ignore[misc]
     return outcome
+
+
+def _group(row: dict[str, Any]) -> dict[str, Any]:
+    """The row as a run's rollout file has it, with two responses."""
+    group = {key: value for key, value in row.items() if key not in ("id", "rubric")}
+    rollouts = [{"index": n, "text": "No.", "reward": None} for n in range(2)]
+    aggregation = row["rubric"].get("aggregation", "explicit")
+    return group | {"prompt_id": row["id"], "criteria": row["rubric"]["criteria"],
+                    "aggregation": aggregation, "rollouts": rollouts}  # fmt: skip
+
+
+def _rewards(path: str) -> object:
+    return list(read_rewards(Path(path)))
 
 
 def fuzz_models(folder: Path, inputs: int, draw: random.Random) -> Outcome:

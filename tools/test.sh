@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Sets up (see _venv.sh), then lint, types and tests that need no GPU.
+# Sets up (see _venv.sh), then lint, types and tests that need no GPU. Types and vLLM's own tests go
+# on beside the rest; what they said comes last.
 #
 #   bash tools/test.sh                        everything, some 23 minutes on 2 cores
 #   bash tools/test.sh --quick                lint, types and unit tests
@@ -30,11 +31,20 @@ export HF_HUB_OFFLINE=1 RAY_USAGE_STATS_ENABLED=0 VLLM_NO_USAGE_STATS=1 DO_NOT_T
 # compiling anew what pip has compiled more than that.
 unset PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX
 
-say "ruff and mypy"
+LOGS="$(mktemp -d)"
+trap 'kill $(jobs -p) 2>/dev/null || true; rm -rf "$LOGS"' EXIT
+failed=0
+
+run_pytest() { "$PYTHON" tools/_supervise.py "$PYTHON" -m pytest -m "not gpu" "$@"; }
+# beside NAME COMMAND...: start what goes on beside the tests.
+# collect NAME: wait for it, and show what it said.
+beside() { local name="$1"; shift; "$@" >"$LOGS/$name" 2>&1 & eval "$name=$!"; }
+collect() { wait "${!1}" || failed=$?; say "$1"; cat "$LOGS/$1"; }
+
+say "ruff"
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check --quiet .
-"$PYTHON" -m mypy
-run_pytest() { "$PYTHON" tools/_supervise.py "$PYTHON" -m pytest -m "not gpu" "$@"; }
+beside mypy "$PYTHON" -m mypy
 
 case "${1:-}" in
     --quick) set -- "${LANES[@]}" "${UNIT[@]}" ;;
@@ -50,12 +60,13 @@ esac
 
 if [ $# -gt 0 ]; then
     say "pytest $*"
-    run_pytest "$@"
-    exit
+    run_pytest "$@" || failed=$?
+else
+    # vLLM changes its whole process (default process group, threads), so its tests have their own.
+    beside engine run_pytest tests/engine
+    say "pytest"
+    run_pytest "${LANES[@]}" tests/slurm tests/e2e tests/distributed "${UNIT[@]}" || failed=$?
+    collect engine
 fi
-
-# vLLM changes its whole process (default process group, threads), so its tests have their own.
-failed=0
-run_pytest "${LANES[@]}" tests/slurm tests/e2e tests/distributed "${UNIT[@]}" || failed=1
-run_pytest tests/engine || failed=1
+collect mypy
 exit $failed

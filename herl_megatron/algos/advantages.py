@@ -20,7 +20,8 @@ GroupOutcome = Literal["trained", "zero_spread", "too_few"]
 class GroupAdvantages:
     """One advantage and one weight per row, `[rows]`; why the group trains or does not.
 
-    Rows of weight 0 are masked from the loss and carry the advantage 0.
+    Rows of weight 0 are masked from the loss; they and every row of a group that does not train
+    have the advantage 0.
     """
 
     advantages: tuple[float, ...]
@@ -41,21 +42,24 @@ def group_advantages(
     std is the sample standard deviation (n - 1); without `normalize_std` nothing is divided.
     `own` gives the advantages of a group with a gradient in place of this formula.
 
-    No gradient, every weight 0: `too_few`, fewer than `min_valid` rows give the baseline;
+    No advantage, every weight 0: `too_few`, fewer than `min_valid` rows give the baseline;
     `zero_spread`, all rewards are equal, or std is 0 where it divides (a revision compared with an
-    on-policy baseline without spread would get an advantage of 1 / eps).
+    on-policy baseline without spread would get an advantage of 1 / eps). With `zero_spread: keep`
+    the latter's rows that have a reward stay in the loss, with weight 1 and the advantage 0.
     """
     valid = [reward for reward in rewards if reward is not None]
+    scored = [0.0 if reward is None else 1.0 for reward in rewards]
     baseline = [
         reward
         for reward, own in zip(rewards, on_policy, strict=True)
         if reward is not None and (own or config.baseline == "with_revisions")
     ]
     if len(baseline) < config.min_valid:
-        return _no_gradient(len(rewards), "too_few")
+        return _no_advantage([0.0] * len(rewards), "too_few")
     compared = baseline if config.normalize_std and own is None else valid
     if max(compared) - min(compared) < SPREAD_TOLERANCE:
-        return _no_gradient(len(rewards), "zero_spread")
+        kept = scored if config.zero_spread == "keep" else [0.0] * len(rewards)
+        return _no_advantage(kept, "zero_spread")
     if own is not None:
         group = GroupRewards(tuple(rewards), tuple(not sampled for sampled in on_policy))
         advantages = own(group)
@@ -65,10 +69,10 @@ def group_advantages(
         advantages = tuple(0.0 if r is None else (r - mean) / scale for r in rewards)
     return GroupAdvantages(
         advantages=advantages,
-        weights=tuple(0.0 if r is None else 1.0 for r in rewards),
+        weights=tuple(scored),
         outcome="trained",
     )
 
 
-def _no_gradient(rows: int, outcome: GroupOutcome) -> GroupAdvantages:
-    return GroupAdvantages((0.0,) * rows, (0.0,) * rows, outcome)
+def _no_advantage(weights: Sequence[float], outcome: GroupOutcome) -> GroupAdvantages:
+    return GroupAdvantages((0.0,) * len(weights), tuple(weights), outcome)

@@ -44,6 +44,8 @@ class Shard(Generic[Row]):
     micro_batches: positions in `rows`; `()` is a micro-batch without rows.
     loss_tokens, loss_rows: response tokens and rows over all DP ranks and micro-batches, the
         denominators of the loss.
+    block_means: of each of `rows`, the mean response tokens of a row of its block, whichever ranks
+        have the others (`block_mean_tokens`); empty without blocks.
     """
 
     rows: tuple[Row, ...]
@@ -52,6 +54,7 @@ class Shard(Generic[Row]):
     micro_batches: MicroBatches
     loss_tokens: int
     loss_rows: int
+    block_means: tuple[float, ...] = ()
 
 
 def length_multiple(megatron: MegatronConfig) -> int:
@@ -170,7 +173,25 @@ def _split_to(
     return result
 
 
-def make_shards(rows: Sequence[Row], *, megatron: MegatronConfig) -> list[Shard[Row]]:
+def block_mean_tokens(row_tokens: Sequence[int], block_rows: int) -> list[float]:
+    """For each row the mean response tokens over the rows of its block (`algos.reductions`).
+
+    A block is `block_rows` rows that follow one another, the last one what is left.
+
+    Args:
+        row_tokens: response tokens of each row of the global batch, in its order.
+        block_rows: rows of a block, at least 1.
+    """
+    means: list[float] = []
+    for start in range(0, len(row_tokens), block_rows):
+        block = row_tokens[start : start + block_rows]
+        means += [sum(block) / len(block)] * len(block)
+    return means
+
+
+def make_shards(
+    rows: Sequence[Row], *, megatron: MegatronConfig, block_rows: int | None = None
+) -> list[Shard[Row]]:
     """One `Shard` per DP rank from the rows of one optimizer step or one log-prob pass.
 
     Rows that have no share in the loss are left out, so nobody computes them.
@@ -178,6 +199,8 @@ def make_shards(rows: Sequence[Row], *, megatron: MegatronConfig) -> list[Shard[
     Args:
         rows: the rows of the global batch.
         megatron: layout and token budget.
+        block_rows: of `algorithm.aggregation: block_token_mean`, rows of a block; blocks follow the
+            order of `rows`, those left out not counted.
 
     Raises:
         ValueError: a row has no context or no response token that was drawn, or not one log-prob
@@ -195,7 +218,9 @@ def make_shards(rows: Sequence[Row], *, megatron: MegatronConfig) -> list[Shard[
         multiple=length_multiple(megatron),
         count_divisor=megatron.pipeline_parallel if interleaved else 1,
     )
-    loss_tokens = sum(len(rows[index].targets) for index in active)
+    tokens = [len(rows[index].targets) for index in active]
+    means = block_mean_tokens(tokens, block_rows) if block_rows else []
+    mean_of = dict(zip(active, means, strict=True)) if means else {}
     shards = []
     for micro_batches in plan:
         order = [active[place] for micro_batch in micro_batches for place in micro_batch]
@@ -205,8 +230,9 @@ def make_shards(rows: Sequence[Row], *, megatron: MegatronConfig) -> list[Shard[
                 row_indices=tuple(order),
                 total_rows=len(rows),
                 micro_batches=_renumber(micro_batches),
-                loss_tokens=loss_tokens,
+                loss_tokens=sum(tokens),
                 loss_rows=len(active),
+                block_means=tuple(mean_of[index] for index in order) if mean_of else (),
             )
         )
     return shards

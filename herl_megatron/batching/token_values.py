@@ -14,7 +14,7 @@ import torch
 
 from herl_megatron.batching.pack import MicroBatch
 from herl_megatron.batching.shards import Shard
-from herl_megatron.types import CoefficientRow, FloatArray, TrainRow
+from herl_megatron.types import CoefficientRow, FloatArray, TokenRow, TrainRow
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +50,14 @@ def policy_tokens(shard: Shard[TrainRow], batch: MicroBatch) -> PolicyTokens:
 def token_coefficients(shard: Shard[CoefficientRow], batch: MicroBatch) -> torch.Tensor:
     """Each row's coefficient on each of its tokens, `[tokens]` float32; 0 on a dummy."""
     return _spread(batch, [shard.rows[number].coefficient for number in batch.rows])
+
+
+def block_means(shard: Shard[TokenRow], batch: MicroBatch) -> torch.Tensor | None:
+    """`Shard.block_means` of the micro-batch's rows, `[rows]` float32; None without blocks."""
+    if not shard.block_means:
+        return None
+    means = [shard.block_means[number] for number in batch.rows] or [1.0]
+    return torch.tensor(means, device=batch.targets.device)
 
 
 def _spread(batch: MicroBatch, per_row: Sequence[float]) -> torch.Tensor:

@@ -194,7 +194,7 @@ class TrainerGroup:
             window = known[start : start + len(step_rows)]
             start += len(step_rows)
             if any(row.in_loss for row in window):
-                shards = self._shards(window)
+                shards = self._shards(window, policy.algorithm.block_rows)
                 metrics.append(await self._step(TrainerRank.train_step, shards, schedule_step))
         return learned_metrics(metrics, policy.rollout)
 
@@ -336,8 +336,8 @@ class TrainerGroup:
         """End every rank's process."""
         kill(self._ranks.actors)
 
-    def _shards(self, rows: Sequence[Row]) -> list[Shard[Row]]:
-        return make_shards(rows, megatron=self._sections.megatron)
+    def _shards(self, rows: Sequence[Row], block_rows: int | None = None) -> list[Shard[Row]]:
+        return make_shards(rows, megatron=self._sections.megatron, block_rows=block_rows)
 
     async def _log_probs(
         self,

@@ -5,8 +5,8 @@
     herl data rar_science --input train=a.parquet --input test=b.parquet --out d
     herl data plain --input mine.jsonl --eval-share 0.1 --out data/mine
 
---input takes a file (.jsonl, .json, .parquet, .jsonl.gz), a folder of data files, or a data set's
-name on the Hugging Face Hub, each with `SPLIT=` before it to say or choose the part.
+--input takes a file (.jsonl, .json, .csv, .parquet, .jsonl.gz), a folder of data files, or a data
+set's name on the Hugging Face Hub, each with `SPLIT=` before it to say or choose the part.
 """
 
 from __future__ import annotations
@@ -26,6 +26,11 @@ from herl_megatron.data.sources.read import Input
 from herl_megatron.data.sources.report import show_report
 from herl_megatron.types import Aggregation
 
+_MAKERS = """
+rows for supervised fine-tuning and for DPO (each with a --help of its own):
+  herl data sft    reference answers, or the best of the own samples
+  herl data pairs  best against worst, or the reference against the own answer"""
+
 
 def parse_input(text: str, config: str) -> Input:
     """`[SPLIT=]PLACE`."""
@@ -40,7 +45,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     names = "\n".join(f"  {name:<13} {source.about}" for name, source in SOURCES.items())
     parser = argparse.ArgumentParser(
         prog="herl data",
-        description=f"{__doc__}\nsources:\n{names}",
+        description=f"{__doc__}\nsources:\n{names}\n{_MAKERS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", choices=SOURCES, metavar="SOURCE")
@@ -59,6 +64,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--no-judge", action="store_true", help="leave out items that only a judge could check"
     )
+    parser.add_argument(
+        "--types", default="", metavar="type1,type2,...",
+        help="HIR: the row types to take (type1 IFEval's, type2 IFBench's, type3 MulDimIF's rules,"
+        " type4 statements), all by default",
+    )  # fmt: skip
     parser.add_argument(
         "--aggregation", choices=get_args(Aggregation), help="instead of the set's own"
     )
@@ -84,13 +94,23 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 written, 2 nothing was."""
-    args = parse_arguments(arguments)
+    """Exit codes: 0 written, 2 nothing was; `sft` and `pairs` are commands of their own."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["sft"]:
+        from herl_megatron.commands.demonstrations import main as make_demonstrations
+
+        return make_demonstrations(given[1:])
+    if given[:1] == ["pairs"]:
+        from herl_megatron.commands.pairs import main as make_pairs
+
+        return make_pairs(given[1:], prog="herl data pairs")
+    args = parse_arguments(given)
     options = Options(
         judge=not args.no_judge,
         aggregation=args.aggregation,
         unclear=args.unclear_pitfalls,
         benchmark=args.benchmark,
+        types=tuple(filter(None, args.types.split(","))),
     )
     job = Job(
         source=args.source,

@@ -193,7 +193,7 @@ def _batches(
 ) -> Iterator[tuple[int, ...]]:
     """The pairs of each step, by number."""
     stream = batches(range(pairs), size=config.pairs_per_step, seed=seed, shuffle=shuffle)
-    return islice(stream, config.steps)
+    return islice(stream, config.step_count)
 
 
 def _rows(pairs: Sequence[PairRows]) -> list[TokenRow]:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rich import get_console
 
+from herl_megatron.benchmarks.answered import Answered, answered_groups
+from herl_megatron.benchmarks.known_benchmarks import shortcomings
+from herl_megatron.benchmarks.known_benchmarks import summarize as summarize_benchmarks
+from herl_megatron.commands.benchmark_tables import benchmark_tables
+from herl_megatron.commands.loose import loose_verdicts
 from herl_megatron.commands.results import EvalResult, EvaluateResult
 from herl_megatron.commands.tables import evaluation_tables
 from herl_megatron.config.schema import Config
@@ -47,6 +54,7 @@ def summarize(groups: Sequence[ScoredGroup]) -> EvalResult:
         per_check=satisfied_by_check(groups),
         per_source=reward_by_source(groups),
         credit=credit_by_check(groups),
+        benchmarks=summarize_benchmarks(answered_groups(groups)),
     )
 
 
@@ -63,6 +71,24 @@ async def evaluate(
     return summarize(groups), groups
 
 
+async def _with_loose(
+    result: EvalResult, groups: Sequence[ScoredGroup], parts: EvalParts
+) -> EvalResult:
+    """With the benchmarks' loose accuracies, for which responses are judged once more."""
+    texts = [[rollout.text for rollout in group.group.rollouts] for group in groups]
+    scored = answered_groups(groups)
+    loose = await asyncio.gather(
+        *(
+            loose_verdicts(parts.scorer, one.prompt, drawn, one.scores)
+            for one, drawn in zip(scored, texts, strict=True)
+        )
+    )
+    answered = [
+        Answered(one.prompt, one.scores, found) for one, found in zip(scored, loose, strict=True)
+    ]
+    return replace(result, benchmarks=summarize_benchmarks(answered))
+
+
 async def run_evaluation(config: Config) -> EvaluateResult:
     """`herl eval`: evaluate the Hugging Face folder `model.path` on `data.eval`.
 
@@ -72,6 +98,8 @@ async def run_evaluation(config: Config) -> EvaluateResult:
     if not config.data.eval:
         raise ValueError("data.eval is empty: give the held-out rows to evaluate on")
     inputs = load_inputs(config, training=False)
+    for name, notes in shortcomings(inputs.eval).items():
+        logger.warning("%s: %s", name, "; ".join(notes))
     with RunFolder.create(config, purpose="eval", fingerprints=inputs.fingerprints) as folder:
         async with open_eval_parts(config, inputs) as parts:
             folder.saw_nodes(parts.nodes)
@@ -80,11 +108,14 @@ async def run_evaluation(config: Config) -> EvaluateResult:
             except PipelineError as error:  # what is scored is kept
                 folder.log_rollouts("unfinished", error.finished)
                 raise
+            folder.log_rollouts("eval", groups)
+            result = await _with_loose(result, groups, parts)
             restarts = parts.restarts.metrics()
         folder.log(0, result.metrics() | restarts)
-        folder.log_rollouts("eval", groups)
-        folder.write_json(EVALUATED, vars(result))
+        folder.write_json(EVALUATED, result.as_json())
     get_console().print(evaluation_tables(result))
+    if result.benchmarks:
+        get_console().print(benchmark_tables(result.as_json()["benchmarks"]))
     logger.info("all numbers: %s; curves and answers: herl report %s",
                 folder.path / EVALUATED, folder.path)  # fmt: skip
     return EvaluateResult(folder.path, result)

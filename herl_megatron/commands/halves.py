@@ -44,7 +44,7 @@ async def _rollouts(config: Config) -> TrainResult:
         async with open_rollout_parts(config, inputs) as parts:
             folder.saw_nodes(parts.nodes)
             timers.lap()
-            for step in folder.progress(range(config.train.steps), "rollouts"):
+            for step in folder.progress(range(config.train.step_count), "rollouts"):
                 with timers("rollout"):
                     groups = await parts.source.next(step)
                 rows = _rows(config, groups, step)
@@ -59,7 +59,7 @@ async def _rollouts(config: Config) -> TrainResult:
 
 async def _learning(config: Config) -> TrainResult:
     hooks = algorithm_hooks(config)
-    files = saved_steps(Path(config.train.groups_from), config.train.steps)
+    files = saved_steps(Path(config.train.groups_from), config.train.step_count)
     check_model(config.model, trains=True)
     tokenizer = open_chat_tokenizer(config.model, config.data)
     check_vocabulary(tokenizer, config.model)

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from herl_megatron.benchmarks.known_benchmarks import headlines
+from herl_megatron.benchmarks.measured import BenchmarkNumbers
+
 if TYPE_CHECKING:
     from herl_megatron.improvement.trajectory import RoundResult
     from herl_megatron.observability.summary import Evaluated
@@ -53,6 +56,7 @@ class EvalResult:
     per_check: share of responses that satisfy a check, by check name; statements under `judge`.
     per_source: mean reward by the prompts' source, where they name one.
     credit: mean credit by check, of the checks that return numbers.
+    benchmarks: each benchmark's own metrics, of the prompts that are of one.
     """
 
     reward: float
@@ -63,9 +67,15 @@ class EvalResult:
     per_check: dict[str, float]
     per_source: dict[str, float]
     credit: dict[str, float] = field(default_factory=dict)
+    benchmarks: dict[str, BenchmarkNumbers] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, as the result file has them."""
+        shown = {name: one.as_json() for name, one in self.benchmarks.items()}
+        return vars(self) | {"benchmarks": shown}
 
     def metrics(self) -> dict[str, float]:
-        """The numbers by metric name."""
+        """The numbers by metric name; of benchmarks the headlines alone."""
         flat = {
             "eval/reward": self.reward,
             "eval/all_satisfied": self.all_satisfied,
@@ -74,7 +84,8 @@ class EvalResult:
         }
         checks = {f"eval/check/{name}": value for name, value in self.per_check.items()}
         sources = {f"eval/source/{name}": value for name, value in self.per_source.items()}
-        return flat | checks | sources | {f"eval/credit/{n}": x for n, x in self.credit.items()}
+        credit = {f"eval/credit/{name}": value for name, value in self.credit.items()}
+        return flat | checks | sources | credit | headlines(self.benchmarks)
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ async def _loop(
     loop = loop_keys(config, purpose="train")
     cycle = Cycle(loop, folder, timers, trainer, parts.checkpoints, engines=parts, rests=False)
     first = await cycle.begin()
-    for step in folder.progress(range(first, options.steps), "HeRL"):
+    for step in folder.progress(range(first, loop.steps), "HeRL"):
         with timers("rollout"):
             groups = await source.next(step)
         with timers("rows"):
@@ -80,9 +80,9 @@ async def _loop(
         values = _metrics(parts, rows.metrics, learned, sync) | spread | times
         folder.log(step, values | await parts.measure.step(values, rows.batch))
         await cycle.after_step(step + 1)
-    if options.export and options.steps:
+    if options.export and loop.steps:
         with timers("export"):
-            await alive.require(options.steps)
+            await alive.require(loop.steps)
     after = await cycle.end()
     folder.finish(before=cycle.before, after=after, timers=timers)
     return TrainResult(folder.path, folder.policy if options.export else None, cycle.before, after)

@@ -78,6 +78,11 @@ def differences(
         if key.path in leave_out or then == value:
             continue
         if key.by_content and value and then:
-            if not by_path or Path(value).resolve() == Path(then).resolve():
+            if not by_path or _resolved(value) == _resolved(then):
                 continue
         yield key.path, value, then
+
+
+def _resolved(value: str | list[str]) -> list[Path]:
+    """The places of a path, or of a list of them."""
+    return [Path(path).resolve() for path in ([value] if isinstance(value, str) else value)]

@@ -36,12 +36,14 @@ def loop_keys(config: Config, *, purpose: Purpose) -> LoopKeys:
     evaluates = bool(config.data.eval) and samples(config, purpose=purpose)
     if purpose in TUNES:
         tune = config.sft if purpose == "sft" else config.dpo
-        return LoopKeys(purpose, tune.steps, tune.steps, tune.eval_every, evaluates, export=True)
+        return LoopKeys(
+            purpose, tune.step_count, tune.step_count, tune.eval_every, evaluates, export=True
+        )
     train = config.train
     return LoopKeys(
         purpose,
-        train.steps,
-        train.steps * train.optimizer_steps_per_step,
+        train.step_count,
+        train.step_count * train.optimizer_steps_per_step,
         train.eval_every,
         evaluates,
         export=train.export,

@@ -260,7 +260,6 @@ def _inputs(config: Config) -> Iterator[tuple[str, Path]]:
         "model.path": config.model.path,
         "model.megatron_path": config.model.megatron_path,
         "data.train": config.data.train,
-        "data.eval": config.data.eval,
         "sft.data": config.sft.data,
         "dpo.data": config.dpo.data,
         "judge.prompt": config.judge.prompt,
@@ -269,6 +268,7 @@ def _inputs(config: Config) -> Iterator[tuple[str, Path]]:
         "train.groups_from": _groups(config.train.groups_from),
     }
     yield from ((key, Path(value).resolve()) for key, value in named.items() if value)
+    yield from (("data.eval", Path(value).resolve()) for value in config.data.eval_files if value)
     modules = [("scoring.check_modules", module) for module in config.scoring.check_modules]
     for key, name in (
         ("algorithm.loss", config.algorithm.loss),

@@ -31,6 +31,25 @@ def load_prompts(path: str) -> list[Prompt]:
     return prompts
 
 
+def load_prompt_files(paths: Sequence[str]) -> list[Prompt]:
+    """The rows of all files, one file after the other.
+
+    Raises ValueError as `load_prompts`, and for an id that two of the files have.
+    """
+    prompts: list[Prompt] = []
+    first: dict[str, str] = {}
+    for path in paths:
+        for prompt in load_prompts(path):
+            if (other := first.setdefault(prompt.id, path)) != path:
+                raise ValueError(
+                    f"{path}: the id {prompt.id!r} is already used in {other}; the rows of all"
+                    " files are evaluated together, so ids must differ: rename one, or leave one of"
+                    " the files out"
+                )
+            prompts.append(prompt)
+    return prompts
+
+
 class UniqueIds:
     """The ids of a file's rows; a second use of one is a ValueError that names both lines."""
 

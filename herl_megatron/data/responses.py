@@ -1,4 +1,5 @@
-"""Rows for `herl score`: canonical rows that carry a response, or several."""
+"""Rows for `herl score`: canonical rows that carry a response, or several, and the groups of a
+run's rollout files."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from herl_megatron.data.canonical_rows import prompt_from_row
 from herl_megatron.data.prompt_source import UniqueIds, parsed_rows
@@ -27,7 +29,8 @@ class ResponseRow:
 
 
 def load_responses(path: str) -> list[ResponseRow]:
-    """Read canonical rows with `response` (a text) or `responses` (texts) from JSONL or Parquet.
+    """Read canonical rows with `response` (a text) or `responses` (texts) from JSONL or Parquet, or
+    the groups of a file of a run's `rollouts/`: the first samples of each, not its revisions.
 
     Raises ValueError naming file, line and what is wrong, as `load_prompts` does.
     """
@@ -42,6 +45,8 @@ def load_responses(path: str) -> list[ResponseRow]:
 def _response_row(row: object) -> ResponseRow:
     if not isinstance(row, Mapping):
         raise ValueError(f"row must be an object with named keys, not {row!r:.60}")
+    if "prompt_id" in row and "rollouts" in row:  # a line of a run: its own scores are no part
+        row = _from_group(row)
     fields = dict(row)
     one, several = fields.pop("response", None), fields.pop("responses", None)
     if (one is None) == (several is None):
@@ -65,3 +70,24 @@ def _response_row(row: object) -> ResponseRow:
         listed=several is not None,
         digest=hashlib.sha256(content.encode()).hexdigest()[:16],
     )
+
+
+def _from_group(group: Mapping[str, Any]) -> dict[str, Any]:
+    """A canonical row with `responses`, of a line that `observability.rollout_log` wrote."""
+    if "aggregation" not in group:
+        raise ValueError(
+            f"the group of {group['prompt_id']!r} does not say how it is scored: an earlier version"
+            " of herl wrote it; put its texts into canonical rows as 'responses', or evaluate again"
+        )
+    rollouts = group["rollouts"]
+    if not isinstance(rollouts, list) or not all(isinstance(one, Mapping) for one in rollouts):
+        raise ValueError(f"rollouts must be a list of objects, not {rollouts!r:.60}")
+    return {
+        "id": group["prompt_id"],
+        "messages": group.get("messages"),
+        "rubric": {"aggregation": group["aggregation"], "criteria": group.get("criteria")},
+        "source": group.get("source"),
+        "reference_answer": group.get("reference_answer"),
+        "extra": group.get("extra"),
+        "responses": [one.get("text") for one in rollouts],
+    }

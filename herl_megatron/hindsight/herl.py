@@ -54,6 +54,10 @@ class HeRL(HindsightMethod):
         """See `HindsightMethod.revisions_per_rollout`."""
         return self.config.revisions_per_experience
 
+    def most_revisions(self, group_size: int) -> int:
+        """See `HindsightMethod.most_revisions`."""
+        return min(group_size, self.config.max_experiences) * self.revisions_per_rollout
+
     def problems(self, rollout: RolloutConfig) -> Iterator[str]:
         """See `HindsightMethod.problems`."""
         yield from super().problems(rollout)

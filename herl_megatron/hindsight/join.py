@@ -42,7 +42,8 @@ def _rewards(group: ScoredGroup) -> dict[int, float]:
 
 
 def _qualified(group: ScoredGroup, rewards: dict[int, float], config: HindsightConfig) -> list[int]:
-    """Positions of the revisions that join, best first, earlier first among equals.
+    """Positions of the revisions that join, best first, earlier first among equals; one without a
+    score never does, whatever `accept` is.
 
     One that was cut at the length limit has no end: learning from it is learning not to end.
     """
@@ -57,8 +58,10 @@ def _qualified(group: ScoredGroup, rewards: dict[int, float], config: HindsightC
     best = max(rewards.values())
     if config.accept == "better":
         good = [i for i, reward in scored.items() if reward > best + REWARD_TOLERANCE]
-    else:
+    elif config.accept == "not_worse":
         good = [i for i, reward in scored.items() if reward >= best - REWARD_TOLERANCE]
+    else:
+        good = list(scored)
     return sorted(good, key=lambda i: (-scored[i], i))[: config.replace_top_n]
 
 

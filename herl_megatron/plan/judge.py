@@ -7,10 +7,12 @@ the cache knows cost less, retries more: neither is counted.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from herl_megatron.config.longest import eval_response_tokens
 from herl_megatron.config.schema import Config
 from herl_megatron.data.prompt_source import parsed_rows
 from herl_megatron.hindsight.known_methods import open_method
@@ -46,7 +48,8 @@ class JudgeWork:
 
 @dataclass(frozen=True)
 class JudgePlan:
-    """step, evaluation: one of each; run: all steps and `evaluations` evaluations.
+    """step, evaluation: one of each; run: all steps and `evaluations` evaluations, None where the
+    number of steps is not known (`train.epochs` without the rows here).
 
     counted: where the numbers of criteria come from.
     paused_after: steps after which a cap pauses the run; None for none.
@@ -54,8 +57,8 @@ class JudgePlan:
 
     step: JudgeWork
     evaluation: JudgeWork
-    evaluations: int
-    run: JudgeWork
+    evaluations: int | None
+    run: JudgeWork | None
     counted: str
     paused_after: int | None
 
@@ -78,13 +81,16 @@ def plan_judge(config: Config, assumed: Assumptions) -> JudgePlan | None:
     if not config.judge.base_url:
         return None
     guess = _Rows(0, 1.0, assumed.judge_criteria)
-    train, held_out = _count(config.data.train), _count(config.data.eval)
-    step = _work(config, assumed, train or guess).times(step_responses(config, assumed))
-    evaluation, evaluations = JudgeWork(), 0
+    train, held_out = _count((config.data.train,)), _count(config.data.eval_files)
+    longest = config.rollout.max_response_tokens
+    step = _work(config, assumed, train or guess, longest=longest)
+    step = step.times(step_responses(config, assumed))
+    steps, evaluation = config.train.steps, JudgeWork()
+    evaluations = _evaluations(config, steps) if held_out is not None and steps is not None else 0
     if held_out is not None:
         responses = held_out.count * config.eval.samples_per_prompt
-        evaluation = _work(config, assumed, held_out).times(responses)
-        evaluations = _evaluations(config)
+        longest = eval_response_tokens(config)
+        evaluation = _work(config, assumed, held_out, longest=longest).times(responses)
     counted = [
         f"{key} ({rows.count} rows, {rows.criteria:.1f} criteria for the judge in a mean one)"
         if rows
@@ -97,8 +103,8 @@ def plan_judge(config: Config, assumed: Assumptions) -> JudgePlan | None:
     return JudgePlan(
         step=step,
         evaluation=evaluation,
-        evaluations=evaluations,
-        run=step.times(config.train.steps).plus(evaluation.times(evaluations)),
+        evaluations=None if steps is None else evaluations,
+        run=None if steps is None else step.times(steps).plus(evaluation.times(evaluations)),
         counted="; ".join(counted),
         paused_after=_paused_after(config, step, evaluation),
     )
@@ -112,26 +118,27 @@ def step_responses(config: Config, assumed: Assumptions) -> float:
     return rows * (1 + (assumed.revised if revises else 0))
 
 
-def _work(config: Config, assumed: Assumptions, rows: _Rows) -> JudgeWork:
-    """The judge's work on one response to a mean row."""
+def _work(config: Config, assumed: Assumptions, rows: _Rows, *, longest: int) -> JudgeWork:
+    """The judge's work on one response to a mean row. longest: tokens of a response at most."""
     judge = config.judge
     shown = assumed.judge_fixed_tokens + assumed.mean_prompt * config.data.max_prompt_tokens
-    shown += assumed.mean_response * config.rollout.max_response_tokens
+    shown += assumed.mean_response * longest
     tokens_in = rows.calls * shown + rows.criteria * assumed.judge_criterion_tokens_in
     tokens_out = rows.criteria * assumed.judge_criterion_tokens_out
     cost = (tokens_in * judge.price_in + tokens_out * judge.price_out) / 1e6
     return JudgeWork(rows.calls, tokens_in, tokens_out, cost).times(judge.samples)
 
 
-def _evaluations(config: Config) -> int:
+def _evaluations(config: Config, steps: int) -> int:
     """Before the first step, every `train.eval_every` within the run, after the last."""
-    steps, every = config.train.steps, config.train.eval_every
+    every = config.train.eval_every
     within = (steps - 1) // every if every and steps else 0
     return 1 + within + (steps > 0)
 
 
 def _paused_after(config: Config, step: JudgeWork, evaluation: JudgeWork) -> int | None:
-    """The first evaluation, then steps with their share of the evaluations between them."""
+    """The first evaluation, then steps with their share of the evaluations between them; within a
+    run of a length that is not known, any number of steps."""
     train, judge = config.train, config.judge
     share = 1 / train.eval_every if train.eval_every else 0.0
     each = step.plus(evaluation.times(share))
@@ -143,14 +150,14 @@ def _paused_after(config: Config, step: JudgeWork, evaluation: JudgeWork) -> int
         )
         if cap and of_step
     ]
-    return min((end for end in ends if end < train.steps), default=None)
+    return min((end for end in ends if train.steps is None or end < train.steps), default=None)
 
 
-def _count(path: str) -> _Rows | None:
-    """None where there is no such file."""
-    if not path or not Path(path).is_file():
+def _count(paths: Sequence[str]) -> _Rows | None:
+    """Of all files together; None where there is none, or one of them is not here."""
+    if not paths or not all(path and Path(path).is_file() for path in paths):
         return None
-    found = [shape for _, shape in parsed_rows(path, _asked)]
+    found = [shape for path in paths for _, shape in parsed_rows(path, _asked)]
     rows = len(found)
     calls, criteria = (sum(values) for values in zip(*found, strict=True))
     return _Rows(rows, calls / rows, criteria / rows)

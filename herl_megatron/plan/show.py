@@ -188,11 +188,10 @@ def _judge(judge: JudgePlan) -> Table:
     table.add_column("asked of the judge")
     for name in ("calls", "tokens in", "tokens out", "cost"):
         table.add_column(name, justify="right")
-    for name, work in (
-        ("one step", judge.step),
-        ("one evaluation", judge.evaluation),
-        (f"the run, {judge.evaluations} evaluations", judge.run),
-    ):
+    works = {"one step": judge.step, "one evaluation": judge.evaluation}
+    if judge.run is not None:
+        works[f"the run, {judge.evaluations} evaluations"] = judge.run
+    for name, work in works.items():
         counts = (work.calls, work.tokens_in, work.tokens_out)
         table.add_row(name, *(f"{count:,.0f}" for count in counts), f"{work.cost:,.2f}")
     return table
@@ -213,7 +212,8 @@ def _judge_notes(judge: JudgePlan, config: Config) -> str:
         return text + "; no cap is set (judge.max_calls, judge.max_cost)"
     if judge.paused_after is None:
         return f"{text}; {' and '.join(caps)} is enough for the run"
-    after = f"after about {judge.paused_after} of {config.train.steps} steps"
+    of = "" if config.train.steps is None else f" of {config.train.steps}"
+    after = f"after about {judge.paused_after}{of} steps"
     return f"{text}; {' and '.join(caps)} pauses the run {after}"
 
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import math
 
-from herl_megatron.config.schema import Config, MegatronConfig
+from herl_megatron.config.schema import Config, MegatronConfig, RolloutConfig
 from herl_megatron.device import Transport
 from herl_megatron.gpus import Gpu
 from herl_megatron.hindsight.known_methods import open_method
+from herl_megatron.hindsight.method import HindsightMethod
 from herl_megatron.models.architecture import Architecture
 from herl_megatron.models.flops import forward_flops_per_token, model_parameters
 from herl_megatron.models.stages import chunk_sizes
@@ -45,7 +46,7 @@ def step_seconds(
     rows = train.prompts_per_step * config.rollout.group_size
     row_tokens = mean_tokens(config, assumed)
     method = open_method(config.hindsight)
-    joined = 0 if method is None else train.prompts_per_step * method.rows_added
+    joined = 0 if method is None else train.prompts_per_step * _rows_added(method, config.rollout)
     forward = (rows + joined) * row_tokens * forward_flops_per_token(architecture, row_tokens)
     peak = megatron.world_size * gpu.bf16_tflops * 1e12
     if megatron.fp8:
@@ -69,6 +70,11 @@ def step_seconds(
         "train": backward * forward * (1 + idle) / (peak * assumed.train_mfu),
         "weight sync": assumed.sync_fixed_s + weights / (sync_rate * 1e9),
     }
+
+
+def _rows_added(method: HindsightMethod, rollout: RolloutConfig) -> int:
+    added = method.rows_added
+    return method.most_revisions(rollout.group_size) if added is None else added
 
 
 def _unevenness(num_layers: int, megatron: MegatronConfig) -> float:

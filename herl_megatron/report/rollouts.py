@@ -59,7 +59,11 @@ class CriterionNames:
     @classmethod
     def of(cls, run: ReportedRun) -> Self:
         """Names for a run's rollouts, with the rows that it was given."""
-        return cls([str(run.settings.get(key) or "") for key in ("data.train", "data.eval")])
+        files: list[str] = []
+        for key in ("data.train", "data.eval"):
+            value = run.settings.get(key) or ""
+            files += [value] if isinstance(value, str) else value
+        return cls(files)
 
     def check(self, record: Record) -> dict[str, str]:
         """Criterion id -> name of its check, `judge` for a statement: its id is only its row's."""

@@ -290,7 +290,16 @@ def _same_value(key: str, a: ReportedRun, b: ReportedRun) -> bool:
     if key == "model.path" and a.settings.get("model.hub"):
         # One commit of one model, wherever each machine keeps it.
         return bool(a.settings["model.hub"] == b.settings.get("model.hub"))
-    return any(forget(one, a) == forget(two, b) for forget in (_without_folder, _without_seed))
+    files, others = _files(one), _files(two)
+    return any(
+        [forget(path, a) for path in files] == [forget(path, b) for path in others]
+        for forget in (_without_folder, _without_seed)
+    )
+
+
+def _files(value: str | Sequence[str]) -> Sequence[str]:
+    """Of a key that names one or several."""
+    return (value,) if isinstance(value, str) else value
 
 
 def _without_folder(path: str, run: ReportedRun) -> str:

@@ -135,7 +135,7 @@ class PartialSource:
         self._prompts = {prompt.id: prompt for prompt in prompts}
         self._prompts_per_step = train.prompts_per_step
         self._in_flight = prompts_in_flight(train, rollout)
-        self._steps = train.steps
+        self._steps = train.step_count
         self._max_staleness = rollout.max_staleness
         self._carried: list[GroupJob] = []
         self._metrics: dict[str, float] = {}
@@ -200,7 +200,7 @@ class OneStepOffSource:
         self._pipeline = pipeline
         self._prompts = {prompt.id: prompt for prompt in prompts}
         self._prompts_per_step = train.prompts_per_step
-        self._steps = train.steps
+        self._steps = train.step_count
         self._jobs: list[GroupJob] = []
         self._ahead: asyncio.Task[list[ScoredGroup]] | None = None
         self._ahead_stats: PipelineStats | None = None

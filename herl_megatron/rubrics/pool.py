@@ -55,6 +55,7 @@ class _Task:
 
     prompt: Prompt
     texts: list[str]
+    mode: Mode
     scores: Future[list[Score]] = field(default_factory=Future)
 
 
@@ -70,22 +71,20 @@ class _CallFailed(Exception):
 class _Worker:
     """One scoring process."""
 
-    def __init__(self, config: ScoringConfig, folder: str, mode: Mode) -> None:
+    def __init__(self, config: ScoringConfig, folder: str) -> None:
         load_check_modules(config.check_modules, folder=folder, limits=_limits(config))
         self._check_timeout_s = config.check_timeout_s
-        self._mode = mode
 
     def ready(self, needed: Sequence[str] = ()) -> bool:
         """Answers once the process is up, its checks are imported and what they need is ready."""
         prepare(needed)
         return True
 
-    def score(self, groups: Sequence[tuple[Rubric, Sequence[str]]]) -> list[list[Score]]:
+    def score(self, groups: Sequence[tuple[Rubric, Sequence[str], Mode]]) -> list[list[Score]]:
         """Per group one score per text, in order."""
-        limit_s, mode = self._check_timeout_s, self._mode
         return [
-            score_texts(rubric, texts, check_timeout_s=limit_s, mode=mode)
-            for rubric, texts in groups
+            score_texts(rubric, texts, check_timeout_s=self._check_timeout_s, mode=mode)
+            for rubric, texts, mode in groups
         ]
 
 
@@ -119,8 +118,14 @@ class ScoringPool:
 
     async def score_group(self, prompt: Prompt, texts: Sequence[str]) -> list[Score]:
         """One score per text, in order; `texts` are the group's decoded responses."""
+        return await self._put(_Task(prompt, list(texts), self._mode))
+
+    async def score_loosely(self, prompt: Prompt, texts: Sequence[str]) -> list[Score]:
+        """As `score_group` in the mode `loose`, whatever the pool's own is."""
+        return await self._put(_Task(prompt, list(texts), "loose"))
+
+    async def _put(self, task: _Task) -> list[Score]:
         assert not self._closed, "the scoring pool was shut down"
-        task = _Task(prompt, list(texts))
         self._tasks.put(task)
         return await asyncio.wrap_future(task.scores)
 
@@ -192,7 +197,7 @@ class ScoringPool:
 
     def _new_worker(self) -> Any:
         actor: Any = _Worker  # Ray gives the class its `remote`.
-        worker = actor.remote(self._config, self._folder, self._mode)
+        worker = actor.remote(self._config, self._folder)
         with self._lock:
             self._workers.add(worker)
         return worker
@@ -312,7 +317,7 @@ class _Lane:
     def _call(self, tasks: Sequence[_Task]) -> list[list[Score]]:
         """One call to the worker. After a failure there is a new one."""
         self._get_ready(tasks)
-        groups = [(task.prompt.rubric, task.texts) for task in tasks]
+        groups = [(task.prompt.rubric, task.texts, task.mode) for task in tasks]
         limit_s = self._pool.timeout_s
         started = time.monotonic()
         try:

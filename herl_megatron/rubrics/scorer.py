@@ -35,6 +35,10 @@ class RulePool(Protocol):
         """One score per text, in order."""
         ...
 
+    async def score_loosely(self, prompt: Prompt, texts: Sequence[str]) -> list[Score]:
+        """The same by the best of a text's eight variants."""
+        ...
+
     def metrics(self) -> dict[str, float]:
         """Counts since the last call."""
         ...
@@ -205,6 +209,16 @@ class Scorer:
         judged = await asyncio.gather(*(self._judgement(prompt, a, begun[a]) for a in asked))
         results = iter(judged)
         return [unasked if answer is None else next(results) for answer in answers]
+
+    async def score_loosely(self, prompt: Prompt, texts: Sequence[str]) -> list[Score]:
+        """As `score_group` by the best of a text's eight variants, of a rubric of rules alone."""
+        assert not asks_judge(prompt.rubric), f"prompt {prompt.id}: a judge has no loose mode"
+        answers = [answer_part(text, self._answer_after) for text in texts]
+        scores = await self._pool.score_loosely(prompt, [answer or "" for answer in answers])
+        return [
+            score_no_answer(prompt.rubric, score) if answer is None else score
+            for answer, score in zip(answers, scores, strict=True)
+        ]
 
     async def _rules(
         self, prompt: Prompt, texts: Sequence[str]

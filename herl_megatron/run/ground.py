@@ -19,6 +19,7 @@ from herl_megatron.cluster.reserve import reserve, run_device
 from herl_megatron.cluster.restart import RestartingEngine, Restarts
 from herl_megatron.cluster.session import ray_session
 from herl_megatron.cluster.trainer import TrainerGroup, start_trainer
+from herl_megatron.config.longest import longest_tokens
 from herl_megatron.config.loop_keys import LoopKeys
 from herl_megatron.config.paths import on_any_node, run_path
 from herl_megatron.config.purpose import Purpose
@@ -201,19 +202,13 @@ def reads_folder(config: Config) -> bool:
     return bool(config.parity.every) and config.parity.baseline == "folder" and from_folder
 
 
-def max_model_tokens(config: Config) -> int:
-    """Longest sequence that an engine must hold."""
-    longest_prompt = max(config.data.max_prompt_tokens, config.data.max_experience_tokens)
-    return longest_prompt + config.rollout.max_response_tokens
-
-
 def _engine_config(
     config: Config, inputs: Inputs, *, device: DeviceKind, training: bool
 ) -> EngineConfig:
     return EngineConfig(
         model_path=on_any_node(config).model.path,
         dtype=_TORCH_DTYPES[config.rollout.dtype],
-        max_model_tokens=max_model_tokens(config),
+        max_model_tokens=longest_tokens(config),
         max_num_seqs=config.rollout.max_num_seqs,
         kv_cache_bytes=config.rollout.kv_cache_bytes,
         gpu_memory_utilization=config.rollout.gpu_memory_utilization,

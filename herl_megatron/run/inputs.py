@@ -15,6 +15,7 @@ from herl_megatron.data.fingerprints import fingerprints
 from herl_megatron.data.prompt_source import (
     check_no_leakage,
     check_prompt_lengths,
+    load_prompt_files,
     load_prompts,
 )
 from herl_megatron.hindsight.known_methods import check_rows, ignored_keys
@@ -72,7 +73,7 @@ def load_inputs(
     )
     check_vocabulary(tokenizer, config.model)
     train = tuple(load_prompts(config.data.train)) if training else ()
-    held_out = tuple(load_prompts(config.data.eval)) if config.data.eval else ()
+    held_out = tuple(load_prompt_files(config.data.eval_files))
     for prompts in (train, held_out):
         check_prompt_lengths(prompts, tokenizer, config.data.max_prompt_tokens)
     if training:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from herl_megatron.config.schema import ModelConfig
 from herl_megatron.data.chat import ChatTokenizer
-from herl_megatron.megatron.convert.megatron_reader import MegatronFolder
 from herl_megatron.models.hf_config import read_architecture, read_config
 from herl_megatron.models.hf_reader import HFFolder
 
@@ -28,6 +27,9 @@ def check_model(model: ModelConfig, *, trains: bool) -> None:
     if model.random_init:
         return
     if model.megatron_path:
+        # Imported here: it needs torch.distributed.checkpoint, a tenth of the time of the imports.
+        from herl_megatron.megatron.convert.megatron_reader import MegatronFolder
+
         MegatronFolder(model.megatron_path, architecture).check()
     else:
         HFFolder(model.path).check(architecture)

@@ -16,6 +16,7 @@ from herl_megatron.cluster.placement import demand
 from herl_megatron.cluster.ray_watch import RayWatch
 from herl_megatron.cluster.restart import RestartingEngine, Restarts
 from herl_megatron.cluster.trainer import TrainerGroup
+from herl_megatron.config.longest import eval_response_tokens, longest_tokens
 from herl_megatron.config.loop_keys import LoopKeys, loop_keys
 from herl_megatron.config.schema import Config
 from herl_megatron.engine import RolloutEngine
@@ -29,7 +30,6 @@ from herl_megatron.rubrics.scorer import Scorer
 from herl_megatron.run.checkpointer import Checkpointer
 from herl_megatron.run.ground import (
     Ground,
-    max_model_tokens,
     open_ground,
     reads_folder,
     start_all,
@@ -279,7 +279,7 @@ async def _gate(
         seed=config.run.seed,
         prompts=inputs.train or inputs.eval,
         prompt_ids=inputs.tokenizer.prompt_ids,
-        max_model_tokens=max_model_tokens(config),
+        max_model_tokens=longest_tokens(config),
     )
     if gate is not None and reads_folder(config):
         with phases("comparing engine and trainer as loaded", announce=True):
@@ -345,5 +345,5 @@ def _eval_sampling(config: Config) -> SamplingSettings:
     return SamplingSettings(
         temperature=config.eval.temperature,
         top_p=config.eval.top_p,
-        max_tokens=config.rollout.max_response_tokens,
+        max_tokens=eval_response_tokens(config),
     )

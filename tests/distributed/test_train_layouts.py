@@ -199,6 +199,20 @@ def test_kl_and_entropy(cases: dict[str, Case]) -> None:
     assert metrics["kl"] > 0.01
 
 
+def test_token_mean_of_blocks(cases: dict[str, Case]) -> None:
+    """14 rows with weight in blocks of 5, 5 and 4, whose rows lie on several ranks and in several
+    micro-batches; reference log-probs and entropy have the same weights."""
+    algorithm = AlgorithmConfig(
+        kl_coef=0.2, entropy_coef=0.05, aggregation="block_token_mean", block_rows=5
+    )
+    case = replace(cases["qwen2_tied"], algorithm=algorithm)
+    metrics = check("qwen2_tied", case.on(**LAYOUTS["CP2 DP2"]), key=case)
+    assert (metrics["rows"], metrics["micro_batches"] > 1) == (14, True)
+    token_mean = algorithm.model_copy(update={"aggregation": "token_mean", "block_rows": None})
+    other, _ = plain("qwen2_tied", replace(case, algorithm=token_mean))
+    assert metrics["loss"] != pytest.approx(other, rel=0.05)
+
+
 def test_mismatch_weight(cases: dict[str, Case]) -> None:
     """On-policy tokens are weighted; the statistics are of all of them, over ranks and batches."""
     algorithm = AlgorithmConfig(mismatch_weight=True, mismatch_cap=1.2)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from herl_megatron.config.schema import AlgorithmConfig, OptimizerConfig
 from tests.distributed import tiny_models
@@ -27,6 +28,7 @@ from tests.distributed.train_case import (
 pytestmark = pytest.mark.distributed
 
 NAME = "qwen2_tied"
+PRESETS = Path(__file__).parents[2] / "configs/presets"
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +71,31 @@ def test_two_steps_of_adamw(two_steps: Any, layout: dict[str, Any]) -> None:
     for name, got in answer.weights.items():
         moved = (weights[name] - start[name]).norm()
         assert (got - weights[name]).norm() / moved < 2e-4, name
+
+
+def test_the_released_optimizer(tmp_path: Path) -> None:
+    """Two steps with the betas and weight decay of `presets/released.yaml`, against AdamW with
+    those and with `herl`'s. Input embeddings of tokens that no row has get no gradient: by hand
+    1 - 1e-3 * 0.01 of each is left after a step, and all of it under `herl`."""
+    model = tiny_models.save("qwen2", tmp_path)
+    start = {name: weight.clone() for name, weight in model.state_dict().items()}
+    half = tiny_models.VOCAB // 2
+    rows, old, ref = with_log_probs(model, make_rows(16, vocab=half, seed=4), seed=5)
+    case = Case(str(tmp_path), rows, old, ref, wanted=("weights",), steps=2)
+    cases = {}
+    for name in ("herl", "released"):
+        keys = yaml.safe_load((PRESETS / f"{name}.yaml").read_text())["optimizer"]
+        cases[name] = replace(case, optimizer=OptimizerConfig(**{**keys, "lr": 1e-3}))
+    answer = run_case(cases["released"])
+    matrix, apart = "model.layers.0.mlp.down_proj.weight", {}
+    for name, one in cases.items():
+        want = plain_steps(tiny_models.build("qwen2"), one)[2][matrix]
+        moved = (want - start[matrix]).norm()
+        apart[name] = float((answer.weights[matrix] - want).norm() / moved)
+    assert apart["released"] < 2e-4 and apart["herl"] > 2e-3, apart
+    embedding = "model.embed_tokens.weight"
+    unused = answer.weights[embedding][half:] / start[embedding][half:]
+    assert float((unused - (1 - 1e-5) ** 2).abs().max()) < 3e-7
 
 
 def test_distributed_optimizer_changes_nothing(two_steps: Any) -> None:

@@ -121,7 +121,7 @@ def shards_of(case: Case, megatron: MegatronConfig) -> list[Any]:
     """One shard per DP rank."""
     from herl_megatron.batching.shards import make_shards
 
-    return make_shards(rows_of(case), megatron=megatron)
+    return make_shards(rows_of(case), megatron=megatron, block_rows=case.algorithm.block_rows)
 
 
 def rows_of(case: Case) -> list[TokenRow]:
@@ -327,6 +327,11 @@ def plain_loss(model: torch.nn.Module, case: Case) -> torch.Tensor:
         per_row.append(torch.stack([torch.as_tensor(term) for term in terms]))
     if algorithm.aggregation == "token_mean" or case.sft:
         return torch.cat(per_row).mean()
+    if algorithm.block_rows:
+        size = algorithm.block_rows
+        blocks = [per_row[start : start + size] for start in range(0, len(per_row), size)]
+        shares = [torch.cat(block).mean() * len(block) / len(per_row) for block in blocks]
+        return torch.stack(shares).sum()
     means = algorithm.aggregation == "sequence_mean"
     return torch.stack([row.mean() if means else row.sum() for row in per_row]).mean()
 

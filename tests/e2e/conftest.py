@@ -6,8 +6,10 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +17,7 @@ from typing import Any, Protocol
 import psutil
 import pytest
 
+from herl_megatron.data.toy_files import write_toy_task
 from tests.limits import HANG_S
 from tests.metric_names import undocumented
 
@@ -58,8 +61,19 @@ class Run:
         return [" ".join(p.cmdline()) for p in left]
 
 
+def wait_for_step(run: Run, count: int = 1, timeout_s: float = HANG_S) -> None:
+    """Return when the metrics of `count` steps are on disk."""
+    path = run.folder / "metrics.jsonl"
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end and run.process.poll() is None:
+        if path.exists() and path.read_text().count("reward/mean") >= count:
+            return
+        time.sleep(0.05)
+    pytest.fail(f"no step {count} in {timeout_s} s: {run.process.communicate(timeout=10)[0]}")
+
+
 class Start(Protocol):
-    """The fixture `herl`."""
+    """The fixtures `herl` and `forked_herl`."""
 
     def __call__(self, command: str, config: str, *overrides: str) -> Run: ...
 
@@ -68,12 +82,7 @@ class Start(Protocol):
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with the toy task: model (random weights), prompts, SFT rows."""
     out = tmp_path_factory.mktemp("toy")
-    subprocess.run(
-        [sys.executable, ROOT / "tools/make_toy_task.py", "--out", out, "--seed", "0",
-         "--sft-rows", "160"],
-        check=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    write_toy_task(out, seed=0, train_prompts=512, heldout_prompts=128, sft_rows=160)
     return out
 
 
@@ -125,33 +134,43 @@ def _word_count_row(name: str, index: int) -> dict[str, Any]:
     }
 
 
-@pytest.fixture
-def herl(tmp_path: Path, toy: Path, request: pytest.FixtureRequest) -> Iterator[Start]:
-    """Start `herl COMMAND CONFIG` on the toy task with overrides; ended with the test.
+@pytest.fixture(scope="session")
+def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    """The beginning of a command that runs a module like `python -m`, see fork_server.py."""
+    script = str(Path(__file__).with_name("fork_server.py"))
+    # Short, whatever the test's folder is called: a socket's name may have 107 characters.
+    with tempfile.TemporaryDirectory(prefix="herl-test-", dir="/tmp") as folder:
+        server = subprocess.Popen(
+            [sys.executable, script, "serve", f"{folder}/socket"], stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        assert server.stdout is not None and server.stdout.readline() == "ready\n"
+        yield [sys.executable, "-S", "-E", script, "run", f"{folder}/socket"]
+        server.communicate(timeout=HANG_S)
 
-    Whatever a run has logged is a metric that docs/metrics.md explains.
+
+@contextmanager
+def starting(folder: Path, name: str, python: Sequence[str]) -> Iterator[Start]:
+    """Start `herl COMMAND CONFIG` with overrides in `folder`; what still runs ends with the block.
+
+    python: the beginning of a command that runs a module. Whatever a run has logged is a metric
+    that docs/metrics.md explains.
     """
     started: list[Run] = []
 
     def start(command: str, config: str, *overrides: str) -> Run:
-        marker = f"{request.node.name}-{os.getpid()}-{len(started)}"
-        arguments = [
-            sys.executable,
-            "-m",
-            "herl_megatron.cli",
-            command,
-            str(ROOT / "configs" / config),
-        ]
-        arguments += [f"run.dir={tmp_path}", "run.name=run", *overrides]
+        marker = f"{name}-{os.getpid()}-{len(started)}"
+        arguments = [*python, "herl_megatron.cli", command, str(ROOT / "configs" / config)]
+        arguments += [f"run.dir={folder}", "run.name=run", *overrides]
         process = subprocess.Popen(
             arguments,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            cwd=tmp_path,
+            cwd=folder,
             env=os.environ | {"PYTHONPATH": str(ROOT), "HERL_TEST_MARKER": marker},
         )
-        started.append(Run(process=process, marker=marker, folder=tmp_path / "run"))
+        started.append(Run(process=process, marker=marker, folder=folder / "run"))
         return started[-1]
 
     yield start
@@ -159,7 +178,24 @@ def herl(tmp_path: Path, toy: Path, request: pytest.FixtureRequest) -> Iterator[
         for process in run.descendants():
             process.kill()
         run.process.wait(timeout=HANG_S)
-    for path in tmp_path.glob("**/metrics.jsonl"):
+    for path in folder.glob("**/metrics.jsonl"):
         lines = path.read_text(encoding="utf-8").splitlines()
         logged = {name for line in lines if line.endswith("}") for name in json.loads(line)}
         assert undocumented(logged) == set(), f"not in docs/metrics.md ({path})"
+
+
+@pytest.fixture
+def herl(tmp_path: Path, toy: Path, request: pytest.FixtureRequest) -> Iterator[Start]:
+    """Start `herl` as a user does."""
+    python = [sys.executable, "-m"]
+    with starting(tmp_path, request.node.name, python) as start:
+        yield start
+
+
+@pytest.fixture
+def forked_herl(
+    tmp_path: Path, toy: Path, fork_server: list[str], request: pytest.FixtureRequest
+) -> Iterator[Start]:
+    """The same where the driver's own process is not what is looked at: it has imported already."""
+    with starting(tmp_path, request.node.name, fork_server) as start:
+        yield start

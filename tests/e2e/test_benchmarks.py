@@ -79,6 +79,8 @@ def test_an_arm_is_trained_and_reported(toy_task: Path, tmp_path: Path) -> None:
     (seed / "sft/policy").symlink_to(toy_task / "model")
     arguments = (
         "--arms herl --seeds 0 --steps 1 --eval-every 1 --eval-samples 1 --runs {folder}/runs"
+        " --set train.prompts_per_step=2 train.prompts_per_optimizer_step=2 rollout.group_size=4"
+        " rollout.max_response_tokens=16 megatron.tensor_parallel=1"
     )
     found = run_bench("bench_arms", arguments, tmp_path)
     (curve,) = found["runs"]

@@ -101,3 +101,15 @@ def test_ifevals_accuracies_of_a_toy_model(toy: Path, tmp_path: Path) -> None:
     shares = [found[f"{level}_{mode}"] for level in ("prompt_level", "instruction_level")
               for mode in ("strict", "loose")]  # fmt: skip
     assert all(share in (0, 0.5, 1) for share in shares)
+    # The same responses, judged once more from the run's own file.
+    drawn, out = tmp_path / "ifeval/drawn", tmp_path / "again.jsonl"
+    again = subprocess.run(
+        [sys.executable, "-m", "herl_megatron.cli", "score", drawn / "rollouts/eval.jsonl",
+         "--out", out], env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False,
+    )  # fmt: skip
+    assert again.returncode == 0
+    totals = json.loads(out.with_name("again.jsonl.summary.json").read_text())
+    numbers = json.loads((drawn / "eval.json").read_text())["benchmarks"]["ifeval"]
+    assert totals["benchmarks"] == {"ifeval": numbers} and numbers["prompts"] == 2
+    logged = lines(drawn / "metrics.jsonl")[0]
+    assert logged["eval/benchmark/ifeval"] == numbers["metrics"]["prompt_strict"]

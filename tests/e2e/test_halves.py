@@ -21,21 +21,23 @@ def logged(folder: Path) -> list[dict[str, Any]]:
     return [row for row in rows if "reward/mean" in row]
 
 
-def test_rollouts_and_learning_alone_are_those_of_the_loop(herl: Start, small: list[str]) -> None:
+def test_rollouts_and_learning_alone_are_those_of_the_loop(
+    forked_herl: Start, small: list[str]
+) -> None:
     """One step of HeRL that keeps its groups: the rollouts alone write the same lines, learning
     alone gives the same loss and the same policy bit for bit, though neither has the other half."""
     common = [*small, "data.eval=", "train.eval_every=0", "train.steps=1", "rollout.dtype=fp32"]
-    whole = herl("train", "quickstart_cpu.yaml", *common, "train.keep_groups=true")
+    whole = forked_herl("train", "quickstart_cpu.yaml", *common, "train.keep_groups=true")
     code, output = whole.wait()
     assert code == 0, output
     runs = whole.folder.parent
-    drawn = herl(
+    drawn = forked_herl(
         "train", "quickstart_cpu.yaml", *common, "run.name=drawn", "train.only=rollouts",
         "train.keep_groups=true",
     )  # fmt: skip
     code, output = drawn.wait()
     assert code == 0, output
-    learnt = herl(
+    learnt = forked_herl(
         "train", "quickstart_cpu.yaml", *common, "run.name=learnt", "train.only=learning",
         f"train.groups_from={runs}/drawn",
     )  # fmt: skip

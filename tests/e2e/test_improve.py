@@ -20,11 +20,13 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_improve_adds_up_and_goes_on_where_it_was_stopped(herl: Start, small: list[str]) -> None:
+def test_improve_adds_up_and_goes_on_where_it_was_stopped(
+    forked_herl: Start, small: list[str]
+) -> None:
     """The numbers are those of the written trajectories, counted here; after losing some of them,
     and half a line, the same command with `run.resume` ends with the same numbers and files."""
     arguments = ("improve", "quickstart_cpu.yaml", *small, "improve.rounds=2")
-    run = herl(*arguments)
+    run = forked_herl(*arguments)
     code, output = run.wait()
     assert code == 0, output
     assert run.leftovers() == []
@@ -53,7 +55,7 @@ def test_improve_adds_up_and_goes_on_where_it_was_stopped(herl: Start, small: li
     kept = (run.folder / "trajectories.jsonl").read_text().splitlines(keepends=True)
     (run.folder / "trajectories.jsonl").write_text("".join(kept[:9]) + kept[9][:40])
     (run.folder / "improve.json").unlink()
-    again = herl(*arguments, "run.resume=true")
+    again = forked_herl(*arguments, "run.resume=true")
     code, output = again.wait()
     assert code == 0, output
     assert json.loads((run.folder / "improve.json").read_text()) == result

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import Start
+from tests.e2e.conftest import Run, Start, starting
 from tests.fake_judge import fake_judge
 
 pytestmark = pytest.mark.e2e
@@ -56,6 +58,28 @@ def mixed(toy: Path) -> list[str]:
     ]  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Quiet:
+    """The run whose judge always answered, and how often it was asked about each response."""
+
+    run: Run
+    calls: Counter[str]
+
+
+@pytest.fixture(scope="module")
+def quiet(
+    mixed: list[str], fork_server: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Quiet:
+    """What the others are compared with."""
+    folder = tmp_path_factory.mktemp("quiet")
+    with fake_judge() as judge, starting(folder, "quiet", fork_server) as start:
+        run = start("train", "quickstart_cpu.yaml", *mixed, f"judge.base_url={judge.url}")
+        code, output = run.wait()
+        assert code == 0, output
+        assert run.leftovers() == []
+        return Quiet(run, judge.calls.copy())
+
+
 def judged(run: Any) -> list[Any]:
     """Every rollout and revision of the run with its verdicts."""
     files = sorted((run.folder / "rollouts").glob("step_*.jsonl"))
@@ -68,7 +92,7 @@ def metrics(run: Any) -> list[dict[str, float]]:
 
 
 def test_outage_pauses_the_run_and_changes_nothing_that_it_learns(
-    herl: Start, mixed: list[str], tmp_path: Path
+    forked_herl: Start, mixed: list[str], quiet: Quiet
 ) -> None:
     """That a pause does not count against `rollout.timeout_s` is tested where it is counted."""
     down = {"until": 0.0}
@@ -78,28 +102,22 @@ def test_outage_pauses_the_run_and_changes_nothing_that_it_learns(
             down["until"] = time.monotonic() + 3
         return "reset" if time.monotonic() < down["until"] else "ok"
 
-    with fake_judge() as steady, fake_judge(outage) as shaky:
-        runs = [
-            herl("train", "quickstart_cpu.yaml", *mixed, f"judge.base_url={judge.url}",
-                 f"run.name=run{i}")
-            for i, judge in enumerate((steady, shaky))
-        ]  # fmt: skip
-        for i, run in enumerate(runs):
-            run.folder = tmp_path / f"run{i}"
-            code, output = run.wait()
-            assert code == 0, output
-            assert run.leftovers() == []
+    with fake_judge(outage) as shaky:
+        run = forked_herl("train", "quickstart_cpu.yaml", *mixed, f"judge.base_url={shaky.url}")
+        code, output = run.wait()
+        assert code == 0, output
+        assert run.leftovers() == []
         assert "scoring pauses since" in output and "the judge is back" in output
-        asked = steady.calls.copy()
         again = shaky.calls.copy()
-    quiet, outlived = (metrics(run) for run in runs)
-    assert sum(row["judge/paused_s"] for row in quiet) == 0
+    asked = quiet.calls.copy()
+    calm, outlived = metrics(quiet.run), metrics(run)
+    assert sum(row["judge/paused_s"] for row in calm) == 0
     assert sum(row["judge/paused_s"] for row in outlived) > 2
-    assert sum(row["judge/unjudged"] for row in quiet + outlived) == 0
+    assert sum(row["judge/unjudged"] for row in calm + outlived) == 0
 
     # The same responses, verdicts, rewards and updates.
-    assert judged(runs[0]) == judged(runs[1])
-    for before, after in zip(quiet, outlived, strict=True):
+    assert judged(quiet.run) == judged(run)
+    for before, after in zip(calm, outlived, strict=True):
         learned = [key for key in before if key.split("/")[0] in ("reward", "train", "hindsight")]
         assert len(learned) > 10
         assert {k: before[k] for k in learned} == {k: after[k] for k in learned}
@@ -108,49 +126,50 @@ def test_outage_pauses_the_run_and_changes_nothing_that_it_learns(
     # the outage adds retries and loses none.
     assert asked.keys() == again.keys()
     del asked["Blue."]
-    assert sum(row["judge/judged"] for row in quiet) == asked.total()
-    rewards = {rollout["reward"] for group in judged(runs[0]) for rollout in group["rollouts"]}
+    assert sum(row["judge/judged"] for row in calm) == asked.total()
+    rewards = {rollout["reward"] for group in judged(run) for rollout in group["rollouts"]}
     assert len(rewards) > 1 and None not in rewards
 
 
-def test_refused_key_ends_a_run_before_anything_starts(herl: Start, mixed: list[str]) -> None:
+def test_refused_key_ends_a_run_before_anything_starts(
+    forked_herl: Start, mixed: list[str]
+) -> None:
     with fake_judge(lambda response, call: "401") as judge:
-        run = herl("train", "quickstart_cpu.yaml", *mixed, f"judge.base_url={judge.url}")
+        run = forked_herl("train", "quickstart_cpu.yaml", *mixed, f"judge.base_url={judge.url}")
         code, output = run.wait(60)
     assert code == 2 and "refuses access" in output and "judge.api_key_env" in output
     assert judge.calls.total() == 1 and "ray" not in output.lower()
 
 
 def test_a_spent_budget_pauses_the_run_which_goes_on_as_if_it_had_not(
-    herl: Start, mixed: list[str], tmp_path: Path
+    forked_herl: Start, mixed: list[str], quiet: Quiet, tmp_path: Path
 ) -> None:
     """The first step alone takes 16 calls and more; what it took counts after the resume too."""
     with fake_judge() as judge:
-        settings = [*mixed, f"judge.base_url={judge.url}"]
+        settings = [*mixed, f"judge.base_url={judge.url}", "run.name=capped"]
 
         def train(*more: str) -> tuple[int, str]:
-            code, output = herl("train", "quickstart_cpu.yaml", *settings, *more).wait()
+            run = forked_herl("train", "quickstart_cpu.yaml", *settings, *more)
+            code, output = run.wait()
             return code, " ".join(output.split())
 
-        assert train("run.name=whole")[0] == 0
-        whole = judge.calls.total()
-        code, output = train("run.name=capped", "judge.max_calls=10")
+        code, output = train("judge.max_calls=10")
         assert code == 3, output
         assert "1 steps are done and saved; judge.max_calls 10 is reached: " in output
         folder = tmp_path / "capped"
         assert [p.name for p in (folder / "checkpoints").glob("step_*")] == ["step_000001"]
         spent = json.loads((folder / "judge_spent.json").read_text())
-        assert spent["calls"] == judge.calls.total() - whole >= 17
+        assert spent["calls"] == judge.calls.total() >= 17
         asked = judge.calls.total()
-        code, output = train("run.name=capped", "judge.max_calls=10", "run.resume=true")
+        code, output = train("judge.max_calls=10", "run.resume=true")
         assert code == 2 and "judge.max_calls 10 is reached" in output
         assert judge.calls.total() == asked
-        code, output = train("run.name=capped", "judge.max_calls=1000", "run.resume=true")
+        code, output = train("judge.max_calls=1000", "run.resume=true")
         assert code == 0, output
         spent = json.loads((folder / "judge_spent.json").read_text())
-        assert spent["calls"] == judge.calls.total() - whole
+        assert spent["calls"] == judge.calls.total()
     runs = []
-    for name in ("whole", "capped"):
-        files = sorted((tmp_path / name / "rollouts").glob("step_*.jsonl"))
+    for done in (quiet.run.folder, folder):
+        files = sorted((done / "rollouts").glob("step_*.jsonl"))
         runs.append([path.read_text() for path in files])
     assert len(runs[0]) == 2 and runs[0] == runs[1]

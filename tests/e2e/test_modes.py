@@ -55,14 +55,14 @@ def of_many_lengths(model: Path, folder: Path) -> Path:
     return folder
 
 
-def test_partial_rollouts(herl: Start, toy: Path, small: list[str], tmp_path: Path) -> None:
+def test_partial_rollouts(forked_herl: Start, toy: Path, small: list[str], tmp_path: Path) -> None:
     """Too few slots for all responses, which are of many lengths: a step ends while some are under
     way, however late the driver hears of the groups that are complete.
 
     Gate and evaluation between two steps must find the engines free.
     """
     varied = of_many_lengths(toy / "model", tmp_path / "model")
-    run = herl(
+    run = forked_herl(
         "train", "quickstart_cpu.yaml", *small, f"train.steps={STEPS}", "parity.every=1",
         "rollout.mode=partial", "rollout.oversample=1.0", "rollout.max_staleness=2",
         "algorithm.mismatch_weight=true", "rollout.max_num_seqs=10", "train.eval_every=3",
@@ -92,13 +92,13 @@ def test_partial_rollouts(herl: Start, toy: Path, small: list[str], tmp_path: Pa
     assert steps[-1]["rollout/carried_groups"] == 0
 
 
-def test_one_step_off_and_its_resume(herl: Start, small: list[str]) -> None:
+def test_one_step_off_and_its_resume(forked_herl: Start, small: list[str]) -> None:
     """Ends at step 4 and goes on to 6 as a run of 6 steps would have; all of it is reproducible."""
     settings = [
         *small, "rollout.mode=one_step_off", "algorithm.mismatch_weight=true",
         "train.eval_every=2", "checkpoint.every=2", "checkpoint.keep=9", "parity.every=1",
     ]  # fmt: skip
-    whole = herl("train", "quickstart_cpu.yaml", *settings, f"train.steps={STEPS}")
+    whole = forked_herl("train", "quickstart_cpu.yaml", *settings, f"train.steps={STEPS}")
     code, output = whole.wait()
     assert code == 0, output
     assert whole.leftovers() == []
@@ -117,7 +117,7 @@ def test_one_step_off_and_its_resume(herl: Start, small: list[str]) -> None:
         folder = whole.folder / "checkpoints" / f"step_{newest:06d}"
         if folder.exists():
             folder.rename(folder.with_name(f"put_away_{newest}"))
-    resumed = herl(
+    resumed = forked_herl(
         "train", "quickstart_cpu.yaml", *settings, f"train.steps={STEPS}", "run.resume=true"
     )
     code, output = resumed.wait()

@@ -11,10 +11,10 @@ from tests.e2e.conftest import Start
 pytestmark = pytest.mark.e2e
 
 
-def test_fp8_rollouts_beside_a_reference_on_the_host(herl: Start, small: list[str]) -> None:
+def test_fp8_rollouts_beside_a_reference_on_the_host(forked_herl: Start, small: list[str]) -> None:
     """The gate sees the engine's rounding; the reference is what the policy was in the first step,
     and only there."""
-    run = herl(
+    run = forked_herl(
         "train", "quickstart_cpu.yaml", *small, "megatron.precision=bf16", "rollout.dtype=bf16",
         "train.prompts_per_optimizer_step=4", "parity.every=1", "optimizer.lr=1e-3",
         "optimizer.warmup_steps=0", "train.export=false", "data.eval=", "train.eval_every=0",

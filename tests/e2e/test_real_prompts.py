@@ -55,12 +55,12 @@ def prepared(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return out
 
 
-def test_three_steps_on_ifeval(herl: Start, model: Path, prepared: Path) -> None:
+def test_three_steps_on_ifeval(forked_herl: Start, model: Path, prepared: Path) -> None:
     report = json.loads((prepared / "report.json").read_text())
     rows = report["rows"]
     assert rows["train"] + rows["eval"] + rows["rejected"] == rows["in"] == 541
     assert set(report["rejected"]) == {"prompt too long"} and rows["train"] > 100
-    run = herl(
+    run = forked_herl(
         "train", "quickstart_cpu.yaml",
         f"model.path={model}", f"data.train={prepared}/train.jsonl",
         f"data.eval={prepared}/eval.jsonl",

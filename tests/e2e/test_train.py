@@ -21,15 +21,15 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def test_train_eval_and_export_agree(herl: Start, toy: Path, small: list[str]) -> None:
-    """Two HeRL steps, trainer and engine on TP 2; the exported policy evaluates to the same.
+    """Two HeRL steps, trainer on TP 2; the exported policy evaluates to the same.
 
     `herl eval` loads the exported folder into a fresh engine of one process; equal rewards and
     lengths under equal seeds mean that the synced engine held exactly the exported weights.
     """
     run = herl(
         "train", "quickstart_cpu.yaml", *small,
-        "megatron.tensor_parallel=2", "rollout.tensor_parallel=2", "rollout.dtype=fp32",
-        "parity.every=1", "rollout.temperature=0.8",
+        "megatron.tensor_parallel=2", "rollout.dtype=fp32", "parity.every=1",
+        "rollout.temperature=0.8",
     )  # fmt: skip
     code, output = run.wait()
     assert code == 0, output
@@ -126,12 +126,14 @@ def above_the_lowest(group, *, scale: float):
 """
 
 
-def test_experts_over_ranks(herl: Start, experts: Path, small: list[str], tmp_path: Path) -> None:
+def test_experts_over_ranks(
+    forked_herl: Start, experts: Path, small: list[str], tmp_path: Path
+) -> None:
     """Two HeRL steps of a mixture of experts, trainer on EP 2 and engine on TP 2: both compute the
     same after every sync, which a missing, stale or exchanged expert would break. Loss and
     advantage are a user's, from a module where herl is started."""
     (tmp_path / "own_algorithms.py").write_text(OWN)
-    run = herl(
+    run = forked_herl(
         "train", "quickstart_cpu.yaml", *small, f"model.path={experts}",
         "megatron.tensor_parallel=1", "megatron.data_parallel=2", "megatron.expert_parallel=2",
         "rollout.tensor_parallel=2", "rollout.dtype=fp32", "parity.every=1", "data.eval=''",
@@ -189,9 +191,9 @@ def hf_loss(folder: Path, rows: list[dict[str, Any]]) -> float:
     return total / count
 
 
-def test_sft_over_pipeline_stages(herl: Start, toy: Path) -> None:
+def test_sft_over_pipeline_stages(forked_herl: Start, toy: Path) -> None:
     """SFT on PP 3: first loss and the exported policy's loss are those of plain transformers."""
-    run = herl(
+    run = forked_herl(
         "sft", "quickstart_sft_cpu.yaml", f"model.path={toy}/model",
         f"sft.data={toy}/sft.jsonl", "sft.steps=8", "sft.rows_per_step=16",
         "optimizer.warmup_steps=0",

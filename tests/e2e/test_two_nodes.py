@@ -51,7 +51,7 @@ def train(node: Node, folder: Path, overrides: Sequence[str], env: dict[str, str
 
 
 def test_two_nodes_compute_what_one_does_and_a_lost_node_is_survived(
-    herl: Start, small: list[str], toy: Path, nodes: Nodes, tmp_path: Path
+    forked_herl: Start, small: list[str], toy: Path, nodes: Nodes, tmp_path: Path
 ) -> None:
     """The first run loses a node without a word, ends with a named error and leaves nothing in the
     other's memory. Resumed on two nodes, it ends with the files of a run on one node. Paths are
@@ -60,7 +60,7 @@ def test_two_nodes_compute_what_one_does_and_a_lost_node_is_survived(
         *small, *LAYOUT, "train.steps=6", "checkpoint.every=2", "megatron.timeout_s=60",
         "rollout.max_engine_restarts=0",
     ]  # fmt: skip
-    whole = herl("train", "quickstart_cpu.yaml", *settings)
+    whole = forked_herl("train", "quickstart_cpu.yaml", *settings)
     settings.append(f"model.path={os.path.relpath(toy / 'model', tmp_path)}")
     log = tmp_path / "elsewhere" / "ray.log"
     log.parent.mkdir()

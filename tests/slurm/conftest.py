@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.conftest import herl, small, toy
+from tests.e2e.conftest import fork_server, forked_herl, small, toy
 from tests.slurm.cluster import Slurm, two_node_slurm
 
-__all__ = ["herl", "slurm", "small", "toy"]
+__all__ = ["fork_server", "forked_herl", "slurm", "small", "toy"]
 
 
 @pytest.fixture(scope="session")

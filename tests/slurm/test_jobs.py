@@ -49,7 +49,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_stopped_before_the_time_limit_queued_again_and_resumed(
-    slurm: Slurm, herl: Start, small: list[str], checkout: Path
+    slurm: Slurm, forked_herl: Start, small: list[str], checkout: Path
 ) -> None:
     """No checkpoint is due before the signal comes, so that one taken because of it is resumed; the
     result is that of a run on one node which nobody stopped."""
@@ -63,7 +63,7 @@ def test_stopped_before_the_time_limit_queued_again_and_resumed(
         slurm, checkout, *settings, f"run.dir={checkout.parent}", "run.name=run",
         "cluster.device=cpu", HERL_SKIP_PLAN="1",
     )  # fmt: skip
-    whole = herl("train", "quickstart_cpu.yaml", *settings)
+    whole = forked_herl("train", "quickstart_cpu.yaml", *settings)
     metrics_file = run / "metrics.jsonl"
     _until(lambda: metrics_file.exists() and len(metrics(run)) > 1, slurm, job, log)
     slurm.call("scancel", "--batch", "--signal=USR1", job)

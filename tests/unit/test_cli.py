@@ -12,7 +12,7 @@ import ray
 from typer.testing import CliRunner
 
 from herl_megatron.cli import app
-from herl_megatron.data.toy_files import write_toy_task
+from tests.toy_copies import copy_toy_task
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("toy")
-    write_toy_task(folder, seed=0, train_prompts=16, heldout_prompts=4, sft_rows=4)
+    copy_toy_task(folder, seed=0, train_prompts=16, heldout_prompts=4, sft_rows=4)
     return folder
 
 
@@ -106,6 +106,6 @@ def test_bad_prompt_row_names_file_and_line(
     ],
 )
 def test_bad_model_folder(tmp_path: Path, spoil: Callable[[Path], None], said: str) -> None:
-    write_toy_task(tmp_path / "toy", seed=0, train_prompts=16, heldout_prompts=4, sft_rows=4)
+    copy_toy_task(tmp_path / "toy", seed=0, train_prompts=16, heldout_prompts=4, sft_rows=4)
     spoil(tmp_path / "toy/model")
     assert said in refused(tmp_path / "toy", tmp_path)

@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 
 from herl_megatron.cli import app
 from herl_megatron.commands import doctor
-from herl_megatron.data.toy_files import write_toy_task
 from herl_megatron.fp8 import TRANSFORMER_ENGINE
 from tests.limits import HANG_S
+from tests.toy_copies import copy_toy_task
 
 ROOT = Path(__file__).parents[2]
 WHOLE = {
@@ -173,7 +173,7 @@ def test_ray_address_is_tried() -> None:
 
 
 def test_with_a_configuration(tmp_path: Path) -> None:
-    write_toy_task(tmp_path / "toy", seed=0, train_prompts=16, heldout_prompts=4, sft_rows=4)
+    copy_toy_task(tmp_path / "toy", seed=0, train_prompts=16, heldout_prompts=4, sft_rows=4)
     toy = tmp_path / "toy"
     arguments = [
         "doctor", "--json", str(ROOT / "configs/quickstart_cpu.yaml"), f"model.path={toy}/model",

@@ -21,10 +21,10 @@ import herl_megatron
 from herl_megatron.cli import app
 from herl_megatron.config.load import ConfigError, load_config, override, save_resolved
 from herl_megatron.config.schema import Config
-from herl_megatron.data.toy_files import write_toy_task
 from herl_megatron.files.run_files import write_run_file
 from herl_megatron.prepared import Command, PreparedConfig, check, prepare, require_prepared
 from tests.limits import HANG_S
+from tests.toy_copies import copy_toy_task
 from tests.unit.config.hub_cache import COMMIT, fill_cache, use_cache
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +34,7 @@ QUICKSTART = ROOT / "configs/quickstart_cpu.yaml"
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("toy")
-    write_toy_task(folder, seed=0, train_prompts=16, heldout_prompts=4, sft_rows=4)
+    copy_toy_task(folder, seed=0, train_prompts=16, heldout_prompts=4, sft_rows=4)
     return folder
 
 
@@ -55,6 +55,27 @@ def test_a_configuration_without_switches_is_what_the_files_say(
     prepared = prepare(QUICKSTART, overrides, command=command)
     assert prepared == load_config(QUICKSTART, overrides)
     assert (prepared.command, prepared.run.name) == (command, "herl")
+
+
+def test_epochs_become_the_steps_that_the_run_and_its_resume_have(
+    overrides: list[str], tmp_path: Path
+) -> None:
+    """16 prompts, 5 a step, 1.5 times: 4.8 steps. 4 rows to fine-tune on, 3 a step, twice: 2.7."""
+    sizes = ["train.prompts_per_step=5", "train.prompts_per_optimizer_step=5"]
+    prepared = prepare(QUICKSTART, [*overrides, *sizes, "train.steps=null", "train.epochs=1.5"])
+    assert (prepared.train.step_count, prepared.train.epochs) == (5, None)
+    assert prepared == prepare(QUICKSTART, [*overrides, *sizes, "train.steps=5"])
+    save_resolved(prepared, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == prepared
+    sft = ["sft.max_tokens=256", "sft.rows_per_step=3", "sft.epochs=2"]
+    assert prepare(QUICKSTART, [*overrides, *sft], command="sft").sft.step_count == 3
+    with pytest.raises(ConfigError, match=r"train\.steps is 40 and train\.epochs is 1\.5"):
+        prepare(QUICKSTART, [*overrides, "train.epochs=1.5"])
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"id": "a"}\n{"id":\n')
+    given = [*overrides, "train.steps=null", "train.epochs=1", f"data.train={rows}"]
+    with pytest.raises(ConfigError, match=r"rows\.jsonl:2: "):
+        prepare(QUICKSTART, given)
 
 
 def test_a_date_in_the_chat_template_is_that_of_the_runs_start(
@@ -247,6 +268,7 @@ def test_the_command_line_runs_what_prepare_gives(
     monkeypatch.setattr(
         "herl_megatron.config.validate.validate", lambda config, purpose, further: None
     )
+    monkeypatch.setattr("herl_megatron.prepared.in_steps", lambda config, command: config)
     monkeypatch.setattr("herl_megatron.cluster.session.check_address", lambda cluster: None)
     result = CliRunner().invoke(app, ["train", str(path), "run.seed=5"])
     assert result.exit_code == 0, result.output

@@ -253,6 +253,7 @@ def run_all(options: argparse.Namespace, runs: Path) -> list[Curve]:
         f"train.eval_every={options.eval_every}",
         f"eval.samples_per_prompt={options.eval_samples}",
         "train.log_rollouts=true",
+        *options.set,
     ]
 
     def one(job: tuple[int, str]) -> Curve | None:
@@ -297,6 +298,7 @@ def main() -> int:
     parser.add_argument("--extra-steps", type=int, default=15, help="for RLVR and HiR")
     parser.add_argument("--eval-every", type=int, default=5, help="a divisor of --steps")
     parser.add_argument("--eval-samples", type=int, default=4, help="per held-out prompt")
+    parser.add_argument("--set", nargs="+", default=[], help="further KEY=VALUE of every arm")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, two cores each")
     parser.add_argument("--out", type=new_file, help="JSON")
     options = parser.parse_args()

@@ -217,7 +217,7 @@ async def run_steps(config: Config, arguments: argparse.Namespace) -> list[dict[
             ),
             seed=0,
         )
-        for step in range(config.train.steps):
+        for step in range(config.train.step_count):
             steps.append(await _step(config, step, prompts, pipeline, trainer, folder))
     return steps[1:]
 

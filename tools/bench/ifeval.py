@@ -3,8 +3,8 @@
     python tools/bench/ifeval.py --input input_data.jsonl --model FOLDER --out DIR
     python tools/bench/ifeval.py --input input_data.jsonl --model FOLDER --out DIR KEY=VALUE
 
---input is IFEval's file of 541 prompts. One response a prompt, drawn by `herl eval` at temperature
-0 and judged by `herl score`. A response that its limit cuts off is judged as it stands, so the
+--input is IFEval's file of 541 prompts. One response a prompt, drawn and judged by `herl eval` at
+temperature 0. A response that its limit cuts off is judged as it stands, so the
 limit belongs to the figures; DIR/accuracies.json holds both. Called again, a finished DIR is shown,
 unless it was made of another model, file or settings, which is an error.
 """
@@ -18,16 +18,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from herl_megatron.commands.score.job import ScoreJob
 from herl_megatron.data.smollm2 import sha256_of
 from herl_megatron.files.run_files import EVALUATED
-from tools.bench._out import json_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs/smollm2_135m_stated_cpu.yaml"
@@ -35,9 +33,12 @@ LENGTHS = ("data.max_prompt_tokens=1024", "data.max_experience_tokens=2048",
            "rollout.max_response_tokens=384")  # fmt: skip
 """IFEval's longest prompt is far below 1,024 tokens; 384 tokens of response is what two cores can
 draw in minutes."""
-LEVELS = ("prompt_level", "instruction_level")
-MODES = ("strict", "loose")
-FOUR = tuple(f"{level}_{mode}" for mode in MODES for level in LEVELS)
+FOUR = {
+    f"{level}_level_{mode}": f"{level}_{mode}"
+    for mode in ("strict", "loose")
+    for level in ("prompt", "instruction")
+}
+"""Their names here, and those of the benchmark's metrics in the result of `herl eval`."""
 
 
 def herl(*arguments: str | Path) -> None:
@@ -54,35 +55,22 @@ def herl(*arguments: str | Path) -> None:
     subprocess.run(command, env=os.environ | quiet, cwd=ROOT, check=True)
 
 
-def answered(rows: Path, rollouts: Path) -> Iterator[dict[str, Any]]:
-    """The rows with the responses that an evaluation drew to them.
+def accuracies(numbers: Mapping[str, Any]) -> dict[str, float]:
+    """The four, by `prompt_level_strict` and so on, from what `herl eval` says of the benchmark.
 
     Raises:
-        ValueError: the evaluation lacks one of the rows.
+        ValueError: a response has no score, so that a share would be one of fewer prompts, or a
+            metric is missing.
     """
-    drawn: dict[str, list[str]] = {}
-    for group in json_lines(rollouts):
-        drawn[group["prompt_id"]] = [one["text"] for one in group["rollouts"]]
-    for row in json_lines(rows):
-        if row["id"] not in drawn:
-            raise ValueError(f"{rollouts} has no response to {row['id']} of {rows}")
-        yield row | {"responses": drawn[row["id"]]}
-
-
-def accuracies(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """The four, by `prompt_level_strict` and so on, from `herl score`'s summary of each mode.
-
-    Raises:
-        ValueError: a response has no score, so that the share would be one of fewer prompts.
-    """
-    for mode, summary in summaries.items():
-        if summary["unscored"]:
-            raise ValueError(
-                f"{summary['unscored']} of {summary['responses']} responses have no {mode} score:"
-                f" {summary['unscored_by_reason']}"
-            )
-    shares = (summaries[mode][level]["share"] for mode in MODES for level in LEVELS)
-    return dict(zip(FOUR, shares, strict=True))
+    if numbers["unscored"]:
+        raise ValueError(
+            f"{numbers['unscored']} of {numbers['responses']} responses have no score; the run's"
+            " rollouts/eval.jsonl says why"
+        )
+    metrics = numbers["metrics"]
+    if missing := [metric for metric in FOUR.values() if metric not in metrics]:
+        raise ValueError(f"no {', '.join(missing)}: {'; '.join(numbers['notes'])}")
+    return {name: metrics[metric] for name, metric in FOUR.items()}
 
 
 def made_of(model: Path, source: Path, config: Path, settings: Sequence[str]) -> dict[str, Any]:
@@ -100,12 +88,12 @@ def made_of(model: Path, source: Path, config: Path, settings: Sequence[str]) ->
 def accuracies_of(
     model: Path, out: Path, source: Path, *, config: Path = CONFIG, settings: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Rows, responses and verdicts in `out`; what its accuracies.json holds.
+    """Rows, responses and numbers in `out`; what its accuracies.json holds.
 
     out: not in the folder of a run: the evaluation is a run of its own there.
 
     Raises:
-        ValueError: responses are missing or have no score; `out` holds those of something else.
+        ValueError: responses have no score; `out` holds those of something else.
         subprocess.CalledProcessError: a command failed.
     """
     out = out.resolve()
@@ -126,18 +114,11 @@ def accuracies_of(
     herl("eval", config, f"model.path={model.resolve()}", f"data.eval={rows}",
          f"run.dir={out}", f"run.name={drawn.name}", "eval.temperature=0",
          "eval.samples_per_prompt=1", *settings)  # fmt: skip
-    rollouts = drawn / "rollouts/eval.jsonl"
-    filled = [json.dumps(row) + "\n" for row in answered(rows, rollouts)]
-    (out / "answered.jsonl").write_text("".join(filled), encoding="utf-8")
-    summaries = {}
-    for mode in MODES:
-        job = ScoreJob(out / "answered.jsonl", out / f"{mode}.jsonl")
-        herl("score", job.input, "--out", job.out, "--mode", mode)
-        summaries[mode] = json.loads(job.summary.read_text(encoding="utf-8"))
     evaluated = json.loads((drawn / EVALUATED).read_text(encoding="utf-8"))
+    numbers = evaluated["benchmarks"]["ifeval"]
     content = {
-        "prompts": len(filled),
-        **accuracies(summaries),
+        "prompts": numbers["prompts"],
+        **accuracies(numbers),
         "response_tokens": evaluated["response_tokens"],
         **made,
     }

@@ -19,7 +19,7 @@ suppress_warnings = ["misc.highlighting_failure"]  # a block may have a language
 
 CHAPTERS = {
     "Start": ("quickstart", "real_model", "status", "results"),
-    "Method": ("algorithm", "scoring", "data", "tokens"),
+    "Method": ("algorithm", "scoring", "data", "evaluation", "tokens"),
     "Use": ("commands", "configuration", "python", "watching", "metrics"),
     "Large runs": ("scaling", "planning", "fault_tolerance", "reproduce"),
     "Mend and change": (

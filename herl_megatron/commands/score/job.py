@@ -16,8 +16,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from herl_megatron.benchmarks.known_benchmarks import summarize as summarize_benchmarks
+from herl_megatron.benchmarks.known_benchmarks import wants_loose
+from herl_megatron.commands.loose import loose_verdicts
 from herl_megatron.commands.results import ScoreResult
 from herl_megatron.commands.score.output import ScoreFile, check_replaceable, write_whole
+from herl_megatron.commands.score.scored_records import Loose
 from herl_megatron.commands.score.totals import Totals
 from herl_megatron.config.decides import keys_that_decide
 from herl_megatron.config.schema import ClusterConfig, JudgeConfig, ScoringConfig
@@ -74,6 +78,10 @@ class FileScorer(Protocol):
         """One score per text, in order."""
         ...
 
+    async def score_loosely(self, prompt: Prompt, texts: Sequence[str]) -> list[Score]:
+        """The same by the best of a text's eight variants."""
+        ...
+
 
 class _ThisProcess:
     """Scores in the running process, one text at a time; a Ctrl-C is noticed between them, and
@@ -85,17 +93,21 @@ class _ThisProcess:
 
     async def score_group(self, prompt: Prompt, texts: Sequence[str]) -> list[Score]:
         async with self._turn:
-            return [await self._score(prompt.rubric, text) for text in texts]
+            return [await self._score(prompt.rubric, text, self._mode) for text in texts]
 
-    async def _score(self, rubric: Rubric, text: str) -> Score:
+    async def score_loosely(self, prompt: Prompt, texts: Sequence[str]) -> list[Score]:
+        async with self._turn:
+            return [await self._score(prompt.rubric, text, "loose") for text in texts]
+
+    async def _score(self, rubric: Rubric, text: str, mode: Mode) -> Score:
         theirs: dict[str, CriterionResult] = {}
         if any(is_users(criterion) for criterion in rubric.criteria):
             theirs = await asyncio.to_thread(
-                run_user_checks, rubric.criteria, text, mode=self._mode, timeout_s=self._timeout_s
+                run_user_checks, rubric.criteria, text, mode=mode, timeout_s=self._timeout_s
             )
         else:
             await asyncio.sleep(0)
-        return score_text(rubric, text, theirs, check_timeout_s=self._timeout_s, mode=self._mode)
+        return score_text(rubric, text, theirs, check_timeout_s=self._timeout_s, mode=mode)
 
     def metrics(self) -> dict[str, float]:
         """Nothing is counted here."""
@@ -130,7 +142,10 @@ async def _run_loaded(job: ScoreJob) -> dict[str, Any]:
         from herl_megatron.rubrics.scorer import require_judge  # takes a second to import
 
         require_judge(job.judge, [row.prompt for row in rows])
-    file = ScoreFile(job.out, rows, settings=_settings(job))
+    strict = job.mode == "strict"
+    file = ScoreFile(
+        job.out, rows, settings=_settings(job), loose=wants_loose if strict else lambda _: False
+    )
     try:
         missing = file.missing()
         if missing:
@@ -196,7 +211,7 @@ def _short_hash(content: bytes) -> str:
 async def _score_missing(
     job: ScoreJob,
     rows: Sequence[ResponseRow],
-    add: Callable[[ResponseRow, Sequence[Score]], None],
+    add: Callable[[ResponseRow, Sequence[Score], Loose], None],
     *,
     done: int,
 ) -> None:
@@ -219,12 +234,16 @@ async def _score_missing(
             nonlocal unscored
             for row in todo:
                 answers = [answer_part(text, job.scoring.answer_after) for text in row.texts]
-                scores = await scorer.score_group(row.prompt, [a or "" for a in answers])
+                texts = [answer or "" for answer in answers]
+                scores = await scorer.score_group(row.prompt, texts)
                 scores = [
                     score_no_answer(row.prompt.rubric, score) if answer is None else score
                     for answer, score in zip(answers, scores, strict=True)
                 ]
-                add(row, scores)
+                loose: Loose = ()
+                if job.mode == "strict":
+                    loose = await loose_verdicts(scorer, row.prompt, texts, scores)
+                add(row, scores, loose)
                 unscored += sum(not isinstance(score, Scored) for score in scores)
                 progress.update(bar, advance=1, unscored=unscored)
 
@@ -282,7 +301,8 @@ def _rules(job: ScoreJob, workers: int) -> Iterator[_ThisProcess | ScoringPool]:
 
 
 def summarize(file: ScoreFile, mode: Mode) -> dict[str, Any]:
-    """The totals of all rows, and of each source if there are several."""
+    """The totals of all rows, of each source if there are several, and of strict verdicts the
+    metrics of each benchmark that has rows among them."""
     everything = Totals()
     by_source: dict[str, Totals] = {}
     for row, score in file.scores():
@@ -291,16 +311,6 @@ def summarize(file: ScoreFile, mode: Mode) -> dict[str, Any]:
     totals = {"mode": mode} | everything.as_json()
     if len(by_source) > 1:
         totals["by_source"] = {name: by_source[name].as_json() for name in sorted(by_source)}
+    if mode == "strict" and (numbers := summarize_benchmarks(file.answered())):
+        totals["benchmarks"] = {name: one.as_json() for name, one in numbers.items()}
     return totals
-
-
-def top_reasons(totals: dict[str, Any], n: int) -> list[str]:
-    """The most frequent reasons of unscored responses and of criteria left out, `n` of each."""
-    return [
-        f"{what}: {count} x {reason}"
-        for what, key in (
-            ("unscored", "unscored_by_reason"),
-            ("left out", "unverifiable_by_reason"),
-        )
-        for reason, count in list(totals[key].items())[:n]
-    ]

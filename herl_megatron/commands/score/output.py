@@ -7,14 +7,21 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from herl_megatron.commands.score.scored_records import is_complete, row_record, scores_of
+from herl_megatron.benchmarks.answered import Answered
+from herl_megatron.commands.score.scored_records import (
+    Loose,
+    is_complete,
+    loose_of,
+    row_record,
+    scores_of,
+)
 from herl_megatron.data.responses import ResponseRow
 from herl_megatron.run.lock import NO_LOCKS
-from herl_megatron.types import Score
+from herl_megatron.types import Prompt, Score
 
 _LONGEST_LINE = 256 << 20
 """Bytes; a longer one is nobody's verdicts."""
@@ -34,12 +41,22 @@ class ScoreFile:
     One process at a time has the file, from here to `close`: a second one would score, and ask the
     judge, once more for everything.
 
+    loose: whether a row needs loose verdicts, too.
+
     Raises ValueError if `path` is no regular file or holds something else than scores of these
     rows, or if another process has it.
     """
 
-    def __init__(self, path: Path, rows: Sequence[ResponseRow], *, settings: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        rows: Sequence[ResponseRow],
+        *,
+        settings: str,
+        loose: Callable[[Prompt], bool] = lambda _: False,
+    ) -> None:
         self._path = path
+        self._loose = loose
         self._rows = {row.prompt.id: row for row in rows}
         self._settings = settings
         self._lines: dict[str, bytes] = {}
@@ -58,11 +75,10 @@ class ScoreFile:
         """The rows without a line, in input order."""
         return [row for name, row in self._rows.items() if name not in self._lines]
 
-    def add(self, row: ResponseRow, scores: Sequence[Score]) -> None:
+    def add(self, row: ResponseRow, scores: Sequence[Score], loose: Loose = ()) -> None:
         """Append the line of a row; once this returns a kill cannot lose it."""
-        line = json.dumps(
-            row_record(row, scores, self._made_from(row)), ensure_ascii=False, allow_nan=False
-        )
+        record = row_record(row, scores, self._made_from(row), loose=loose)
+        line = json.dumps(record, ensure_ascii=False, allow_nan=False)
         self._lines[row.prompt.id] = line.encode() + b"\n"
         self._file.write(self._lines[row.prompt.id])
         self._file.flush()
@@ -87,6 +103,13 @@ class ScoreFile:
                 for score in scores_of(row, json.loads(self._lines[name])):
                     yield row, score
 
+    def answered(self) -> Iterator[Answered]:
+        """The prompts with the scores of their responses, in input order."""
+        for name, row in self._rows.items():
+            if name in self._lines:
+                record = json.loads(self._lines[name])
+                yield Answered(row.prompt, tuple(scores_of(row, record)), loose_of(record))
+
     def _read(self) -> bool:
         """Take over what an earlier run left; False if the file has lines to be dropped."""
         if not self._path.exists():
@@ -98,7 +121,8 @@ class ScoreFile:
                 if torn and _is_torn(line):
                     return False
                 record = self._record(line, number)
-                if is_complete(record) and record["id"] not in self._lines:
+                whole_line = is_complete(record, loose=self._loose(self._rows[record["id"]].prompt))
+                if whole_line and record["id"] not in self._lines:
                     self._lines[record["id"]] = line
                 else:
                     whole = False

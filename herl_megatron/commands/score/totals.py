@@ -90,3 +90,15 @@ class Totals:
         values = self.credits.get(name)
         mean = {"mean_credit": sum(values) / len(values)} if values else {}
         return self.checks[name].as_json() | mean
+
+
+def top_reasons(totals: dict[str, Any], n: int) -> list[str]:
+    """The most frequent reasons of unscored responses and of criteria left out, `n` of each."""
+    return [
+        f"{what}: {count} x {reason}"
+        for what, key in (
+            ("unscored", "unscored_by_reason"),
+            ("left out", "unverifiable_by_reason"),
+        )
+        for reason, count in list(totals[key].items())[:n]
+    ]

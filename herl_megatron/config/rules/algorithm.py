@@ -19,6 +19,7 @@ def problems(config: Config, *, purpose: Purpose, machine: Machine) -> Iterator[
         )
     if purpose == "train":
         yield from _own_functions(config)
+        yield from _blocks(config)
         yield from _groups(config)
         yield from _truncated(config)
         yield from _staleness(config)
@@ -48,6 +49,21 @@ def _own_functions(config: Config) -> Iterator[str]:
         yield (
             f"hindsight.off_policy_loss is 'own' but algorithm.loss is {algorithm.loss!r}, which is"
             " no function of your own; name one as module:function, or use 'shaped' or 'clip'"
+        )
+
+
+def _blocks(config: Config) -> Iterator[str]:
+    """One key without the other says nothing."""
+    aggregation, rows = config.algorithm.aggregation, config.algorithm.block_rows
+    if aggregation == "block_token_mean" and rows is None:
+        yield (
+            "algorithm.aggregation is 'block_token_mean' but algorithm.block_rows is null; set how"
+            " many rows a block has (16 in the released scripts)"
+        )
+    elif aggregation != "block_token_mean" and rows is not None:
+        yield (
+            f"algorithm.block_rows is {rows} but algorithm.aggregation is {aggregation!r}, which"
+            " has no blocks; set block_rows to null, or aggregation to 'block_token_mean'"
         )
 
 

@@ -5,7 +5,7 @@ Of a model only `config.json` and the names and sizes of the files are read here
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from os.path import isfile
 from pathlib import Path
 from typing import Any
@@ -30,26 +30,41 @@ SUPPORTED_MODELS = {
 }
 """`model_type` -> the class that writes texts, of the families that `models.known_families` has (a
 test keeps the two equal)."""
+_MADE_BY = {
+    "sft.data": " (`herl data sft` makes one)",
+    "dpo.data": " (`herl data pairs` makes one)",
+}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
 def file_problems(config: Config, purpose: Purpose) -> Iterator[str]:
     """Files of rows that the command reads and that are not there."""
-    needed = {
-        "train": {"data.train": config.data.train},
-        "sft": {"sft.data": config.sft.data},
-        "dpo": {"dpo.data": config.dpo.data},
-        "eval": {"data.eval": config.data.eval},
-        "improve": {"data.eval": config.data.eval},
-    }[purpose]
-    evaluates = purpose in TRAINS and samples(config, purpose=purpose)
-    optional = {"data.eval": config.data.eval} if evaluates else {}
-    for key, value in (needed | optional).items():
+    held_out = config.data.eval_files
+    needed: Mapping[Purpose, tuple[str, tuple[str, ...]]] = {
+        "train": ("data.train", (config.data.train,)),
+        "sft": ("sft.data", (config.sft.data,)),
+        "dpo": ("dpo.data", (config.dpo.data,)),
+        "eval": ("data.eval", held_out),
+        "improve": ("data.eval", held_out),
+    }
+    key, values = needed[purpose]
+    if values in ((), ("",)):
+        yield f"{key} is empty; `herl {purpose}` needs a file of rows there{_MADE_BY.get(key, '')}"
+    else:
+        yield from _row_file_problems(key, values)
+    if purpose in TRAINS and samples(config, purpose=purpose):
+        yield from _row_file_problems("data.eval", held_out)
+
+
+def _row_file_problems(key: str, values: Sequence[str]) -> Iterator[str]:
+    """Files that are not there, or are named twice."""
+    for value in dict.fromkeys(values):
         if not value:
-            if key in needed:
-                yield f"{key} is empty; `herl {purpose}` needs a file of rows there"
+            yield f"{key} is {list(values)}, with an empty name in it; leave that out"
         elif problem := absent(value, "file"):
             yield f"{key}: {problem}: {value!r} (from {Path.cwd()}); {_how_made(value)}"
+    if twice := sorted({value for value in values if values.count(value) > 1}):
+        yield f"{key} names {', '.join(twice)} twice; name each file once"
 
 
 def _how_made(path: str, otherwise: str = "mend the path") -> str:

@@ -14,6 +14,12 @@ def problems(config: Config, *, purpose: Purpose, machine: Machine) -> Iterator[
     if purpose != "improve":
         return
     improve = config.improve
+    if config.eval.max_response_tokens is not None:
+        yield (
+            f"eval.max_response_tokens is {config.eval.max_response_tokens}, but under `herl"
+            " improve` first samples and revisions have one limit: leave it null and set"
+            " rollout.max_response_tokens"
+        )
     if improve.temperature == 0 and improve.rounds > 1:
         yield (
             f"improve.temperature is 0 with improve.rounds {improve.rounds}: a draft whose revision"

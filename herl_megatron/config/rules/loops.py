@@ -12,6 +12,7 @@ from herl_megatron.config.schema import Config
 
 def problems(config: Config, *, purpose: Purpose, machine: Machine) -> Iterator[str]:
     """Between keys."""
+    yield from _length(config, purpose)
     if purpose == "train":
         yield from _train_batches(config)
         yield from _loop(config)
@@ -22,6 +23,21 @@ def problems(config: Config, *, purpose: Purpose, machine: Machine) -> Iterator[
         yield from _pairs(config)
     if purpose in TUNES:
         yield from _held_out(config, purpose)
+
+
+def _length(config: Config, purpose: Purpose) -> Iterator[str]:
+    """One of steps and epochs, of a command that has them."""
+    lengths = {"train": config.train, "sft": config.sft, "dpo": config.dpo}
+    if (loop := lengths.get(purpose)) is None:
+        return
+    if loop.steps is not None and loop.epochs is not None:
+        yield (
+            f"{purpose}.steps is {loop.steps} and {purpose}.epochs is {loop.epochs:g}, and both say"
+            f" how long: leave one out, or set {purpose}.epochs=null to have the steps,"
+            f" {purpose}.steps=null to have the epochs"
+        )
+    if loop.steps is None and loop.epochs is None:
+        yield f"neither {purpose}.steps nor {purpose}.epochs says how long; give one of them"
 
 
 def _train_batches(config: Config) -> Iterator[str]:
@@ -43,7 +59,7 @@ def _train_batches(config: Config) -> Iterator[str]:
 
 def _loop(config: Config) -> Iterator[str]:
     train, data = config.train, config.data
-    if not train.steps and not data.eval and not train.export:
+    if train.steps == 0 and not data.eval and not train.export:
         yield "train.steps is 0, data.eval is empty and train.export is false: nothing to do"
     if train.eval_every and not data.eval and not train.only:  # half of the loop evaluates never
         yield (
@@ -61,7 +77,7 @@ def _half(config: Config) -> Iterator[str]:
         )
     if train.only and config.run.resume:
         yield f"train.only is {train.only!r}, which cannot be resumed; set run.resume=false"
-    if train.only and not train.steps:
+    if train.only and train.steps == 0:
         yield f"train.only is {train.only!r} and train.steps is 0: nothing to do; give steps"
     if train.only == "learning" and not train.groups_from:
         yield (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+from herl_megatron.config.longest import longest_sequences, longest_tokens
 from herl_megatron.config.loop_keys import samples
 from herl_megatron.config.machine import Machine
 from herl_megatron.config.purpose import Purpose
@@ -55,7 +56,7 @@ def _engines(config: Config) -> Iterator[str]:
 
 
 def _temperature(config: Config) -> Iterator[str]:
-    if config.train.steps and config.rollout.temperature == 0:
+    if config.train.steps != 0 and config.rollout.temperature == 0:
         yield (
             "rollout.temperature is 0, so all rollouts of a group are equal, the policy that is"
             " trained (logits divided by the temperature) has no log-probs, and nothing is"
@@ -101,15 +102,11 @@ def _engine_split(config: Config, shape: Mapping[str, Any]) -> Iterator[str]:
 
 def _lengths(config: Config, shape: Mapping[str, Any]) -> Iterator[str]:
     """The engine is started for the longest prompt plus the longest response."""
-    data, response = config.data, config.rollout.max_response_tokens
     positions = shape.get("max_position_embeddings")
-    for key, prompt in (
-        ("max_prompt_tokens", data.max_prompt_tokens),
-        ("max_experience_tokens", data.max_experience_tokens),
-    ):
+    for key, prompt, its_key, response in longest_sequences(config):
         if positions and prompt + response > positions:
             yield (
-                f"data.{key} {prompt} + rollout.max_response_tokens {response} ="
+                f"{key} {prompt} + {its_key} {response} ="
                 f" {prompt + response} tokens, but the model's max_position_embeddings is"
                 f" {positions}; lower one of them"
             )
@@ -129,14 +126,14 @@ def _head_dim(shape: Mapping[str, Any]) -> Iterator[str]:
 def _kv_cache(config: Config, shape: Mapping[str, Any]) -> Iterator[str]:
     """Keys and values of one longest sequence: 2 * layers * kv_heads * head_dim per token, the
     heads being those of one process."""
-    data, rollout = config.data, config.rollout
+    rollout = config.rollout
     heads, size = shape.get("num_attention_heads"), shape.get("hidden_size")
     layers = shape.get("num_hidden_layers")
     if not (heads and size and layers):
         return
     head_dim = shape.get("head_dim") or size // heads
     kv_heads = max(1, (shape.get("num_key_value_heads") or heads) // rollout.tensor_parallel)
-    longest = max(data.max_prompt_tokens, data.max_experience_tokens) + rollout.max_response_tokens
+    longest = longest_tokens(config)
     need = 2 * layers * kv_heads * head_dim * _BYTES[rollout.dtype] * longest
     if need > rollout.kv_cache_bytes:
         yield (

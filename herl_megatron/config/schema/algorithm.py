@@ -26,6 +26,10 @@ class AlgorithmConfig(Section):
     """Added to the standard deviation."""
     min_valid: Numbers[int] = Field(default=2, gt=1, le=MOST_AT_ONCE)
     """A group with fewer scored rows than this gives no gradient and is counted."""
+    zero_spread: Numbers[Literal["drop", "keep"]] = "drop"
+    """Groups whose rewards are all equal, so that no row has an advantage. `drop`: their rows are
+    not computed and count nowhere in the loss. `keep` (released code): they count in its
+    denominators and in the KL and entropy terms."""
     loss: Numbers[str] = "clip"
     """Of rollouts' tokens. `clip`: PPO's clipped ratio, with dual clip. Or a function of your own,
     as `module:function` (docs/extending_algorithms.md)."""
@@ -41,9 +45,15 @@ class AlgorithmConfig(Section):
     """Coefficient beta of the k3 KL estimate to the reference; 0 builds no reference model."""
     entropy_coef: Numbers[float] = Field(default=0.0, ge=0)
     """Coefficient of the entropy bonus."""
-    aggregation: Numbers[Literal["token_mean", "sequence_mean", "sequence_sum"]] = "token_mean"
-    """Mean over all tokens of the global batch; mean over its rows of row means; or the mean over
-    its rows of row sums."""
+    aggregation: Numbers[
+        Literal["token_mean", "sequence_mean", "sequence_sum", "block_token_mean"]
+    ] = "token_mean"
+    """Mean over all tokens of the global batch; mean over its rows of row means; mean over its rows
+    of row sums; or the mean over blocks of `block_rows` rows of their token means (released code:
+    its micro-batches), each block weighted by its rows."""
+    block_rows: Numbers[int | None] = Field(default=None, gt=0, le=MOST_AT_ONCE)
+    """`block_token_mean`: rows of a block, in the order of the batch; the last one may have fewer.
+    Needed for that aggregation and refused for others."""
     mismatch_weight: Numbers[bool] = False
     """Multiply the PPO term of on-policy tokens by min(pi_old / pi_engine, `mismatch_cap`), which
     corrects for engine and trainer computing different probabilities from the same weights."""

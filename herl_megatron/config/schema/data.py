@@ -44,8 +44,9 @@ class DataConfig(Section):
 
     train: Annotated[Numbers[str], BY_CONTENT] = ""
     """Canonical rows (JSONL or Parquet) to train on."""
-    eval: Annotated[Evaluation[str], BY_CONTENT] = ""
-    """Canonical rows held out for evaluation; empty means no evaluation."""
+    eval: Annotated[Evaluation[str | tuple[str, ...]], BY_CONTENT] = ""
+    """Canonical rows held out for evaluation, or a list of such files, whose rows are evaluated
+    together and must have different ids; empty means no evaluation."""
     max_prompt_tokens: Numbers[int] = Field(default=1024, gt=0, le=MOST_TOKENS)
     """Longest prompt after the chat template, in tokens; a longer row is refused by id."""
     max_experience_tokens: Numbers[int] = Field(default=2048, gt=0, le=MOST_TOKENS)
@@ -62,6 +63,13 @@ class DataConfig(Section):
     """Special tokens that messages may spell and that responses are read with, as ("<think>",
     "</think>"); those of `scoring.answer_after` need not be named. All others stay text where a
     message spells them, and are left out of a response's text."""
+
+    @property
+    def eval_files(self) -> tuple[str, ...]:
+        """The files of `eval`, in order; none without an evaluation."""
+        if isinstance(self.eval, str):
+            return (self.eval,) if self.eval else ()
+        return self.eval
 
     @field_validator("template_date")
     @classmethod

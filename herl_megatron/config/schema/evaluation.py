@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from herl_megatron.config.schema.base import MOST_AT_ONCE, Evaluation, Nothing, Numbers, Section
+from herl_megatron.config.schema.base import (
+    MOST_AT_ONCE,
+    MOST_TOKENS,
+    Evaluation,
+    Nothing,
+    Numbers,
+    Section,
+)
 
 
 class EvalConfig(Section):
@@ -16,6 +23,9 @@ class EvalConfig(Section):
     """Sampling temperature."""
     top_p: Evaluation[float] = Field(default=1.0, gt=0, le=1)
     """Nucleus truncation."""
+    max_response_tokens: Evaluation[int | None] = Field(default=None, gt=0, le=MOST_TOKENS)
+    """Longest response to a held-out prompt in tokens, for benchmarks that allow longer ones than
+    training does; null: `rollout.max_response_tokens`."""
     seed: Evaluation[int] = 1234
     """Sampling seed, the same before and after training."""
 

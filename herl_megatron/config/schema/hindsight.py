@@ -23,8 +23,9 @@ class HindsightConfig(Section):
     threshold: Numbers[float] = 1.0
     """A group whose best reward reaches this needs no hindsight."""
     select: Numbers[Literal["best_failed", "all_failed", "random"]] = "best_failed"
-    """Which rollouts become experience: those tied for the group's best reward, every rollout
-    below the threshold, or a seeded random choice among those."""
+    """Which rollouts become experience: those tied for the group's best reward, all that miss a
+    criterion (of more than `max_experiences` those with the highest rewards), or a seeded random
+    choice among these."""
     max_experiences: Numbers[int] = Field(default=16, gt=0, le=MOST_AT_ONCE)
     """At most this many experiences per group."""
     revisions_per_experience: Numbers[int] = Field(default=1, gt=0, le=MOST_AT_ONCE)
@@ -48,14 +49,16 @@ class HindsightConfig(Section):
     """Bonus reward coefficient; 0 gives no bonus."""
     clip_negative: Numbers[bool] = True
     """A revision worse than its draft takes nothing away from the draft's reward."""
-    accept: Numbers[Literal["better", "not_worse"]] = "better"
-    """A revision joins if its reward is above the group's best, or also if equal."""
+    accept: Numbers[Literal["better", "not_worse", "all"]] = "better"
+    """A revision joins if its reward is above the group's best, also if equal, or whatever it is:
+    `all` with `replace: append` trains on the union of rollouts and revisions."""
     join_cut: Numbers[bool] = False
-    """A revision that was cut at the length limit may join too, and teach not to end."""
+    """A revision that was cut at the length limit may join too, and teach not to end; without it
+    `accept: all` is all of the others."""
     replace: Numbers[Literal["worst", "random", "append"]] = "worst"
     """Which group member gives way to a revision; `append` lets the group grow."""
-    replace_top_n: Numbers[int] = Field(default=1, gt=0, le=MOST_AT_ONCE)
-    """At most this many revisions join a group."""
+    replace_top_n: Numbers[int | None] = Field(default=1, gt=0, le=MOST_AT_ONCE)
+    """At most this many revisions join a group, the best ones; null sets no limit."""
     no_qualified: Numbers[Literal["keep", "copy_best"]] = "keep"
     """With no qualified revision the group stays as it is, or (released code) a copy of its best
     row overwrites a random slot."""

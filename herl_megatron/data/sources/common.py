@@ -57,6 +57,7 @@ class Options:
     judge: items without a usable check become statements for a judge; else they are left out.
     aggregation: instead of the source's own, None keeps it.
     unclear: see `Unclear`.
+    types: HIR's row types that are taken, empty for all.
     benchmark: for numbers that compare: every row is kept, repeated ones too, and where a
         benchmark has a verdict that says nothing, ours is the same.
     """
@@ -65,6 +66,7 @@ class Options:
     aggregation: Aggregation | None = None
     unclear: Unclear = "leave_out"
     benchmark: bool = False
+    types: tuple[str, ...] = ()
 
 
 @dataclass

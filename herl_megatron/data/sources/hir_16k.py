@@ -30,6 +30,7 @@ from herl_megatron.data.sources.muldimif import constraint_criteria
 from herl_megatron.types import Criterion, Prompt, Rubric
 
 _TYPES = {"type1": "ifeval", "type2": "ifbench", "type3": "muldimif", "type4": "code"}
+TYPES = tuple(_TYPES)
 _USED = ("id", "prompt", "criteria", "source", "data_source", "ground_truth", "reward_model")
 
 
@@ -44,6 +45,8 @@ def convert_hir(row: SourceRow, options: Options) -> Converted:
     kind = _TYPES.get(kind, kind)
     if kind not in _TYPES.values():
         raise RejectedRow("unknown row type", f"source is {kind!r}, not {', '.join(_TYPES)}")
+    if options.types and kind not in {_TYPES[name] for name in options.types}:
+        raise RejectedRow("row of another type", f"{kind!r}; asked for: {', '.join(options.types)}")
     truth = _ground_truth(fields)
     items = Items()
     if kind == "code":

@@ -28,6 +28,8 @@ from herl_megatron.data.sources.common import (
     SourceRow,
     prompt_key,
 )
+from herl_megatron.data.sources.hir_16k import TYPES
+from herl_megatron.data.sources.known_sets import KnownSet
 from herl_megatron.data.sources.read import BrokenRow, Input, RawRow, fingerprint, read_rows
 from herl_megatron.data.sources.report import Report, Reported, build_report
 from herl_megatron.data.sources.splits import OUTPUTS, Placed, leaks, own_splits, place
@@ -91,13 +93,15 @@ def prepare(job: Job) -> Report:
         )
     share = source.eval_share if job.eval_share is None else job.eval_share
     placed = place(converted, eval_share=share, seed=job.seed)
-    placed = _without_leaks(placed, job.keep_out, rejected)
+    placed, leaked = _without_leaks(placed, job.keep_out, source.holds, rejected)
     if not job.options.benchmark:
         placed = _without_repeats(placed, rejected)
     placed, lengths = _templated(placed, job.tokenizer, rejected)
     if job.drop_long:
         placed, lengths = _without_long(placed, lengths, job.max_prompt_tokens, rejected)
     named = [_without_field(item, job.responses) for item in _unique_ids(placed)]
+    if source.holds is not None:
+        named = source.holds.named(named)
     if not named:
         kinds = Counter(item.kind for item in rejected)
         raise ValueError(
@@ -108,12 +112,15 @@ def prepare(job: Job) -> Report:
         Reported(
             source=job.source,
             inputs=[asdict(given) | {"sha256": fingerprint(given)} for given in job.inputs],
-            options=asdict(job.options) | {"eval_share": share, "seed": job.seed},
+            options=asdict(job.options)
+            | {"types": list(job.options.types), "eval_share": share, "seed": job.seed},
             rows_in=len(raw),
             placed=named,
             rejected=[item.kind for item in rejected],
             lengths=lengths,
             max_prompt_tokens=job.max_prompt_tokens,
+            leaked=leaked,
+            holds=source.holds,
         )
     )
     files = _files(named, rejected, report)
@@ -132,6 +139,10 @@ def _check(job: Job) -> DataSource:
         raise ValueError(f"a limit of {job.max_prompt_tokens} tokens needs a tokenizer to count by")
     if job.drop_long and not job.max_prompt_tokens:
         raise ValueError("long prompts can be dropped only with a limit of prompt tokens")
+    if unknown := [name for name in job.options.types if name not in TYPES]:
+        raise ValueError(f"row type {unknown[0]!r} is unknown; HIR-16K has {', '.join(TYPES)}")
+    if job.options.types and job.source != "hir":
+        raise ValueError(f"row types are HIR-16K's; {job.source!r} has none")
     old = [name for name in _names() if (job.out / name).exists()]
     if old and not job.overwrite:
         raise ValueError(
@@ -177,17 +188,29 @@ def _reject(row: SourceRow, kind: str, reason: str) -> Rejected:
 
 
 def _without_leaks(
-    placed: Sequence[Placed], keep_out: Sequence[str], rejected: list[Rejected]
-) -> list[Placed]:
+    placed: Sequence[Placed],
+    keep_out: Sequence[str],
+    holds: KnownSet | None,
+    rejected: list[Rejected],
+) -> tuple[list[Placed], dict[str, int]]:
+    """The rows, less those to train on that are held out elsewhere; how many those were by where
+    they are, 0 for a benchmark of which there is none."""
     held_out = {
         prompt_key(prompt.messages): path for path in keep_out for prompt in load_prompts(path)
     }
+    if holds is not None:
+        held_out |= {item.key: holds.title for item in placed if holds.has(item)}
     leaked = leaks(placed, held_out)
     for item, output in leaked:
         kind = f"prompt of {item.output} is also in {output}"
         rejected.append(_reject(item.row, kind, "equal up to letter case and white space"))
     dropped = {id(item) for item, _ in leaked}
-    return [item for item in placed if id(item) not in dropped]
+    counts = Counter(output for _, output in leaked)
+    named = [*keep_out, *([holds.title] if holds else [])]
+    return (
+        [item for item in placed if id(item) not in dropped],
+        {name: counts[name] for name in named} | dict(counts),
+    )
 
 
 def _without_repeats(placed: Sequence[Placed], rejected: list[Rejected]) -> list[Placed]:

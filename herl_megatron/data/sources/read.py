@@ -6,8 +6,10 @@ HIR-16K's do), a broken line is one rejected row and not the end, and every row 
 
 from __future__ import annotations
 
+import csv
 import gzip
 import hashlib
+import io
 import json
 import re
 import zlib
@@ -24,7 +26,7 @@ from herl_megatron.files.os_errors import absent
 from herl_megatron.files.strict_json import check_levels, parse_json
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
+_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,8 @@ RawRow = SourceRow | BrokenRow
 class Input:
     """Where rows come from. `split` names the part that a file holds, or the one to take.
 
-    place: a file (.jsonl, .json, .parquet, the first two also .gz), a folder of data files, or a
-        dataset's name on the Hub. config: the Hub dataset's configuration.
+    place: a file (.jsonl, .json, .csv, .parquet, all but the last also .gz), a folder of data
+        files, or a dataset's name on the Hub. config: the Hub dataset's configuration.
     """
 
     place: str
@@ -99,6 +101,9 @@ def _file_rows(path: Path, split: str) -> Iterator[RawRow]:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from error
+    if name.endswith(".csv"):
+        yield from _csv_rows(data, path, split)
+        return
     whole = _whole_document(data) if name.endswith(".json") else None
     if whole is None:
         yield from _lines(data, split)
@@ -139,6 +144,24 @@ def _lines(data: bytes, split: str) -> Iterator[RawRow]:
             yield BrokenRow(number, line.decode("utf-8", errors="replace"), str(error), split)
             continue
         yield _row(row, number, split)
+
+
+def _csv_rows(data: bytes, path: Path, split: str) -> Iterator[RawRow]:
+    """Rows under the names of the first line; a row of more or fewer columns is a broken one."""
+    try:
+        text = data.decode("utf-8-sig")
+        table = csv.reader(io.StringIO(text, newline=""), strict=True)
+        names = next(table, [])
+        if len(set(names)) < len(names) or not any(names):
+            raise ValueError("its first line must name the columns, each by another name")
+        for number, values in enumerate(filter(None, table), start=1):
+            if len(values) != len(names):
+                reason = f"{len(values)} columns; the first line names {len(names)}"
+                yield BrokenRow(number, repr(values), reason, split)
+                continue
+            yield SourceRow(number, dict(zip(names, values, strict=True)), split)
+    except (csv.Error, ValueError) as error:
+        raise ValueError(f"{path}: is no CSV that can be read: {error}") from error
 
 
 def _row(row: object, number: int, split: str) -> RawRow:
@@ -206,8 +229,9 @@ def _no_network(name: str, error: Exception) -> str:
     from huggingface_hub import constants
 
     way = by_way_of(constants.ENDPOINT)
+    folder = f"downloads/{name.partition('/')[2]}"
     return (
         f"{name}: the Hub cannot be reached ({error}){way}. Where there is network: "
-        f"hf download --repo-type dataset {name} --local-dir DIR; then copy DIR here and give "
-        "--input DIR, or one of its files"
+        f"hf download --repo-type dataset {name} --local-dir {folder}; then copy {folder} here and "
+        f"give the same command --input {folder}, or a file in it: --input {folder}/FILE"
     )

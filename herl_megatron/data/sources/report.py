@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from herl_megatron.data.sources.common import missing_here, rule_problem
+from herl_megatron.data.sources.known_sets import KnownSet
 from herl_megatron.data.sources.splits import OUTPUTS, Placed
 from herl_megatron.types import Criterion
 
@@ -24,7 +25,8 @@ _SHOWN = 12
 class Reported:
     """What a report is made of. `lengths`: prompt tokens of each placed row, or empty.
 
-    rejected: the kind of each rejected row.
+    rejected: the kind of each rejected row. leaked: how many of those are held out too, by where.
+    holds: a benchmark that is a part of the set.
     """
 
     source: str
@@ -35,6 +37,8 @@ class Reported:
     rejected: Sequence[str]
     lengths: Sequence[int]
     max_prompt_tokens: int
+    leaked: Mapping[str, int] = field(default_factory=dict)
+    holds: KnownSet | None = None
 
 
 def build_report(made: Reported) -> Report:
@@ -55,7 +59,10 @@ def build_report(made: Reported) -> Report:
             **{output: outputs[output] for output in OUTPUTS if outputs[output]},
             "rejected": len(made.rejected),
         },
+        "sources": _sources(made.placed),
         "rejected": _counted(made.rejected),
+        "leaked": dict(made.leaked),
+        "benchmark": _benchmark(made),
         "notes": _counted(note for item in made.placed for note in item.converted.notes),
         "aggregation": _counted(prompt.rubric.aggregation for prompt in prompts),
         "criteria": {
@@ -72,6 +79,26 @@ def build_report(made: Reported) -> Report:
         ),
         "unverifiable_here": _nested((rule.check, _missing(rule)) for rule in rules),
         "prompt_tokens": _tokens(made),
+    }
+
+
+def _sources(placed: Sequence[Placed]) -> dict[str, dict[str, int]]:
+    """Output -> source -> rows; a source's name goes on after a slash where rows are of types."""
+    by_output = {
+        output: _counted(p.converted.prompt.source for p in placed if p.output == output)
+        for output in OUTPUTS
+    }
+    return {output: counts for output, counts in by_output.items() if counts}
+
+
+def _benchmark(made: Reported) -> dict[str, Any] | None:
+    """The known part: how much of it is held out here."""
+    if made.holds is None:
+        return None
+    return {
+        "name": made.holds.title,
+        "there": made.holds.found(made.placed),
+        "of": len(made.holds.hashes),
     }
 
 
@@ -114,7 +141,11 @@ def show_report(report: Report, console: Console) -> None:
     rows, criteria = report["rows"], report["criteria"]
     console.print(f"[bold]{escape(report['source'])}[/]", highlight=False)
     _show("rows", rows, console)
+    _show("source", _flat(report["sources"]), console)
     _show("rejected (rejected.jsonl has each with its row)", report["rejected"], console)
+    _show("left out of training, because also in", report["leaked"], console)
+    if known := report["benchmark"]:
+        console.print(f"\n{known['name']}: {known['there']} of {known['of']} there")
     _show("notes", report["notes"], console)
     _show("aggregation", report["aggregation"], console)
     summary = {key: criteria[key] for key in ("all", "rule", "judge", "per_prompt")}

@@ -1,6 +1,7 @@
 """Rule checks, by name. Importing the package registers every check that comes with it."""
 
 from herl_megatron.rubrics.checks import (
+    final_answers,
     ifbench_counts,
     ifbench_custom,
     ifbench_format,
@@ -12,6 +13,7 @@ from herl_megatron.rubrics.checks import (
 )
 
 __all__ = [
+    "final_answers",
     "ifbench_counts",
     "ifbench_custom",
     "ifbench_format",

@@ -87,9 +87,24 @@ def _warm_emoji() -> None:
         raise RuntimeError("its table is incomplete")
 
 
+def _warm_math_verify() -> None:
+    """Its grammar and patterns (a second to load), and its note that no limit of its own is set:
+    ours is (`time_limit`)."""
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+    from math_verify import parse, verify
+
+    def equal(one: str, other: str) -> bool:
+        left, right = (parse(text, parsing_timeout=None) for text in (one, other))
+        return bool(verify(left, right, timeout_seconds=None))
+
+    if not equal(r"$\frac{1}{2}$", "0.5") or equal(r"$\frac{1}{2}$", "0.25"):
+        raise RuntimeError("it does not know a half")
+
+
 _WARM_UPS: dict[str, Callable[[], object]] = {
     "langdetect": _warm_langdetect,
     "nltk": _warm_nltk,
     "syllapy": _warm_syllapy,
     "emoji": _warm_emoji,
+    "math_verify": _warm_math_verify,
 }

@@ -72,6 +72,19 @@ def test_no_spread_gives_no_gradient(rewards: list[float | None]) -> None:
     assert group_advantages(rewards, OURS, AlgorithmConfig(normalize_std=False)) == expected
 
 
+def test_kept_groups_without_spread_have_weights_and_no_advantage() -> None:
+    kept = AlgorithmConfig(zero_spread="keep")
+    expected = GroupAdvantages((0.0,) * 4, (1.0, 0.0, 1.0, 1.0), "zero_spread")
+    assert group_advantages([1.0, None, 1.0, 1.0], OURS, kept) == expected
+    # Compared with an on-policy baseline of std 0, the revision's 0.5 more has no advantage either.
+    config = AlgorithmConfig(zero_spread="keep", baseline="on_policy")
+    tied = group_advantages([0.5, 0.5, 1.0], [True, True, False], config)
+    assert tied == GroupAdvantages((0.0,) * 3, (1.0,) * 3, "zero_spread")
+    # One reward is no group without spread: what could not be scored is no zero.
+    few = GroupAdvantages((0.0,) * 4, (0.0,) * 4, "too_few")
+    assert group_advantages([None, 1.0, None, None], OURS, kept) == few
+
+
 def test_min_valid_counts_rows_with_a_reward() -> None:
     few = GroupAdvantages((0.0,) * 4, (0.0,) * 4, "too_few")
     assert group_advantages([None, 1.0, None, None], OURS, BASE) == few

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,19 @@ def test_a_loss_for_all_tokens_makes_both_parts() -> None:
     out.loss.backward()
     assert inputs.log_probs.grad is not None
     assert inputs.log_probs.grad.tolist() == pytest.approx([-1.0, 0.5, -0.5, -1.5])
+
+
+def test_the_weights_of_blocks_reach_a_loss_from_outside() -> None:
+    """The rollout's two tokens in a block with a row of 4, the revision's in one by itself: m = 3
+    and 2, so 1 / (2 * 3) and 1 / (2 * 2) a token."""
+    inputs = replace(make_inputs(), weights=torch.tensor([1 / 6, 1 / 6, 1 / 4, 1 / 4]))
+    own = HindsightConfig(off_policy_loss="own")
+    out = policy_loss(
+        inputs, algorithm=AlgorithmConfig(), hindsight=own, own=opened("linear", scale=1)
+    )
+    out.loss.backward()
+    assert inputs.log_probs.grad is not None  # -A w
+    assert inputs.log_probs.grad.tolist() == pytest.approx([-2 / 6, 1 / 6, -1 / 4, -3 / 4])
 
 
 def test_a_loss_for_rollouts_sees_no_revision() -> None:

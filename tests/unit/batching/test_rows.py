@@ -170,6 +170,20 @@ def test_an_optimizer_step_without_rows_is_left_out_and_counted() -> None:
     assert _batch([tied]).batch.optimizer_steps == ()
 
 
+def test_kept_groups_without_spread_are_rows_without_advantage() -> None:
+    """In their place between the others; no optimizer step is empty for them."""
+    tied, kept = make_group([0.5, None, 0.5]), AlgorithmConfig(zero_spread="keep")
+    groups = [make_group([0.0, 1.0]), tied, tied, tied]
+    step = build_train_batch(groups, HERL, kept, prompts_per_optimizer_step=2, run_seed=0, step=3)
+    assert [[row.advantage for row in rows] for rows in step.batch.optimizer_steps] == [
+        [pytest.approx(-0.707007, abs=1e-6), pytest.approx(0.707007, abs=1e-6), 0.0, 0.0],
+        [0.0, 0.0, 0.0, 0.0],
+    ]
+    assert step.metrics["train/optimizer_steps_empty"] == 0.0
+    assert step.metrics["train/groups_zero_spread"] == 3.0
+    assert (step.metrics["train/rows"], step.metrics["train/tokens"]) == (8.0, 16.0)
+
+
 def test_metrics_report_the_policys_own_rollouts() -> None:
     perfect = make_group([1.0, 0.5, None])
     metrics = _batch([_worked(), perfect, make_group([None, None])]).metrics

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -135,6 +136,31 @@ def test_shards_and_back() -> None:
     assert [(shard.loss_tokens, shard.loss_rows) for shard in shards] == [(11, 3)] * 2
     names = [[r.prompt_id for r in shard.rows] for shard in shards]
     assert gather_rows(shards, names) == ["a", None, "c", "d"]
+
+
+BLOCK_LAYOUTS: list[dict[str, Any]] = [
+    {},
+    {"data_parallel": 2},
+    {"data_parallel": 3, "packing": True},
+    {"micro_batch_tokens": 1},
+    {"pipeline_parallel": 2, "virtual_pipeline": 2},
+]
+
+
+@pytest.mark.parametrize("layout", BLOCK_LAYOUTS, ids=str)
+def test_blocks_follow_the_batch_not_the_layout(layout: dict[str, Any]) -> None:
+    """b is left out: blocks are a and c (2 + 7), d and e (2 + 4), f alone (5)."""
+    rows = [row("a", 3, 2), row("b", 5, 40, weight=0.0), row("c", 1, 7), row("d", 2, 2)]
+    rows += [row("e", 9, 4), row("f", 1, 5)]
+    megatron = MegatronConfig(**{"micro_batch_tokens": 64, **layout})
+    shards = make_shards(rows, megatron=megatron, block_rows=2)
+    found = {
+        r.prompt_id: mean
+        for shard in shards
+        for r, mean in zip(shard.rows, shard.block_means, strict=True)
+    }
+    assert found == {"a": 4.5, "c": 4.5, "d": 3.0, "e": 3.0, "f": 5.0}
+    assert all(shard.block_means == () for shard in make_shards(rows, megatron=megatron))
 
 
 def test_interleaved_pipeline_needs_a_multiple_of_its_size() -> None:

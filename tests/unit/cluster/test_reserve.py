@@ -42,13 +42,6 @@ def reserve(**megatron: Any) -> Reservation:
     return module.reserve(wanted, device="cuda", start_timeout_s=60)
 
 
-class Process:
-    """Stands for a rank or an engine."""
-
-    def gpus(self) -> str:
-        return os.environ["CUDA_VISIBLE_DEVICES"]
-
-
 @pytest.mark.usefixtures("eight_gpus")
 def test_ranks_and_engines_share_gpus_that_no_other_run_gets(
     monkeypatch: pytest.MonkeyPatch,
@@ -62,6 +55,13 @@ def test_ranks_and_engines_share_gpus_that_no_other_run_gets(
     assert len(names[0]) == len(names[1]) == 4 and not names[0] & names[1]
     with pytest.raises(ValueError, match=r"needs 4 GPUs.* 0 of the Ray cluster's 8 GPUs are free"):
         reserve(data_parallel=4)
+
+    class Process:
+        """Stands for a rank or an engine; as a local class it goes to them whole, without this
+        module, for which each would import torch."""
+
+        def gpus(self) -> str:
+            return os.environ["CUDA_VISIBLE_DEVICES"]
 
     slots = (*first.placement.trainer, *first.placement.engines)
     actors = [

@@ -22,7 +22,6 @@ import asyncio, json, os, sys
 import psutil, ray
 from herl_megatron.cluster.health import WorkerError, wait_for
 from herl_megatron.cluster.session import ray_session
-from herl_megatron.cluster.trainer import TrainerRank
 from herl_megatron.config.schema import ClusterConfig
 
 class Worker:
@@ -34,9 +33,11 @@ class Worker:
 async def main():
     with ray_session(ClusterConfig()) as watch:
         worker = ray.remote(num_cpus=0)(Worker).remote()
-        rank = ray.remote(num_cpus=0)(TrainerRank).remote()
+        if sys.argv[1] == "end":  # a rank listens too; it takes seconds to import torch
+            from herl_megatron.cluster.workers import TrainerRank
+            rank = ray.remote(num_cpus=0)(TrainerRank).remote()
+            await rank.address.remote()
         pid = await worker.pid.remote()
-        await rank.address.remote()
         mine = [psutil.Process(), *psutil.Process().children(recursive=True)]
         listening = sorted({c.laddr.ip.removeprefix("::ffff:") for p in mine
                             for c in p.net_connections("inet") if c.status == "LISTEN"})

@@ -92,6 +92,23 @@ def test_a_step_that_fits_rows_is_a_weight_version(tmp_path: Path) -> None:
     assert asyncio.run(versions()) == [0, 1, 8]
 
 
+def test_blocks_reach_every_shard_of_an_optimizer_step() -> None:
+    """And those alone: log-probs have no weights."""
+    seen: list[tuple[str, tuple[float, ...]]] = []
+
+    class Noting(Ranks):
+        async def _call(
+            self, method: Callable[..., Any], shards: Sequence[Shard[Any]], *more: float
+        ) -> list[Any]:
+            seen.extend((method.__name__, shard.block_means) for shard in shards)
+            return await super()._call(method, shards, *more)
+
+    algorithm = {"aggregation": "block_token_mean", "block_rows": 1}
+    config = {"model": {"path": "unused"}, "algorithm": algorithm}
+    asyncio.run(Noting(Config.model_validate(config)).train_step(batch(2), step=0))
+    assert seen == [("compute_log_probs", ()), ("train_step", (1.0,)), ("train_step", (1.0,))]
+
+
 def test_plain_log_probs_outside_of_training() -> None:
     """The parity gate compares the model's own log-probs; training takes the policy's."""
     group = ranks(rollout={"temperature": 0.7})

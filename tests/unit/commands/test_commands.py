@@ -169,6 +169,6 @@ def test_looking_at_configurations(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         code, output = said("diff", nothing, "a.yaml")
         assert code == 2 and "no configuration file is named" in output
     code, output = said("explain", "train.steps")
-    assert code == 0 and output.startswith("train.steps: int, `100`; decides ")
+    assert code == 0 and output.startswith("train.steps: int | null, `100`; decides ")
     code, output = said("explain", "judge.extra_body.x")
     assert code == 2 and output == "error: judge.extra_body.x: unknown key\n"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
+from herl_megatron.commands.benchmark_tables import benchmark_tables
 from herl_megatron.commands.doctor import Finding, print_findings
 from herl_megatron.commands.results import EvalResult
 from herl_megatron.commands.tables import (
@@ -39,6 +40,26 @@ def test_an_evaluation_shows_means_and_the_hardest_check_first() -> None:
     ):  # fmt: skip
         assert expected in lines, lines
     assert lines.index("judge 0.125") < lines.index("a[b] 0.750")
+
+
+def test_benchmarks_show_percent_and_what_keeps_them_from_comparing() -> None:
+    counts = {"prompts": 541, "responses": 1082, "unscored": 3, "parts": {}}
+    numbers = {
+        "ifeval": {"headline": "prompt_strict", **counts, "notes": ["few [x] rows"],
+                   "metrics": {"prompt_strict": 0.7283, "prompt_loose": 0.7449},
+                   "interval": {"prompt_strict": (0.6912, 0.7657)}},
+        "gpqa": {"headline": "accuracy", **counts, "metrics": {}, "interval": {},
+                 "notes": ["no response has a score"]},
+    }  # fmt: skip
+    lines = shown(benchmark_tables(numbers))
+    for expected in (
+        "metric % 95 % prompts responses unscored",
+        "IFEval prompt_strict 72.8 69.1 to 76.6 541 1082 3", "prompt_loose 74.5",
+        "GPQA accuracy - 541 1082 3", "IFEval: few [x] rows", "GPQA: no response has a score",
+    ):  # fmt: skip
+        assert expected in lines, lines
+    narrow = "".join(shown(benchmark_tables(numbers), width=40)).replace(" ", "")
+    assert "\u2026" not in narrow
 
 
 def test_dpo_and_sft_show_first_and_last_step() -> None:

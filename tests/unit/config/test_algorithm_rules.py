@@ -1,4 +1,4 @@
-"""Names of a user's own loss and advantage, as far as they can be looked at without importing."""
+"""Blocks of rows; names of a user's own loss and advantage, looked at without importing."""
 
 from __future__ import annotations
 
@@ -26,6 +26,9 @@ RULES = [
      "algorithm.advantage=m:ranks"),
     ("algorithm.advantage_options.a=true", ("algorithm.advantage_options is {'a': True}",),
      "algorithm.advantage=m:ranks algorithm.advantage_options.a=true"),
+    ("algorithm.aggregation=block_token_mean", ("block_rows is null", "16 in the released"),
+     "algorithm.aggregation=block_token_mean algorithm.block_rows=16"),
+    ("algorithm.block_rows=16", ("block_rows is 16", "'token_mean'"), "algorithm.block_rows=null"),
     ("hindsight.off_policy_loss=own", ("'own' but algorithm.loss is 'clip'",),
      "hindsight.off_policy_loss=own algorithm.loss=m:f"),
 ]  # fmt: skip

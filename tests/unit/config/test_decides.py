@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import pytest
 from pydantic import BaseModel
@@ -49,6 +49,7 @@ def test_lists_that_were_kept_by_hand() -> None:
         "eval.samples_per_prompt",
         "eval.temperature",
         "eval.top_p",
+        "eval.max_response_tokens",
         "eval.seed",
     }
     numbers = {key.path for key in keys_that_decide(Decides.NUMBERS, purpose="train")}
@@ -108,6 +109,22 @@ def test_differences_name_the_key_and_both_values() -> None:
     earlier["data"]["train"] = "./elsewhere.jsonl"
     found = list(differences(earlier, now, Decides.NUMBERS, purpose="train", by_path=True))
     assert len(found) == 1
+
+
+def test_several_files_are_compared_one_by_one() -> None:
+    """One in a list is the same as that one; by content whatever has rows is."""
+    earlier = Config(data=DataConfig(eval=("a.jsonl", "b.jsonl"))).model_dump(mode="json")
+
+    def changed(value: Any, *, by_path: bool = True) -> list[str]:
+        now = Config(data=DataConfig(eval=value))
+        found = differences(earlier, now, Decides.EVALUATION, purpose="train", by_path=by_path)
+        return [key for key, _, _ in found]
+
+    assert changed(("./a.jsonl", "b.jsonl")) == []
+    assert changed("a.jsonl") == changed(("b.jsonl", "a.jsonl")) == changed("") == ["data.eval"]
+    assert changed("a.jsonl", by_path=False) == [] and changed((), by_path=False) == ["data.eval"]
+    earlier["data"]["eval"] = "a.jsonl"
+    assert changed(("a.jsonl",)) == []
 
 
 def test_improving_reads_few_keys_of_its_sections() -> None:

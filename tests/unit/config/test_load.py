@@ -40,15 +40,35 @@ def test_file_overrides_and_defaults(minimal: Path) -> None:
     assert config.hindsight.alpha == 0
     assert config.optimizer.lr == 2e-5
     assert config.data.train == "a=b="
-    assert config.data.eval == ""
+    assert config.data.eval == "" and config.data.eval_files == ()
     assert config.megatron.virtual_pipeline is None
     assert config.run.name == "/models/toy"
     assert config.scoring.check_modules == ("my.checks",)
     assert config.rollout.group_size == 8
 
 
+@pytest.mark.parametrize(
+    ("given", "files"),
+    [
+        ("data.eval=a.jsonl", ("a.jsonl",)),
+        ("data.eval=[a.jsonl, b.jsonl]", ("a.jsonl", "b.jsonl")),
+        ("data.eval=[]", ()),
+    ],
+)
+def test_held_out_rows_are_one_file_or_several(
+    minimal: Path, given: str, files: tuple[str, ...]
+) -> None:
+    assert load_config(minimal, [given]).data.eval_files == files
+    assert load_config(minimal, ["data.eval=[x, y]", given]).data.eval_files == files
+    with pytest.raises(ConfigError, match="data.eval"):
+        load_config(minimal, ["data.eval={a: 1}"])
+    with pytest.raises(ConfigError, match=r"data\.eval"):
+        load_config(minimal, ["data.eval=[[a], b]"])
+
+
 def test_resolved_file_loads_to_an_equal_configuration(minimal: Path, tmp_path: Path) -> None:
-    config = load_config(minimal, ["optimizer.lr=3e-7", "scoring.check_modules=[a, b]"])
+    lists = ["scoring.check_modules=[a, b]", "data.eval=[c.jsonl, d.jsonl]"]
+    config = load_config(minimal, ["optimizer.lr=3e-7", *lists])
     save_resolved(config, tmp_path / "saved.yaml")
     assert load_config(tmp_path / "saved.yaml") == config
     saved = (tmp_path / "saved.yaml").read_text()
@@ -92,13 +112,13 @@ def test_unknown_key_without_a_near_one_lists_the_section(minimal: Path) -> None
     ("override", "expected"),
     [
         ("train.steps=ten", "train.steps: 'ten' is not allowed: input should be a valid integer"
-         " (expected int)"),
+         " (expected int | null)"),
         ("train.steps=1.5", "train.steps: 1.5 is not allowed: input should be a valid integer"
-         " (expected int)"),
+         " (expected int | null)"),
         ("train.steps=true", "train.steps: True is not allowed: input should be a valid integer"
-         " (expected int)"),
+         " (expected int | null)"),
         ("train.steps='3'", "train.steps: '3' is not allowed: input should be a valid integer"
-         " (expected int)"),
+         " (expected int | null)"),
         ("run.name=12", "run.name: 12 is not allowed: input should be a valid string"
          " (expected str); quote it to make it text"),
         ("optimizer.lr=0", "optimizer.lr: 0 is not allowed: input should be greater than 0"

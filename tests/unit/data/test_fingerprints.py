@@ -15,10 +15,10 @@ from herl_megatron.config.schema import Config, JudgeConfig, ModelConfig, Scorin
 from herl_megatron.data.canonical_rows import prompt_from_row
 from herl_megatron.data.chat import ChatTokenizer
 from herl_megatron.data.fingerprints import fingerprints
-from herl_megatron.data.toy_files import write_toy_task
 from herl_megatron.rubrics.checks.registry import load_check_modules, module_file
 from herl_megatron.rubrics.checks.sources import source_hash
 from herl_megatron.types import Prompt
+from tests.toy_copies import copy_toy_task
 
 MODULE = "checks_of_the_fingerprint_test"
 PACKAGE = "package_of_checks.one"
@@ -32,7 +32,7 @@ CHECK = (
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("toy")
-    write_toy_task(folder, seed=0, train_prompts=2, heldout_prompts=1, sft_rows=1)
+    copy_toy_task(folder, seed=0, train_prompts=2, heldout_prompts=1, sft_rows=1)
     return folder / "model"
 
 

@@ -18,6 +18,7 @@ from herl_megatron.data.prompt_source import (
     PromptStream,
     SftRow,
     check_no_leakage,
+    load_prompt_files,
     load_prompts,
     load_sft_rows,
 )
@@ -165,6 +166,17 @@ def test_absent_and_empty_files_are_refused(tmp_path: Path) -> None:
         load_prompts(str(tmp_path / "none.jsonl"))
     with pytest.raises(ValueError, match=r"empty\.jsonl: the file has no rows"):
         load_prompts(write(tmp_path / "empty.jsonl", "\n"))
+
+
+def test_several_files_are_one_set_with_ids_of_their_own(tmp_path: Path) -> None:
+    one = write(tmp_path / "one.jsonl", row(), row(id="b"))
+    two = write(tmp_path / "two.jsonl", row(id="c"))
+    assert [prompt.id for prompt in load_prompt_files([two, one])] == ["c", "a", "b"]
+    assert load_prompt_files([]) == []
+    again = write(tmp_path / "again.jsonl", row(id="c"), row(id="b"))
+    said = r"again\.jsonl: the id 'b' is already used in .*one\.jsonl; .*leave one"
+    with pytest.raises(ValueError, match=said):
+        load_prompt_files([one, again])
 
 
 def test_sft_rows(tmp_path: Path) -> None:

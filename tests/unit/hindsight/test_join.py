@@ -101,6 +101,49 @@ def test_append_lets_the_group_grow() -> None:
     assert both[2:] == (RowOrigin(1, revision_index=1), RowOrigin(1, revision_index=0))
 
 
+def _cut(group: ScoredGroup, number: int) -> ScoredGroup:
+    """The group with a revision that ended at the length limit."""
+    found = group.revisions[number]
+    completion = replace(found.rollout.completion, finish_reason="length")
+    one = replace(found, rollout=replace(found.rollout, completion=completion))
+    return replace(
+        group, revisions=(*group.revisions[:number], one, *group.revisions[number + 1 :])
+    )
+
+
+def test_accept_all_joins_every_scored_revision() -> None:
+    """Better, equal and worse than the group's best 0.5, and than their own drafts."""
+    group = make_group([0.5, 0.25, 0.0], [(0, 0.5), (1, 0.0), (2, None), (0, 0.75), (1, 0.25)])
+    union: dict[str, Any] = {"accept": "all", "replace": "append", "replace_top_n": None}
+    assert _join(group, **union) == (
+        *_own(0, 1, 2),
+        RowOrigin(0, revision_index=3),
+        RowOrigin(0, revision_index=0),
+        RowOrigin(1, revision_index=4),
+        RowOrigin(1, revision_index=1),
+    )
+    # One that was cut is of the union where `join_cut` says so.
+    cut = _cut(group, 3)
+    assert [row.revision_index for row in _join(cut, **union)[3:]] == [0, 4, 1]
+    assert [row.revision_index for row in _join(cut, **union, join_cut=True)[3:]] == [3, 0, 4, 1]
+    # In the places of others: the worst reward first, rows with a bonus (row 0) last.
+    assert [row.revision_index for row in _join(group, **union | {"replace": "worst"})] == [4, 0, 3]
+
+
+def test_accept_all_has_no_group_without_a_qualified_revision_but_an_unscored_one() -> None:
+    group = make_group([0.5, 0.25], [(0, 0.0)])
+    rows = _join(group, accept="all", no_qualified="copy_best", replace_top_n=None)
+    assert [row.revision_index for row in rows] == [None, 0]
+    unscored = make_group([0.5, 0.25], [(0, None)])
+    assert _join(unscored, accept="all") == (*_own(0, 1),)
+
+
+def test_no_limit_to_how_many_join() -> None:
+    group = make_group([0.0, 0.1, 0.2, 0.3], [(3, 0.6), (3, 0.8), (3, 0.7)])
+    rows = _join(group, replace="append", replace_top_n=None)
+    assert [row.revision_index for row in rows[4:]] == [1, 2, 0]
+
+
 def test_random_places_are_even_and_seeded() -> None:
     group = make_group([0.5, 0.25, None, 0.0, 0.25], [(0, 1.0)])
     drawn = [_join(group, seed, replace="random") for seed in range(400)]
@@ -131,15 +174,10 @@ def test_an_unscored_row_is_not_the_worst_and_an_unscored_revision_never_joins()
 
 def test_a_revision_that_was_cut_joins_only_where_it_may() -> None:
     """It would teach never to end."""
-    group = make_group([0.5, 0.25], [(0, 0.75), (0, 1.0)])
-    cut = replace(group.revisions[1].rollout.completion, finish_reason="length")
-    revision = replace(
-        group.revisions[1], rollout=replace(group.revisions[1].rollout, completion=cut)
-    )
-    group = replace(group, revisions=(group.revisions[0], revision))
+    group = _cut(make_group([0.5, 0.25], [(0, 0.75), (0, 1.0)]), 1)
     assert _join(group)[1] == RowOrigin(0, revision_index=0, replaces=1)
     assert _join(group, join_cut=True)[1] == RowOrigin(0, revision_index=1, replaces=1)
-    alone = replace(group, revisions=(revision,))
+    alone = replace(group, revisions=group.revisions[1:])
     assert _join(alone) == (*_own(0, 1),)
 
 

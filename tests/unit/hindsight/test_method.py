@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -103,6 +105,38 @@ def test_names_are_known_in_one_place() -> None:
         open_method(HindsightConfig(method="replai"))
     with pytest.raises(ValueError, match="method_options is for a method of your own; 'revise'"):
         open_method(HindsightConfig(method_options={"count": 1}))
+
+
+@pytest.mark.parametrize(
+    ("bad", "said", "good"),
+    [
+        ({"replace": "append"}, "replace_top_n 1 would leave out some of up to 4",
+         {"replace": "append", "replace_top_n": 4}),
+        ({}, "set replace_top_n to null", {"replace_top_n": None}),
+        # Both of two experiences twice is as many as there are places.
+        ({"replace_top_n": None, "revisions_per_experience": 2},
+         r"replace 'worst' has places for 4 \(rollout.group_size\) of up to 8 revisions",
+         {"replace_top_n": None, "revisions_per_experience": 2, "max_experiences": 2}),
+    ],
+)  # fmt: skip
+def test_all_revisions_are_not_cut_to_some(
+    bad: dict[str, Any], said: str, good: dict[str, Any]
+) -> None:
+    rollout = RolloutConfig(group_size=4)
+    (problem,) = HeRL(HindsightConfig(accept="all", **bad)).problems(rollout)
+    assert re.search(said, problem)
+    assert list(HeRL(HindsightConfig(accept="all", **good)).problems(rollout)) == []
+    assert list(HeRL(HindsightConfig(**bad)).problems(rollout)) == []
+
+
+def test_a_group_grows_by_as_many_rows_as_it_has_revisions_or_fewer() -> None:
+    """For the plan: what `replace_top_n` says, else what is drawn at most."""
+    union: dict[str, Any] = {"replace": "append", "accept": "all", "replace_top_n": None}
+    assert HeRL(HindsightConfig(**union)).rows_added is None
+    assert HeRL(HindsightConfig(**union, max_experiences=3)).most_revisions(8) == 3
+    assert HeRL(HindsightConfig(**union, revisions_per_experience=2)).most_revisions(8) == 16
+    assert HeRL(HindsightConfig(replace="append", replace_top_n=3)).rows_added == 3
+    assert HeRL(HindsightConfig()).rows_added == 0
 
 
 def test_every_key_is_read_by_someone_who_says_so() -> None:

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from herl_megatron.data.toy_files import write_toy_task
 from herl_megatron.models.hf_config import read_architecture
 from herl_megatron.models.hf_reader import HFFolder
+from tests.toy_copies import copy_toy_task
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -20,7 +20,7 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("toy")
-    write_toy_task(folder, seed=0, train_prompts=2, heldout_prompts=2, sft_rows=2)
+    copy_toy_task(folder, seed=0, train_prompts=2, heldout_prompts=2, sft_rows=2)
     return folder / "model"
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from herl_megatron.config.schema import Config, DataConfig, ModelConfig, RolloutConfig
+from herl_megatron.config.schema import Config, DataConfig, EvalConfig, ModelConfig, RolloutConfig
 from herl_megatron.gpus import GPUS
 from herl_megatron.models.architecture import Architecture
 from herl_megatron.models.hf_config import read_architecture
@@ -52,6 +52,17 @@ def test_cache_is_what_weights_leave_of_the_share() -> None:
     assert plan.longest_tokens == 4000
     assert plan.sequences == plan.kv_cache_bytes // (57_344 * 4000)
     assert plan.mean_sequences == 128 == asked.rollout.max_num_seqs  # more would fit
+
+
+def test_a_longer_evaluation_is_what_the_engine_is_started_for() -> None:
+    """Prompts of 1,000 and responses of 3,500; a shorter limit than training's changes nothing."""
+    asked = config(gpu_memory_utilization=0.5)
+    longest = {}
+    for limit in (100, 3500):
+        own = asked.model_copy(update={"eval": EvalConfig(max_response_tokens=limit)})
+        plan = plan_engine(architecture(QWEN_7B), own, gpu=None, assumed=Assumptions())
+        longest[limit] = plan.longest_tokens
+    assert longest == {100: 4000, 3500: asked.data.max_prompt_tokens + 3500}
 
 
 def test_weights_that_do_not_fit_leave_no_sequence() -> None:

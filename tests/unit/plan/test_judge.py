@@ -19,7 +19,8 @@ QWEN_7B = Path(__file__).parents[3] / "configs/qwen2.5_7b_if_8gpu.yaml"
 KEYS = [
     "judge.base_url=http://a/v1", "judge.model=m", "judge.price_in=2", "judge.price_out=10",
     "train.prompts_per_step=4", "train.prompts_per_optimizer_step=4", "rollout.group_size=2",
-    "train.steps=10", "data.max_prompt_tokens=1000", "rollout.max_response_tokens=400",
+    "train.steps=10", "train.epochs=null", "data.max_prompt_tokens=1000",
+    "rollout.max_response_tokens=400",
     "hindsight.enabled=false", "train.eval_every=0",
 ]  # fmt: skip
 ASSUMED = Assumptions(
@@ -45,6 +46,15 @@ def planned(*more: str) -> Any:
 
 def test_without_a_judge_nothing_is_planned() -> None:
     assert plan_judge(load_config(QWEN_7B), Assumptions()) is None
+
+
+def test_epochs_without_the_rows_here_leave_the_run_open(tmp_path: Path) -> None:
+    """A cap of 20 calls with 8 in a step ends the second step, of however many there are."""
+    held_out = data(tmp_path / "eval.jsonl", row("a", 1))
+    given = ["train.steps=null", "train.epochs=2", f"data.eval={held_out}", "judge.max_calls=20"]
+    found = planned(*given, "eval.samples_per_prompt=1", "data.train=nowhere.jsonl")
+    assert (found.run, found.evaluations, found.paused_after) == (None, None, 2)
+    assert (found.step.calls, found.evaluation.calls) == (8, 1)
 
 
 def test_without_data_criteria_are_assumed_and_no_evaluation_counts() -> None:
@@ -79,6 +89,11 @@ def test_criteria_are_counted_in_the_data(tmp_path: Path) -> None:
     assert found.evaluation.calls == 6 and found.evaluation.tokens_out == 6 * 2 * 5
     assert found.evaluations == 4
     assert found.run.calls == pytest.approx(80 * 2 / 3 + 24)
+    both = planned(f"data.train={train}", f"data.eval=[{held_out},{train}]")
+    assert both.evaluation.calls == 2 + 2  # of 2 rows both, of 3 two
+    assert "data.eval (5 rows, 1.6 criteria" in both.counted
+    part = planned(f"data.train={train}", f"data.eval=[{held_out},nowhere.jsonl]")
+    assert part.evaluation.calls == 0 and "data.eval is not here" in part.counted
 
 
 def test_formats_with_a_call_per_criterion(tmp_path: Path) -> None:

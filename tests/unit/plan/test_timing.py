@@ -43,6 +43,13 @@ def seconds(
     )
 
 
+def test_a_union_of_rollouts_and_revisions_is_more_to_train_on() -> None:
+    """Groups of 8 that grow by all of up to 8 revisions are twice the rows; by 4 a half more."""
+    union = ("hindsight.accept=all", "hindsight.replace=append", "hindsight.replace_top_n=null")
+    rows = [seconds(keys=k)["train"] for k in ((), union, (*union, "hindsight.max_experiences=4"))]
+    assert rows == pytest.approx([rows[0], 2 * rows[0], 1.5 * rows[0]])
+
+
 def test_weights_that_a_token_meets() -> None:
     # The embedding is looked up; Qwen3-30B-A3B meets 8 of 128 experts in each of 48 layers.
     dense = 7_615_616_512 - 152_064 * 3584

@@ -30,12 +30,15 @@ def make_run(
     steps: int = 2,
     name: str = "herl",
     model: str | None = None,
+    held_out: tuple[str, ...] = (),
 ) -> Path:
     """A run of 2 prompts x 4 rollouts per step in `folder`/`name`, with these metrics."""
     config = Config(
         run=RunConfig(name=name, dir=str(folder), seed=seed),
         model=ModelConfig(path=model or f"{folder}/sft/policy"),
-        data=DataConfig(train=f"{folder}/toy/train.jsonl"),
+        data=DataConfig(
+            train="t" if held_out else f"{folder}/toy/train.jsonl", eval=held_out or ""
+        ),
         rollout=RolloutConfig(group_size=4),
         hindsight=HindsightConfig(alpha=alpha),
         train=TrainConfig(steps=steps, prompts_per_step=2, prompts_per_optimizer_step=2),

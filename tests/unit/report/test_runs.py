@@ -129,6 +129,20 @@ def test_a_seed_in_a_path_is_forgotten(tmp_path: Path, model: str, together: boo
     assert len(group_runs([read_run(run) for run in runs])) == (1 if together else 2)
 
 
+def test_several_held_out_files_are_of_one_setup_file_by_file(tmp_path: Path) -> None:
+    def together(*files: tuple[str, ...]) -> bool:
+        runs = [
+            make_run(tmp_path / f"{len(files[0])}{files[1][0]}" / str(seed), seed=seed, lines=LINES,
+                     model="m", held_out=held_out)
+            for seed, held_out in zip((1, 2), files, strict=True)
+        ]  # fmt: skip
+        return len(group_runs([read_run(run) for run in runs])) == 1
+
+    assert together(("s/seed1/a", "s/seed1/b"), ("s/seed2/a", "s/seed2/b"))
+    assert not together(("s/seed1/a", "s/seed1/b"), ("s/seed2/b", "s/seed2/a"))
+    assert not together(("s/a",), ("s/a", "s/b"))
+
+
 def test_mean_and_range_where_every_seed_has_a_number() -> None:
     found = spread([{0: 0.25, 1: 0.5, 2: 1.0}, {0: 0.75, 1: math.nan, 2: 0.25}, {0: 0.5, 2: 0.25}])
     assert found.steps == (0, 2)

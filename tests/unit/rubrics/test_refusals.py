@@ -258,6 +258,8 @@ def test_a_refused_response_is_not_asked_again_when_its_group_is_complete() -> N
         async def score_group(self, prompt: Any, texts: Sequence[str]) -> list[Any]:
             raise AssertionError("there are no rules")
 
+        score_loosely = score_group
+
         def metrics(self) -> dict[str, float]:
             return {}
 

@@ -18,18 +18,21 @@ from herl_megatron.config.schema import (
     ScoringConfig,
     TrainConfig,
 )
-from herl_megatron.data.toy_files import write_toy_task
 from herl_megatron.run.inputs import load_inputs
+from tests.toy_copies import copy_toy_task
 
 
 def test_evaluation_refuses_a_stored_head_that_the_config_ties(tmp_path: Path) -> None:
     """vllm-project/vllm#51063: training drops it, an engine may read it."""
-    write_toy_task(tmp_path, seed=0, train_prompts=2, heldout_prompts=2, sft_rows=2)
+    copy_toy_task(tmp_path, seed=0, train_prompts=2, heldout_prompts=2, sft_rows=2)
     config = Config(
         model=ModelConfig(path=str(tmp_path / "model")),
         data=DataConfig(eval=str(tmp_path / "heldout.jsonl")),
     )
     assert len(load_inputs(config, training=False).eval) == 2
+    twice = DataConfig(eval=(config.data.eval_files[0], str(tmp_path / "train.jsonl")))
+    both = load_inputs(config.model_copy(update={"data": twice}), training=False)
+    assert len(both.eval) == 4 and both.fingerprints["data.eval"].startswith("4 rows ")
     file = tmp_path / "model/model.safetensors"
     weights = load_file(file)
     save_file({**weights, "lm_head.weight": weights["model.embed_tokens.weight"] + 1}, file)
@@ -64,7 +67,7 @@ def too_few(group):
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A toy task, and a user's module beside it, where the test runs."""
-    write_toy_task(tmp_path, seed=0, train_prompts=8, heldout_prompts=2, sft_rows=2)
+    copy_toy_task(tmp_path, seed=0, train_prompts=8, heldout_prompts=2, sft_rows=2)
     (tmp_path / f"{OWN}.py").write_text(FUNCTIONS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -134,7 +137,7 @@ def test_a_loss_is_tried_on_what_the_run_will_give_it(
 def test_the_source_of_own_code_is_one_of_the_runs_fingerprints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_toy_task(tmp_path, seed=0, train_prompts=8, heldout_prompts=2, sft_rows=2)
+    copy_toy_task(tmp_path, seed=0, train_prompts=8, heldout_prompts=2, sft_rows=2)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     config = Config(
@@ -173,7 +176,7 @@ def test_a_reward_and_a_prompt_of_ones_own_are_read_and_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Refused before anything else is read; a changed source or text is another fingerprint."""
-    write_toy_task(tmp_path, seed=0, train_prompts=2, heldout_prompts=2, sft_rows=2)
+    copy_toy_task(tmp_path, seed=0, train_prompts=2, heldout_prompts=2, sft_rows=2)
     monkeypatch.chdir(tmp_path)
     source, prompt = tmp_path / "rewards_of_inputs.py", tmp_path / "revise.txt"
     prompt.write_text("{instruction}\n{unmet}\n")

@@ -15,13 +15,13 @@ from herl_megatron.config.schema import (
     RolloutConfig,
     TrainConfig,
 )
-from herl_megatron.data.toy_files import write_toy_task
 from herl_megatron.engine import EngineUsage
 from herl_megatron.gpus import find_gpu
 from herl_megatron.observability.metrics import is_measured
 from herl_megatron.observability.throughput import Throughput
 from herl_megatron.run.measure import Measure, log_prob_passes, throughput
 from herl_megatron.types import TrainBatch, TrainRow
+from tests.toy_copies import copy_toy_task
 
 GIB = 1 << 30
 
@@ -126,7 +126,7 @@ def test_a_known_gpu_has_a_peak_and_every_rank_and_engine_process_counts(tmp_pat
 
 def test_a_users_table_has_the_peak_of_a_gpu_that_herl_does_not_know(tmp_path: Path) -> None:
     """`herl plan --gpus FILE` knew it, and the run of the plan had no MFU."""
-    write_toy_task(tmp_path, seed=0, train_prompts=1, heldout_prompts=1, sft_rows=1)
+    copy_toy_task(tmp_path, seed=0, train_prompts=1, heldout_prompts=1, sft_rows=1)
     table = tmp_path / "gpus.yaml"
     table.write_text(
         "mine: {memory_mib: 65536, capability: '9.0', bf16_tflops: 800, memory_gb_per_s: 3000,"

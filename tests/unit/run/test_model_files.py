@@ -10,13 +10,13 @@ import pytest
 
 from herl_megatron.config.schema import ModelConfig
 from herl_megatron.data.chat import ChatTokenizer
-from herl_megatron.data.toy_files import write_toy_task
 from herl_megatron.run.model_files import check_model, check_vocabulary
+from tests.toy_copies import copy_toy_task
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    write_toy_task(tmp_path, seed=0, train_prompts=2, heldout_prompts=1, sft_rows=1)
+    copy_toy_task(tmp_path, seed=0, train_prompts=2, heldout_prompts=1, sft_rows=1)
     return tmp_path / "model"
 
 

@@ -13,13 +13,13 @@ from tools.fuzz import FUZZERS, Outcome
 
 @pytest.mark.parametrize(
     ("name", "inputs"),
-    [("rows", 250), ("models", 80), ("families", 150), ("configs", 60), ("checkpoints", 120),
-     ("references", 200)],
+    [("rows", 100), ("models", 30), ("families", 75), ("configs", 25), ("checkpoints", 50),
+     ("references", 80)],
 )  # fmt: skip
 def test_a_mutated_input_is_taken_or_refused_with_its_place(
     tmp_path: Path, name: str, inputs: int
 ) -> None:
-    inputs *= 10 if FULL else 1
+    inputs *= 25 if FULL else 1
     outcome = FUZZERS[name](tmp_path, inputs, random.Random(20))
     assert outcome.failures == []
     assert outcome.taken + outcome.refused == inputs

@@ -2,64 +2,34 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from herl_megatron.commands.score.job import ScoreJob, run_score
-from herl_megatron.rubrics.checks.local import Mode
-from tools.bench.ifeval import LENGTHS, accuracies, accuracies_of, answered, made_of
+from tools.bench.ifeval import LENGTHS, accuracies, accuracies_of, made_of
 
-COMMA = {"id": "comma", "kind": "rule", "check": "ifeval/punctuation:no_comma"}
-LOWER = {"id": "lower", "kind": "rule", "check": "ifeval/change_case:english_lowercase"}
-
-
-def rows_and_answers(folder: Path) -> tuple[Path, Path]:
-    """Two prompts; the first answer follows one of its two instructions, and both loosely (without
-    its first line); the second follows its only one."""
-    rows: list[dict[str, Any]] = [
-        {"id": "a", "messages": [{"role": "user", "content": "x"}],
-         "rubric": {"criteria": [COMMA, LOWER]}},
-        {"id": "b", "messages": [{"role": "user", "content": "y"}],
-         "rubric": {"criteria": [COMMA]}},
-    ]  # fmt: skip
-    texts = {"a": "sure, here it is\nthe whole answer in lower case", "b": "None at all."}
-    groups = [{"prompt_id": name, "rollouts": [{"text": text}]} for name, text in texts.items()]
-    content: tuple[list[dict[str, Any]], ...] = (rows, groups)
-    files = folder / "rows.jsonl", folder / "eval.jsonl"
-    for file, lines in zip(files, content, strict=True):
-        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return files
+NUMBERS: dict[str, Any] = {
+    "responses": 3, "unscored": 0, "notes": ["3 prompts, the whole set has 541"],
+    "metrics": {"prompt_strict": 0.25, "instruction_strict": 0.5, "prompt_loose": 0.375,
+                "instruction_loose": 0.75},
+}  # fmt: skip
 
 
-def test_four_accuracies(tmp_path: Path) -> None:
-    filled = tmp_path / "answered.jsonl"
-    filled.write_text(
-        "".join(json.dumps(row) + "\n" for row in answered(*rows_and_answers(tmp_path)))
-    )
-    summaries: dict[str, Any] = {}
-    modes: tuple[Mode, Mode] = ("strict", "loose")
-    for mode in modes:
-        job = ScoreJob(filled, tmp_path / f"{mode}.jsonl", mode)
-        asyncio.run(run_score(job))
-        summaries[mode] = json.loads(job.summary.read_text())
-    assert accuracies(summaries) == {
-        "prompt_level_strict": 1 / 2, "instruction_level_strict": 2 / 3,
-        "prompt_level_loose": 1.0, "instruction_level_loose": 1.0,
+def test_four_accuracies() -> None:
+    assert accuracies(NUMBERS) == {
+        "prompt_level_strict": 0.25, "instruction_level_strict": 0.5,
+        "prompt_level_loose": 0.375, "instruction_level_loose": 0.75,
     }  # fmt: skip
 
 
-def test_no_share_of_fewer_prompts(tmp_path: Path) -> None:
-    rows, rollouts = rows_and_answers(tmp_path)
-    rollouts.write_text(rollouts.read_text().splitlines()[0])
-    with pytest.raises(ValueError, match="no response to b"):
-        list(answered(rows, rollouts))
-    unscored = {"unscored": 1, "responses": 3, "unscored_by_reason": {"timeout": 1}}
-    with pytest.raises(ValueError, match="1 of 3 responses have no strict score"):
-        accuracies({"strict": unscored})
+def test_no_share_of_fewer_prompts() -> None:
+    with pytest.raises(ValueError, match="1 of 3 responses have no score"):
+        accuracies(NUMBERS | {"unscored": 1})
+    with pytest.raises(ValueError, match="no prompt_loose, instruction_loose: 3 prompts"):
+        strict = dict(list(NUMBERS["metrics"].items())[:2])
+        accuracies(NUMBERS | {"metrics": strict})
 
 
 def test_accuracies_of_something_else_are_not_shown_again(tmp_path: Path) -> None:

@@ -37,6 +37,9 @@ def test_without_network_the_download_line_is_said(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(read, "hub_answers", lambda: False)
     monkeypatch.setattr(datasets, "load_dataset", load)
-    said = "hf download --repo-type dataset owner/rows --local-dir DIR"
+    said = (
+        "hf download --repo-type dataset owner/rows --local-dir downloads/rows; .*"
+        " the same command --input downloads/rows, or a file in it"
+    )
     with pytest.raises(ValueError, match=said):
         read_rows(Input("owner/rows"))

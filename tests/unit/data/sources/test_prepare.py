@@ -331,5 +331,5 @@ def test_tool_prints_the_report_and_says_what_to_do_without_network(tmp_path: Pa
     offline = tool("ifeval", "--input", "owner/name", "--out", out + "2", HF_HUB_OFFLINE="1")
     assert offline.returncode == 2
     assert "the Hub cannot be reached" in offline.stderr
-    assert "hf download --repo-type dataset owner/name --local-dir DIR" in offline.stderr
+    assert "hf download --repo-type dataset owner/name --local-dir downloads/name" in offline.stderr
     assert "Traceback" not in offline.stderr

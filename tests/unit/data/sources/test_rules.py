@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from herl_megatron.data.sources.common import Options, RejectedRow
+from herl_megatron.data.sources.prepare import Job, prepare
+from herl_megatron.data.sources.read import Input
 from herl_megatron.types import Criterion, Message
 from tests.unit.data.sources.source_cases import convert
 
@@ -179,3 +183,24 @@ def test_hir_rows_in_the_trainers_form() -> None:
     assert prompt.rubric.criteria[0].params == {"text": "At most 5 words"}
     with pytest.raises(RejectedRow, match="'type5'"):
         convert("hir", row | {"source": "type5"})
+
+
+def test_hir_takes_the_types_that_are_asked_for(tmp_path: Path) -> None:
+    rules = {"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    code = {"checker": ["[llm]x"], "functions": [""]}
+    rows = [
+        {"id": 1, "prompt": "A.", "source": "type1", "ground_truth": rules},
+        {"id": 4, "prompt": "B.", "source": "type4", "ground_truth": code, "criteria": ["Is B."]},
+    ]
+    path = tmp_path / "hir.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    job = Job("hir", (Input(str(path)),), tmp_path / "out", eval_share=0.0)
+    report = prepare(replace(job, options=Options(types=("type1", "type2"))))
+    assert report["rejected"] == {"row of another type": 1}
+    assert report["sources"] == {"train": {"hir/ifeval": 1}}
+    everything = prepare(replace(job, out=tmp_path / "all"))
+    assert everything["sources"] == {"train": {"hir/code": 1, "hir/ifeval": 1}}
+    with pytest.raises(ValueError, match="'5' is unknown; HIR-16K has type1, type2"):
+        prepare(replace(job, out=tmp_path / "none", options=Options(types=("5",))))
+    with pytest.raises(ValueError, match="HIR-16K's; 'ifeval' has none"):
+        prepare(replace(job, source="ifeval", options=Options(types=("type1",))))

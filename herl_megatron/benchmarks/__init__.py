@@ -1,0 +1,1 @@
+"""Benchmarks' own metrics from scored responses (pure functions)."""
