@@ -40,7 +40,7 @@ def make_chain(row: PaperRow, asked: ChainOptions) -> list[Stage]:
     if row.method != "base":
         made = _learnt_from(row, parts, asked)
         stages += [*made, _train(row, parts, asked, made)]
-        model = (setting("model.path", row_folder(row, asked) / "train/policy"),)
+        model = (setting("model.path", row_folder(row, asked) / "train" / "policy"),)
     for one in parts.evaluations:
         if one.data.name not in {stage.name for stage in stages}:
             stages.append(one.data)

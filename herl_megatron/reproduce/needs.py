@@ -11,6 +11,7 @@ from herl_megatron.config.schema import JudgeConfig
 from herl_megatron.files.os_errors import absent
 from herl_megatron.reproduce.data_sets import Origin, is_cached_data_set
 from herl_megatron.reproduce.stage import Stage
+from herl_megatron.rubrics.checks.nltk_tools import PUNKT, STOPWORDS, TAGGER, missing_data
 
 
 def missing_inputs(stages: Sequence[Stage]) -> list[str]:
@@ -72,6 +73,14 @@ def _data_problem(name: str, origin: Origin, place: str) -> str:
         f"{name}: {place} is a data set of the Hugging Face Hub, which cannot be reached. Where"
         f" there is network: {origin.fetch}; then give --input {name}={origin.fetched}"
     )
+
+
+def checks_problem() -> str:
+    """What rule checks lack on this machine: criteria would be left out."""
+    lacking = [problem for name in (PUNKT, TAGGER, STOPWORDS) if (problem := missing_data(name))]
+    if not lacking:
+        return ""
+    return f"rule checks: {'; '.join(lacking)}. Without it criteria are left out of the numbers"
 
 
 def judge_problem(name: str, judge: JudgeConfig, *, option: str) -> Callable[[], str]:

@@ -9,7 +9,13 @@ from pathlib import Path
 from herl_megatron.config.load import load_config
 from herl_megatron.config.schema import Config
 from herl_megatron.reproduce.data_sets import EVALUATION, MODEL_NAMES, TRAINING, Origin
-from herl_megatron.reproduce.needs import data_problem, judge_problem, model_problem
+from herl_megatron.reproduce.needs import (
+    all_of,
+    checks_problem,
+    data_problem,
+    judge_problem,
+    model_problem,
+)
 from herl_megatron.reproduce.paper_rows import PaperRow
 from herl_megatron.reproduce.stage import ChainOptions, Stage, run_stage, setting
 
@@ -45,7 +51,7 @@ class RowParts:
 
     before: stages that come first: training data, a warm start.
     model: settings that name the model which is trained or, of `base`, evaluated.
-    model_problem: why it cannot be had.
+    model_problem: why it cannot be had, or its training rows not be scored.
     train, last: files of the train stage before and behind the method's. rows: its prompts.
     train_settings: of the train stage. samples: files with which the model answers the prompts.
     references: whether the rows have reference answers.
@@ -87,7 +93,10 @@ def _full(row: PaperRow, asked: ChainOptions) -> RowParts:
     named = (setting("model.path", asked.model),) if asked.model else ()
     path = load_config(model, named).model.path
     evaluations = tuple(_benchmark(name, (model, engines), asked) for name in row.benchmarks)
-    common = (named, model_problem(path, MODEL_NAMES[row.model]))
+    problem = model_problem(path, MODEL_NAMES[row.model])
+    if row.task == "if":
+        problem = all_of(problem, checks_problem)
+    common = (named, problem)
     if not row.task:
         return RowParts((), *common, (), (), Path(), (), (), False, evaluations)
     task = part("tasks", row.task)
@@ -123,8 +132,9 @@ def _benchmark(name: str, before: tuple[Path, ...], asked: ChainOptions) -> Eval
     origin, folder = EVALUATION[name], Path(rows).parent
     finished = (Path(rows), folder / "report.json")
     data = _data_stage(name, origin, folder, origin.options, finished, asked)
-    judged = judge_problem(name, config.judge, option="--eval ") if name in _JUDGED else str
-    return Evaluation(name, (*before, file), (), data, judged)
+    judged = judge_problem(name, config.judge, option="--eval ")
+    problem = judged if name in _JUDGED else checks_problem
+    return Evaluation(name, (*before, file), (), data, problem)
 
 
 def _paths(value: object) -> list[str]:

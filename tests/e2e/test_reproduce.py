@@ -75,7 +75,7 @@ def test_a_base_row_from_nothing_to_the_table(tmp_path: Path) -> None:
 @pytest.mark.skipif(not FULL, reason="chains of commands: tools/test.sh --full")
 def test_a_row_of_each_kind(tmp_path: Path) -> None:
     """One warm start and one set of samples for all; a row that is stopped goes on."""
-    chains = Chains(tmp_path, warm_steps=160)
+    chains = Chains(tmp_path, warm_steps=100)
     chains.row("qwen3_4b/base")
 
     process = chains.start("reproduce", "qwen3_4b/if/herl", "--scale", "toy", "--dir", "runs/t")

@@ -12,6 +12,7 @@ import pytest
 
 from herl_megatron.commands import reproduce
 from herl_megatron.config.schema import JudgeConfig
+from herl_megatron.reproduce import needs
 from herl_megatron.reproduce.data_sets import EVALUATION, TRAINING
 from herl_megatron.reproduce.needs import data_problem, judge_problem, model_problem
 from herl_megatron.reproduce.row_record import RECORD, RowRecord, read_record
@@ -28,7 +29,7 @@ class Chain:
     def __init__(self, folder: Path) -> None:
         self.row, self.shared = folder / ROW, folder / "shared"
         self.stages = [
-            self._stage("data_if", ("data", "hir"), self.shared),
+            self._stage("data_if", ("data", "hir", "--input", "x/y"), self.shared),
             self._stage("train", ("train", "a/configs/x.yaml", "train.steps=3"), self.row),
             self._stage("eval_ifeval", ("eval", "judge.base_url=http://a"), self.row),
         ]
@@ -142,6 +143,8 @@ def test_results_are_not_mixed(chain: Chain) -> None:
     chain.stages[1] = replace(train, argv=moved)  # the same from another folder
     chain.stages[2] = replace(chain.stages[2], argv=("eval", "judge.base_url=http://b"))
     assert chain.run() == 0 and chain.ran == []
+    chain.stages[0] = replace(chain.stages[0], argv=("data", "hir", "--input", "my/place"))
+    assert chain.run() == 0 and chain.ran == []
     chain.stages[1] = replace(train, argv=(*train.argv[:2], "train.steps=4"))
     with pytest.raises(ValueError, match="with train.steps=3, without train.steps=4"):
         chain.run()
@@ -191,6 +194,13 @@ def test_models_and_data_that_are_not_here(tmp_path: Path, monkeypatch: pytest.M
     assert f"-o {file.place} {file.url}" in data_problem("healthbench_500", file, file.place)()
     assert data_problem("healthbench_500", file, "train=rows.jsonl")() == ""
     assert "no such file or folder: x.json" in data_problem("medical", hub, "x.json")()
+
+
+def test_rule_checks_without_their_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(needs, "missing_data", lambda name: "")
+    assert needs.checks_problem() == ""
+    monkeypatch.setattr(needs, "missing_data", lambda name: f"no {name}" if "punkt" in name else "")
+    assert needs.checks_problem().startswith("rule checks: no tokenizers/punkt_tab/english/. With")
 
 
 def test_a_judge_that_nobody_named_or_whose_prompt_is_not_here() -> None:
