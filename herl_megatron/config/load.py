@@ -28,6 +28,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from herl_megatron.config import history
+from herl_megatron.config.alternatives import taking_back
 from herl_megatron.config.rules.scoring import unwritable_problems
 from herl_megatron.config.schema import Config
 from herl_megatron.config.secrets import (
@@ -112,7 +113,7 @@ def load_config(paths: str | Path | Sequence[str | Path], overrides: Sequence[st
 
     A file may begin with `extends: [FILE, ...]`, files beside it that it changes. Several files
     that give the run no name name it together: `models/qwen3_4b.yaml tasks/if.yaml` is
-    `qwen3_4b_if`.
+    `qwen3_4b_if`. A later `steps` ends an earlier `epochs`, and the other way (`alternatives`).
 
     Raises:
         ConfigError: no such file, bad YAML, a key given twice, an unknown key (the nearest known
@@ -130,7 +131,7 @@ def load_config(paths: str | Path | Sequence[str | Path], overrides: Sequence[st
     source = ", ".join(map(str, given))
     try:
         parts = [*files, (Path("the overrides"), _read_overrides(overrides))]
-        merged = OmegaConf.merge(*(values for _, values in parts))
+        merged = OmegaConf.merge(*(taking_back(values) for _, values in parts))
         # Through JSON because strict mode then still takes a list for a tuple.
         text = json.dumps(OmegaConf.to_container(merged, resolve=True), default=str)
     except ConfigError:

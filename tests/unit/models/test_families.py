@@ -23,6 +23,9 @@ MAY_NAME_THEM = (
     "config/rules/data.py",  # the plain list of what is supported
     "data/toy_model.py",  # makes a model and a tokenizer of one family
     "data/smollm2.py",
+    "reproduce/",  # the paper's models are parts of its rows' names
+    "commands/reproduce.py",
+    "commands/reporting.py",
 )
 
 
