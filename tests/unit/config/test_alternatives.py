@@ -23,7 +23,7 @@ STEPS = "train: {steps: 60}\nsft: {steps: 20}\n"
             EPOCHS,
             "run: {seed: 0}\n",
             ["train.epochs=null"],
-            (100, None),
+            (None, None),
             (None, 2),
         ),  # the default of steps
         (EPOCHS, "run: {seed: 0}\n", ["train.eval_every=5"], (None, 6), (None, 2)),
