@@ -57,6 +57,14 @@ def test_the_last_box_that_closes(text: str, boxed: str | None) -> None:
         ("4", "First 4, then 5. The answer is 5.", False),
         ("4", "I cannot tell.", False),
         ("4", "  ", False),
+        ("4210_5", r"\boxed{4210_{5}}", True),
+        ("4210_5", r"\boxed{4210}", True),
+        ("4210_5", r"\boxed{4210_{7}}", False),
+        ("5", "\uff15, so \\boxed{\uff15}", True),  # full-width digits
+        ("512", r"\boxed{2^{3^2}}", True),
+        ("5", r"\boxed{10^{10^{10}}}", False),
+        ("5", "10^{10^{10}} is too large; the answer is 6.", False),
+        ("5", "Of 2^10 1234567 ways none; the answer is 5.", True),
     ],
 )
 def test_an_answer_is_compared_as_mathematics(answer: str, response: str, right: bool) -> None:
@@ -66,8 +74,8 @@ def test_an_answer_is_compared_as_mathematics(answer: str, response: str, right:
 
 def test_what_computes_for_ever_has_no_verdict_and_harms_none_after_it() -> None:
     """The library's own limit is off: it would take the alarm that ours is."""
-    huge = r"\boxed{10^{10^{10}}}"
-    assert verdict("math/answer", huge, answer="5", timeout_s=0.3) is Verdict.UNVERIFIABLE
+    slow, right = r"\boxed{(x+y+z+1)^{99}}", "(x+y+z)^{98}"
+    assert verdict("math/answer", slow, answer=right, timeout_s=0.3) is Verdict.UNVERIFIABLE
     assert verdict("math/answer", r"\boxed{5}", answer="5") is Verdict.FOLLOWED
     assert verdict("math/answer", "\\boxed{" + "1+" * 2000 + "1}", answer="2001") is (
         Verdict.NOT_FOLLOWED
@@ -77,6 +85,14 @@ def test_what_computes_for_ever_has_no_verdict_and_harms_none_after_it() -> None
 @pytest.mark.parametrize(
     ("response", "letter"),
     [
+        (r"\boxed{\text{Choice B}}", "B"),
+        (r"\boxed{\rm B}", "B"),
+        ("The correct answer is choice B.", "B"),
+        (r"\boxed{B, C}", ""),
+        (r"\boxed{B or C}", ""),
+        (r"\boxed{B/C/D/A}", ""),
+        ("The answer is A or B.", ""),
+        (r"\boxed{B: A catalyst}", "B"),
         (r"\boxed{B}", "B"),
         (r"\boxed{\text{B}}", "B"),
         (r"\boxed{(B)\ 3 \text{ m}}", "B"),
