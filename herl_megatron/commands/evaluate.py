@@ -10,13 +10,14 @@ from dataclasses import replace
 from rich import get_console
 
 from herl_megatron.benchmarks.answered import Answered, answered_groups
-from herl_megatron.benchmarks.known_benchmarks import shortcomings
+from herl_megatron.benchmarks.known_benchmarks import benchmark_of, shortcomings
 from herl_megatron.benchmarks.known_benchmarks import summarize as summarize_benchmarks
 from herl_megatron.commands.benchmark_tables import benchmark_tables
 from herl_megatron.commands.loose import loose_verdicts
 from herl_megatron.commands.results import EvalResult, EvaluateResult
 from herl_megatron.commands.tables import evaluation_tables
 from herl_megatron.config.schema import Config
+from herl_megatron.data.fingerprints import of_rows
 from herl_megatron.files.run_files import EVALUATED
 from herl_megatron.rollout.liveness import dead_message, is_dead, responses_by_prompt
 from herl_megatron.rollout.pipeline import PipelineError
@@ -89,6 +90,16 @@ async def _with_loose(
     return replace(result, benchmarks=summarize_benchmarks(answered))
 
 
+def _rows_by_benchmark(prompts: Sequence[Prompt]) -> dict[str, str]:
+    """Number and hash of each benchmark's rows, by which two evaluations of it are compared
+    whatever else was evaluated with them."""
+    found: dict[str, list[Prompt]] = {}
+    for prompt in prompts:
+        if name := benchmark_of(prompt):
+            found.setdefault(name, []).append(prompt)
+    return {name: of_rows(rows) for name, rows in found.items()}
+
+
 async def run_evaluation(config: Config) -> EvaluateResult:
     """`herl eval`: evaluate the Hugging Face folder `model.path` on `data.eval`.
 
@@ -112,7 +123,7 @@ async def run_evaluation(config: Config) -> EvaluateResult:
             result = await _with_loose(result, groups, parts)
             restarts = parts.restarts.metrics()
         folder.log(0, result.metrics() | restarts)
-        folder.write_json(EVALUATED, result.as_json())
+        folder.write_json(EVALUATED, result.as_json() | {"rows": _rows_by_benchmark(inputs.eval)})
     get_console().print(evaluation_tables(result))
     if result.benchmarks:
         get_console().print(benchmark_tables(result.as_json()["benchmarks"]))

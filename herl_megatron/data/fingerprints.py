@@ -78,9 +78,9 @@ def fingerprints(
             _of_weights(folder)
         )  # fmt: skip
     if train:
-        found["data.train"] = _of_rows(train)
+        found["data.train"] = of_rows(train)
     if held_out:
-        found["data.eval"] = _of_rows(held_out)
+        found["data.eval"] = of_rows(held_out)
     for module in check_modules:
         found[f"source of scoring.check_modules {module}"] = source_hash(
             module, module_file(module)
@@ -107,7 +107,7 @@ def of_fitted_rows(rows: Sequence[Any]) -> str:
     return f"{len(rows)} rows {_short(*(line.encode() for line in lines))}"
 
 
-def _of_rows(rows: Sequence[Prompt]) -> str:
+def of_rows(rows: Sequence[Prompt]) -> str:
     """Number and hash of whole rows, in order: messages, rubrics, references and all."""
     lines = (json.dumps(row_from_prompt(row), sort_keys=True, default=repr) for row in rows)
     return f"{len(rows)} rows {_short(*(line.encode() for line in lines))}"

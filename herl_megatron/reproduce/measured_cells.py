@@ -40,7 +40,8 @@ class MeasuredCell:
     """One number. value, low, high: in percent, with one decimal; the interval may be missing.
 
     prompts: n. unscored: of the responses, those that nobody could score, which no number counts.
-    sampling: keys and values that cells of one column must share.
+    sampling: keys and values that cells of one column must share. notes: what keeps the number from
+    comparing with published ones, as `herl eval` found it.
     """
 
     source: RowRun
@@ -52,6 +53,7 @@ class MeasuredCell:
     responses: int
     unscored: int
     sampling: Mapping[str, object]
+    notes: tuple[str, ...] = ()
 
 
 def find_runs(folders: Sequence[Path], named: Mapping[str, Path]) -> list[RowRun]:
@@ -139,10 +141,15 @@ def cells_of(source: RowRun) -> list[MeasuredCell]:
             f"{file} has no numbers by benchmark: its rows are of none that is known, or an earlier"
             " version evaluated them; evaluate again with a file of configs/benchmarks/"
         )
-    return [_cell(source, str(name), found, file) for name, found in benchmarks.items()]
+    rows = values.get("rows")
+    rows = rows if isinstance(rows, Mapping) else {}
+    return [
+        _cell(source, str(name), found, file, str(rows.get(name, "")))
+        for name, found in benchmarks.items()
+    ]
 
 
-def _cell(source: RowRun, name: str, found: Any, file: Path) -> MeasuredCell:
+def _cell(source: RowRun, name: str, found: Any, file: Path, rows: str) -> MeasuredCell:
     try:
         if not _NAME.fullmatch(name):
             raise ValueError(f"{name!r:.40} is no name")
@@ -153,13 +160,16 @@ def _cell(source: RowRun, name: str, found: Any, file: Path) -> MeasuredCell:
         prompts, responses, unscored = (
             _count(found[key]) for key in ("prompts", "responses", "unscored")
         )
+        notes = tuple(str(note) for note in found.get("notes") or ())
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"{file}: benchmarks.{name!r:.40} is not what `herl eval` writes ({error!r:.200});"
             " evaluate again"
         ) from error
-    sampling = _sampling(source.run)
-    return MeasuredCell(source, name, value, low, high, prompts, responses, unscored, sampling)
+    sampling = _sampling(source.run, rows)
+    return MeasuredCell(
+        source, name, value, low, high, prompts, responses, unscored, sampling, notes
+    )
 
 
 def _toy_cell(source: RowRun, values: Mapping[str, Any], file: Path) -> MeasuredCell:
@@ -169,7 +179,7 @@ def _toy_cell(source: RowRun, values: Mapping[str, Any], file: Path) -> Measured
         prompts = responses // (_count(source.run.settings["eval.samples_per_prompt"]) or 1)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is not what `herl eval` writes ({error!r:.200})") from error
-    sampling = _sampling(source.run)
+    sampling = _sampling(source.run, "")
     return MeasuredCell(source, TOY, value, None, None, prompts, responses, unscored, sampling)
 
 
@@ -186,11 +196,13 @@ def _count(value: Any) -> int:
     return value
 
 
-def _sampling(run: ReportedRun) -> dict[str, object]:
-    """What an evaluation's numbers depend on but for the model: keys, and the rows themselves."""
+def _sampling(run: ReportedRun, rows: object) -> dict[str, object]:
+    """What an evaluation's numbers depend on but for the model: keys, and the rows themselves, of
+    the benchmark where the run knows them apart."""
     kinds = (Decides.NUMBERS, Decides.VERDICTS, Decides.EVALUATION)
     keys = [key.path for key in keys_that_decide(*kinds, purpose="eval")]
     shared = [key for key in keys if not key.startswith("model.") and key not in _ROWS_OWN]
-    prints = read_run_file(run.path).get("fingerprints")
-    rows = prints.get("data.eval") if isinstance(prints, Mapping) else None
-    return {key: run.settings.get(key) for key in shared} | {"the rows of data.eval": rows}
+    if not rows:
+        prints = read_run_file(run.path).get("fingerprints")
+        rows = prints.get("data.eval") if isinstance(prints, Mapping) else None
+    return {key: run.settings.get(key) for key in shared} | {"its rows": rows}

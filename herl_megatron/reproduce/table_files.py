@@ -21,12 +21,14 @@ from herl_megatron.reproduce.paper_rows import BENCHMARKS, METHODS, MODELS
 _HEAD = ("method", "benchmark", "measured", "95 % interval", "n", "paper", "difference")
 _CSV = (
     "table", "model", "method", "benchmark", "measured", "low", "high", "prompts", "responses",
-    "unscored", "paper", "difference", "run", "source",
+    "unscored", "paper", "difference", "run", "source", "notes",
 )  # fmt: skip
 _NOTE = (
     "In percent. n: prompts. Unscored responses are in no number. An empty cell was not measured."
     " The paper's numbers: HeRL project page (sikelifei/HeRL README)."
 )
+_MARK = "(*)"
+"""Behind the number of prompts of a cell that notes below the table are about."""
 _TOY_NOTE = (
     "The toy's rows, of a small model on a CPU: they show that the chain works and say nothing"
     " about the paper's models. In percent: responses that meet their whole rubric."
@@ -79,7 +81,8 @@ def comma_separated(made: PaperComparison) -> str:
         ]  # fmt: skip
         run = "" if cell is None else cell.source.run.path
         names = [line.table, line.model, line.method, line.benchmark]
-        writer.writerow([*names, *numbers, line.paper, line.difference, run, line.source])
+        notes = "" if cell is None else "; ".join(cell.notes)
+        writer.writerow([*names, *numbers, line.paper, line.difference, run, line.source, notes])
     return file.getvalue()
 
 
@@ -97,6 +100,11 @@ def _notes(made: PaperComparison) -> list[str]:
     notes = [_TOY_NOTE if toy else _NOTE]
     if made.left_out:
         notes.append(f"Measured, but in none of the paper's cells: {', '.join(made.left_out)}.")
+    cells = {id(line.measured): line.measured for line in made.lines}  # a cell may be in two tables
+    for cell in cells.values():
+        if cell is not None and cell.notes:
+            what = f"{cell.source.row.name} on {BENCHMARKS.get(cell.benchmark, cell.benchmark)}"
+            notes.append(f"{_MARK} {what}: {'; '.join(cell.notes)}.")
     return notes
 
 
@@ -114,6 +122,7 @@ def _cells(line: TableLine) -> list[str]:
         return [*names, "", "", "", paper, ""]
     interval = "" if cell.low is None else f"{cell.low} to {cell.high}"
     count = f"{cell.prompts}" + (f" ({cell.unscored} unscored)" if cell.unscored else "")
+    count += f" {_MARK}" if cell.notes else ""
     change = "" if line.difference is None else f"{line.difference:+}"
     return [*names, str(cell.value), interval, count, paper, change]
 

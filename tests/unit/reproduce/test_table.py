@@ -62,6 +62,36 @@ def lines(folder: Path) -> dict[tuple[str, ...], dict[str, str]]:
     return {(x["table"], x["model"], x["method"], x["benchmark"]): x for x in found}
 
 
+def test_what_keeps_a_number_from_comparing_is_below_the_table(tmp_path: Path) -> None:
+    """Three of IFEval's prompts are no IFEval: the cell is marked, and says why."""
+    few = "3 prompts, the whole set has 541"
+    row(tmp_path / "runs", HERL, ifeval=benchmark(0.8, 3, responses=3, notes=[few]))
+    write_table([tmp_path / "runs"], named={}, out=tmp_path / "out")
+    said = (tmp_path / "out/table.md").read_text(encoding="utf-8")
+    assert "| 80.0 |  | 3 (*) | 82.4 | -2.4 |" in said
+    assert said.count(f"(*) {HERL} on IFEval: {few}.") == 1
+    assert f"(*) {HERL} on IFEval: {few}." in (tmp_path / "out/report.html").read_text()
+    assert lines(tmp_path / "out")["main", *HERL.split("/")[::2], "ifeval"]["notes"] == few
+
+
+def test_a_benchmark_is_the_same_beside_others(tmp_path: Path) -> None:
+    """One run evaluated IFEval and IFBench, another IFEval alone, on the same rows of it: the hash
+    of all rows differs, that of IFEval's does not."""
+    both = {"benchmarks": {"ifeval": benchmark(0.7), "ifbench": benchmark(0.3, 294)}}
+    both["rows"] = {"ifeval": "541 rows a", "ifbench": "294 rows b"}
+    alone = {"benchmarks": {"ifeval": benchmark(0.8)}, "rows": {"ifeval": "541 rows a"}}
+    made = evaluated(tmp_path / "one/both", both, rows="835 rows c")
+    other = evaluated(tmp_path / "two/alone", alone, rows="541 rows a")
+    write_table([], named={BASE: made, HERL: other}, out=tmp_path / "out")
+    found = lines(tmp_path / "out")
+    measured = [x["measured"] for x in found.values() if x["benchmark"] == "ifeval"]
+    assert sorted(filter(None, measured)) == ["70.0", "80.0"]
+    alone["rows"] = {"ifeval": "541 rows z"}
+    (other / EVALUATED).write_text(json.dumps(alone))
+    with pytest.raises(ValueError, match="its rows '541 rows a' and '541 rows z'"):
+        write_table([], named={BASE: made, HERL: other}, out=tmp_path / "out2")
+
+
 def test_measured_beside_the_paper(tmp_path: Path) -> None:
     """HeRL's IFEval of the paper is 82.4: 0.8296 measured is 83.0, +0.6."""
     runs = tmp_path / "runs"
@@ -151,7 +181,7 @@ def test_other_rows_are_refused_and_layout_and_model_are_not(tmp_path: Path) -> 
     row(tmp_path / "rows", HERL, ifeval=benchmark(0.8))
     write_table([tmp_path / "rows"], named={BASE: run}, out=tmp_path / "out")
     other = evaluated(tmp_path / "two", {"benchmarks": {"ifeval": benchmark(0.7)}}, rows="b")
-    with pytest.raises(ValueError, match="the rows of data.eval 'a' and 'b'"):
+    with pytest.raises(ValueError, match="its rows 'a' and 'b'"):
         write_table([tmp_path / "rows"], named={BASE: other}, out=tmp_path / "out")
 
 
