@@ -70,7 +70,8 @@ def test_epochs_become_the_steps_that_the_run_and_its_resume_have(
     sft = ["sft.max_tokens=256", "sft.rows_per_step=3", "sft.epochs=2"]
     assert prepare(QUICKSTART, [*overrides, *sft], command="sft").sft.step_count == 3
     with pytest.raises(ConfigError, match=r"train\.steps is 40 and train\.epochs is 1\.5"):
-        prepare(QUICKSTART, [*overrides, "train.epochs=1.5"])
+        prepare(QUICKSTART, [*overrides, "train.steps=40", "train.epochs=1.5"])
+    assert prepare(QUICKSTART, [*overrides, *sizes, "train.epochs=1.5"]) == prepared
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"id": "a"}\n{"id":\n')
     given = [*overrides, "train.steps=null", "train.epochs=1", f"data.train={rows}"]
