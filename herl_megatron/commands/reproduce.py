@@ -21,7 +21,7 @@ import herl_megatron
 from herl_megatron.files.os_errors import explain
 from herl_megatron.files.run_files import EVALUATED
 from herl_megatron.reproduce.chain import make_chain, row_folder
-from herl_megatron.reproduce.lineage import states
+from herl_megatron.reproduce.lineage import is_of_earlier_policy, states
 from herl_megatron.reproduce.needs import missing_inputs
 from herl_megatron.reproduce.paper_rows import BENCHMARKS, METHODS, MODELS, PaperRow, all_rows
 from herl_megatron.reproduce.paper_rows import find_row as find
@@ -166,17 +166,18 @@ def _list(asked: ChainOptions) -> None:
     for row in all_rows():
         cells = ", ".join(BENCHMARKS[name] for name in row.benchmarks)
         about = f"{MODELS[row.model]}, {METHODS[row.method]}: {cells}"
-        _say(f"{row.name:<28} {_how_far(row, asked):<12} {about}")
+        _say(f"{row.name:<28} {_how_far(row, asked):<16} {about}")
 
 
 def _how_far(row: PaperRow, asked: ChainOptions) -> str:
-    """By the last file of each of the row's evaluations."""
+    """By the last file of each of the row's evaluations of the policy that is there."""
     names = row.benchmarks if asked.scale == "full" else ("toy",)
     folder = row_folder(row, asked)
     if not folder.is_dir():
         return "-"
-    done = sum((folder / f"eval_{name}" / EVALUATED).is_file() for name in names)
-    return f"{done} of {len(names)}"
+    made = [f"eval_{name}" for name in names if (folder / f"eval_{name}" / EVALUATED).is_file()]
+    stale = sum(is_of_earlier_policy(folder, name) for name in made)
+    return f"{len(made) - stale} of {len(names)}{f', {stale} stale' if stale else ''}"
 
 
 def _print(

@@ -14,6 +14,8 @@ from herl_megatron.data.fingerprints import of_weights
 from herl_megatron.reproduce.row_record import changed, read_record
 from herl_megatron.reproduce.stage import Stage
 
+POLICY = "train/policy"
+"""In a row's folder: what it learnt."""
 _RUNS = ("train", "sft", "dpo", "eval")
 """Commands whose products nobody makes again alike in a moment, as `herl data` does."""
 
@@ -63,6 +65,19 @@ def stale_stages(stages: Sequence[Stage]) -> dict[str, str]:
 def why_stale(stage: Stage, stages: Sequence[Stage]) -> str:
     """The same of one stage, when those before it are done, or the empty string."""
     return _why_stale(stage, stages, (), _Prints())
+
+
+def is_of_earlier_policy(row: Path, evaluation: str) -> bool:
+    """Whether an evaluation in a row's folder has the numbers of another policy than the one that
+    lies there. One that was removed, when all was measured, is no matter.
+
+    Raises:
+        ValueError: the record or the policy cannot be read.
+    """
+    record = read_record(row)
+    then = record.read.get(evaluation, {}).get("train") if record else None
+    policy = row / POLICY
+    return then is not None and policy.is_dir() and fingerprint_of(policy) != then
 
 
 def states(stages: Sequence[Stage]) -> dict[str, str]:

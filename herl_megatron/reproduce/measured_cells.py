@@ -15,9 +15,9 @@ from herl_megatron.files.os_errors import absent
 from herl_megatron.files.run_files import EVALUATED, read_run_file
 from herl_megatron.files.strict_json import read_object
 from herl_megatron.report.runs import ReportedRun, read_run
-from herl_megatron.reproduce.lineage import fingerprint_of
+from herl_megatron.reproduce.lineage import POLICY, is_of_earlier_policy
 from herl_megatron.reproduce.paper_rows import PaperRow, find_row
-from herl_megatron.reproduce.row_record import RECORD, RowRecord, read_record
+from herl_megatron.reproduce.row_record import RECORD, read_record
 from herl_megatron.reproduce.stale import is_aside
 
 TOY = "toy"
@@ -108,19 +108,12 @@ def _known(folder: Path, row: Path) -> RowRun:
         found = find_row(record.row)
     except ValueError as error:
         raise ValueError(f"{row / RECORD}: {error}") from error
-    _require_of_this_policy(folder, row / "train/policy", record)
-    return RowRun(found, record.scale, record.preset, run)
-
-
-def _require_of_this_policy(folder: Path, policy: Path, record: RowRecord) -> None:
-    """Raise ValueError for numbers of a policy that was trained again since; one that was removed
-    when all was measured says nothing."""
-    then = record.read.get(folder.name, {}).get("train")
-    if then is not None and policy.is_dir() and fingerprint_of(policy) != then:
+    if is_of_earlier_policy(row, folder.name):
         raise ValueError(
-            f"{folder} has the numbers of an earlier {policy}: `herl reproduce {record.row} --redo`"
-            " evaluates what is there now"
+            f"{folder} has the numbers of an earlier policy than {row / POLICY}: `herl reproduce"
+            f" {record.row} --redo` evaluates what is there now"
         )
+    return RowRun(found, record.scale, record.preset, run)
 
 
 def _evaluation(folder: Path) -> ReportedRun:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -76,12 +77,12 @@ class WantedRows:
         rejected = _mapping(report, "rejected")
         for kind in _BY_A_TOKENIZER:
             if rejected.get(kind):
-                yield f"made without {rejected[kind]} rows ({kind})"
+                yield f"made without {_text(rejected[kind])} rows ({kind})"
         holds = SOURCES[self.origin.source].holds
         own = {*OUTPUTS, *([holds.title] if holds else [])}
         for where, count in _mapping(report, "leaked").items():
             if where not in own and count:
-                yield f"made without {count} rows that {where} has too"
+                yield f"made without {_text(count)} rows that {_text(where)} has too"
 
     def _other_counts(self, report: Mapping[str, Any]) -> Iterator[str]:
         counts = _mapping(report, "rows")
@@ -99,13 +100,13 @@ class WantedRows:
         count = _mapping(report, "rows").get(self.files[0].stem, 0)
         if not self.given and count in self.origin.sizes:
             return ""  # the whole set, wherever it lay
-        places = ", ".join(str(one.get("place")) for one in then) or "nobody knows what"
+        places = ", ".join(_text(one.get("place")) for one in then) or "nobody knows what"
         if self.given:
             return f"made from {places}, not {self.given}"
         sizes = " or ".join(f"{size:,}" for size in self.origin.sizes)
         return (
-            f"made from {places} with {count} rows in {self.files[0].name}, and {self.origin.place}"
-            f" has {sizes}; if it is meant, give --input {self.name}={places}"
+            f"made from {places} with {_text(count)} rows in {self.files[0].name}, and"
+            f" {self.origin.place} has {sizes}; if it is meant, give --input {self.name}={places}"
         )
 
     def _is_same_input(self, then: Mapping[str, Any]) -> bool:
@@ -141,7 +142,12 @@ def _lines(file: Path) -> int:
 
 
 def _resolved(place: str) -> Path:
-    return Path(place).expanduser().resolve()
+    return Path(os.path.expanduser(place)).resolve()  # Path's own fails for an unknown user
+
+
+def _text(value: object) -> str:
+    """Of somebody else's value: what a terminal can show."""
+    return str(value).encode(errors="replace").decode()[:200]
 
 
 def _json(value: object) -> str:

@@ -84,7 +84,7 @@ def changed(record: RowRecord, other: RowRecord, stages: Sequence[Stage]) -> str
 
     Looked at are stages that are done; one that was begun is for its own command to go on with.
     Neither keys that decide nothing about the numbers make a difference (where a judge is), nor
-    where `configs/` lies, how the folder itself is written or where rows were that are prepared.
+    where `configs/` lies or how the folder itself is written.
     """
     for key in ("row", "scale", "preset"):
         then, now = getattr(record, key), getattr(other, key)
@@ -104,11 +104,7 @@ def changed(record: RowRecord, other: RowRecord, stages: Sequence[Stage]) -> str
 def _deciding(argv: Sequence[str]) -> list[str]:
     """The words of a command that decide about its results."""
     nothing = {key.path for key in keys() if key.decides in (Decides.SPEED, Decides.NOTHING)}
-    return [
-        _below(word)
-        for before, word in zip(("", *argv), argv, strict=False)
-        if word.partition("=")[0] not in nothing and before != "--input"
-    ]
+    return [_below(word) for word in argv if word.partition("=")[0] not in nothing]
 
 
 def _below(word: str) -> str:

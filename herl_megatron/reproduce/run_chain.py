@@ -6,7 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -63,8 +63,8 @@ def run_stages(
     _require_before(stages, chosen)
     lock = _lock(started.folder)
     try:
-        _require_same(started, stages)
         stale = require_fresh(stages, chosen, redo=redo)
+        _require_same(started, stages, stale)
         again = [stage.problem() for stage in chosen if stage.name in stale]
         if problems := list(dict.fromkeys([*missing_inputs(chosen), *filter(None, again)])):
             listed = "".join(f"\n  - {problem}" for problem in problems)
@@ -146,12 +146,12 @@ def _begin(started: Started, stage: Stage, stages: Sequence[Stage]) -> None:
     write_record(stage.home, replace(_record(started, stage.home), stages=commands, read=read))
 
 
-def _require_same(started: Started, stages: Sequence[Stage]) -> None:
+def _require_same(started: Started, stages: Sequence[Stage], redone: Collection[str]) -> None:
     recorded = [stage for stage in stages if stage.differs is None]
     for home in dict.fromkeys(stage.home for stage in recorded):
         if (earlier := read_record(home)) is None:
             continue
-        own = [stage for stage in recorded if stage.home == home]
+        own = [one for one in recorded if one.home == home and one.name not in redone]
         if said := changed(earlier, _record(started, home), own):
             raise ValueError(
                 f"{home} holds other results: {said}. Give the same as then, or another --dir"

@@ -148,8 +148,6 @@ def test_results_are_not_mixed(chain: Chain) -> None:
     chain.stages[1] = replace(train, argv=moved)  # the same from another folder
     chain.stages[2] = replace(chain.stages[2], argv=("eval", "judge.base_url=http://b"))
     assert chain.run() == 0 and chain.ran == []
-    chain.stages[0] = replace(chain.stages[0], argv=("data", "hir", "--input", "my/place"))
-    assert chain.run() == 0 and chain.ran == []
     chain.stages[1] = replace(train, argv=(*train.argv[:2], "train.steps=4"))
     with pytest.raises(ValueError, match="with train.steps=3, without train.steps=4"):
         chain.run()

@@ -142,6 +142,24 @@ def test_rows_that_are_made_again_alike_are_no_change(row: Row) -> None:
     assert row.run(redo=True) == ["samples", *LEARNT]
 
 
+def test_a_stage_that_is_redone_may_be_made_otherwise(row: Row) -> None:
+    """Its old words go with its old results; those of a stage that stays count."""
+    row.out("samples").write_text("changed")
+    row.stages = [
+        replace(stage, argv=(*stage.argv, "--min-reward", "0.5")) if stage.name == "rows" else stage
+        for stage in row.stages
+    ]
+    assert row.run(redo=True) == LEARNT
+    row.stages = [
+        replace(stage, argv=("sft", "t", "sft.steps=9")) if stage.name == "train" else stage
+        for stage in row.stages
+    ]
+    with pytest.raises(ValueError, match="without sft.steps=9"):
+        row.run(redo=True)
+    said = "there, but not as asked: train was made without sft.steps=9"
+    assert states(row.stages)["train"] == said
+
+
 def test_one_stage_is_judged_with_all_that_it_is_made_from(row: Row) -> None:
     row.out("samples").write_text("changed")
     with pytest.raises(ValueError, match="rows: .*\n.*train: .*\n.*--only away"):
