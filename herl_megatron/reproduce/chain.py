@@ -39,8 +39,10 @@ def make_chain(row: PaperRow, asked: ChainOptions) -> list[Stage]:
     model, source = parts.model, list(parts.before)
     if row.method != "base":
         made = _learnt_from(row, parts, asked)
-        for stage in (*made, _train(row, parts, asked, made)):
+        for stage in made:
             stages.append(stage.reading(stages))
+        train = _train(row, parts, asked, made)
+        stages.append(train.reading([*parts.before, *made[-1:]]))
         source = stages[-1:]
         model = (setting("model.path", row_folder(row, asked) / "train" / "policy"),)
     for one in parts.evaluations:

@@ -26,7 +26,7 @@ COMMANDS = {
 }  # fmt: skip
 READS = {
     "samples": ("data_if",), "rows": ("data_if", "samples"),
-    "train": ("data_if", "samples", "rows"), "eval_a": ("train",), "eval_b": ("train",),
+    "train": ("data_if", "rows"), "eval_a": ("train",), "eval_b": ("train",),
 }  # fmt: skip
 LEARNT = ["rows", "train", "eval_a", "eval_b"]
 
@@ -240,7 +240,7 @@ def test_a_model_is_known_by_its_tensors(tmp_path: Path) -> None:
     [
         ("if/rlvr", "full", {"train": "data_if", "eval_ifeval": "train data_ifeval"}),
         ("if/sft", "full", {
-            "samples": "data_if", "rows": "data_if samples", "train": "data_if samples rows",
+            "samples": "data_if", "rows": "data_if samples", "train": "data_if rows",
             "eval_ifeval": "train data_ifeval",
         }),
         ("base", "full", {"eval_ifeval": "data_ifeval", "data_ifeval": ""}),
