@@ -65,8 +65,8 @@ def run_stages(
     try:
         stale = require_fresh(stages, chosen, redo=redo)
         _require_same(started, stages, stale)
-        again = [stage.problem() for stage in chosen if stage.name in stale]
-        if problems := list(dict.fromkeys([*missing_inputs(chosen), *filter(None, again)])):
+        to_run = [replace(stage, redone=stage.name in stale) for stage in chosen]
+        if problems := missing_inputs(to_run):
             listed = "".join(f"\n  - {problem}" for problem in problems)
             raise ValueError(f"nothing was started; {len(problems)} missing:{listed}")
         return _run(started, stages, chosen, redo)

@@ -50,7 +50,7 @@ class Stage:
     the empty string, looked at when it is asked. product: what later stages read of it, files or a
     model's folder; empty for `finished`. reads: names of the earlier stages that it is made from.
     differs: how what is there is not what is asked for, of a stage whose own files say how they
-    were made; None where `row.json` says it.
+    were made; None where `row.json` says it. redone: what is there will be made again.
     """
 
     name: str
@@ -62,14 +62,15 @@ class Stage:
     product: tuple[Path, ...] = ()
     reads: tuple[str, ...] = ()
     differs: Callable[[], str] | None = field(default=None, compare=False)
+    redone: bool = False
 
     def reading(self, sources: Iterable[Stage]) -> Stage:
         """The same, made from these stages."""
         return replace(self, reads=tuple(dict.fromkeys(stage.name for stage in sources)))
 
     def is_done(self) -> bool:
-        """Whether what it writes last is there."""
-        return all(path.is_file() for path in self.finished)
+        """Whether what it writes last is there, and stays."""
+        return not self.redone and all(path.is_file() for path in self.finished)
 
     def is_begun(self) -> bool:
         """Whether it is done, or its command would go on from a checkpoint of an earlier start."""
