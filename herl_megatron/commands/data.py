@@ -22,7 +22,7 @@ from rich.console import Console
 from herl_megatron.data.sources.catalog import SOURCES
 from herl_megatron.data.sources.common import Options, Unclear
 from herl_megatron.data.sources.prepare import Job, prepare
-from herl_megatron.data.sources.read import Input
+from herl_megatron.data.sources.read import parse_input
 from herl_megatron.data.sources.report import show_report
 from herl_megatron.types import Aggregation
 
@@ -30,14 +30,6 @@ _MAKERS = """
 rows for supervised fine-tuning and for DPO (each with a --help of its own):
   herl data sft    reference answers, or the best of the own samples
   herl data pairs  best against worst, or the reference against the own answer"""
-
-
-def parse_input(text: str, config: str) -> Input:
-    """`[SPLIT=]PLACE`."""
-    split, equals, place = text.partition("=")
-    if equals and split and "/" not in split:
-        return Input(place, split, config)
-    return Input(text, "", config)
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -21,6 +21,7 @@ import herl_megatron
 from herl_megatron.files.os_errors import explain
 from herl_megatron.files.run_files import EVALUATED
 from herl_megatron.reproduce.chain import make_chain, row_folder
+from herl_megatron.reproduce.lineage import is_of_earlier_policy, states
 from herl_megatron.reproduce.needs import missing_inputs
 from herl_megatron.reproduce.paper_rows import BENCHMARKS, METHODS, MODELS, PaperRow, all_rows
 from herl_megatron.reproduce.paper_rows import find_row as find
@@ -47,6 +48,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="all rows, and how far each is")
     parser.add_argument("--print", action="store_true", help="the commands; run nothing")
     parser.add_argument("--only", default="", metavar="STAGE", help="one stage; eval is all eval_*")
+    parser.add_argument(
+        "--redo", action="store_true",
+        help="move aside, to NAME.before-1, and make again what was made from earlier stages that"
+        " are others by now",
+    )  # fmt: skip
     parser.add_argument(
         "--scale", choices=get_args(Scale), default="full",
         help="toy: the same chain on the quickstart's small model, on a CPU",
@@ -84,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         row = find(args.row)
         stages = make_chain(row, asked)
         if args.print:
-            _print(row, chosen_stages(stages, args.only), asked)
+            _print(row, chosen_stages(stages, args.only), asked, states(stages))
             return 0
         preset = asked.preset if row.task else ""
         children = Children()
@@ -96,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             child=children.run,
         )
         with children.listening():
-            return run_stages(started, stages, only=args.only)
+            return run_stages(started, stages, only=args.only, redo=args.redo)
     except ValueError as error:
         sys.stderr.write(f"herl reproduce: {error}\n")
         return 2
@@ -160,27 +166,31 @@ def _list(asked: ChainOptions) -> None:
     for row in all_rows():
         cells = ", ".join(BENCHMARKS[name] for name in row.benchmarks)
         about = f"{MODELS[row.model]}, {METHODS[row.method]}: {cells}"
-        _say(f"{row.name:<28} {_how_far(row, asked):<12} {about}")
+        _say(f"{row.name:<28} {_how_far(row, asked):<16} {about}")
 
 
 def _how_far(row: PaperRow, asked: ChainOptions) -> str:
-    """By the last file of each of the row's evaluations."""
+    """By the last file of each of the row's evaluations of the policy that is there."""
     names = row.benchmarks if asked.scale == "full" else ("toy",)
     folder = row_folder(row, asked)
     if not folder.is_dir():
         return "-"
-    done = sum((folder / f"eval_{name}" / EVALUATED).is_file() for name in names)
-    return f"{done} of {len(names)}"
+    made = [f"eval_{name}" for name in names if (folder / f"eval_{name}" / EVALUATED).is_file()]
+    stale = sum(is_of_earlier_policy(folder, name) for name in made)
+    return f"{len(made) - stale} of {len(names)}{f', {stale} stale' if stale else ''}"
 
 
-def _print(row: PaperRow, stages: Sequence[Stage], asked: ChainOptions) -> None:
+def _print(
+    row: PaperRow, stages: Sequence[Stage], asked: ChainOptions, found: Mapping[str, str]
+) -> None:
     model = MODELS[row.model] if asked.scale == "full" else "the toy's model"
     preset = f", preset {asked.preset}" if row.task else ""
     _say(f"# {row.name}: {model}, {METHODS[row.method]}{preset}")
     for problem in missing_inputs(stages):
         _say(f"# missing: {problem}")
     for number, stage in enumerate(stages, start=1):
-        _say(f"# {number}. {stage.name}{' (done)' if stage.is_done() else ''}: {stage.makes}")
+        state = f" ({found[stage.name]})" if found[stage.name] else ""
+        _say(f"# {number}. {stage.name}{state}: {stage.makes}")
         _say(stage.command)
 
 

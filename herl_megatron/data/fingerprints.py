@@ -75,7 +75,7 @@ def fingerprints(
     if weights and not model.random_init:
         start = model.megatron_path
         found[_WEIGHTS] = _of_files(Path(start), [MANIFEST]) if start else (
-            _of_weights(folder)
+            of_weights(folder)
         )  # fmt: skip
     if train:
         found["data.train"] = of_rows(train)
@@ -122,7 +122,7 @@ def _of_files(folder: Path, names: Iterable[str]) -> str:
     return _short(*parts)
 
 
-def _of_weights(folder: Path) -> str:
+def of_weights(folder: Path) -> str:
     """Names, types, shapes and a block of every tensor: a tensor that was trained further differs
     nearly everywhere.
 

@@ -36,15 +36,20 @@ def make_chain(row: PaperRow, asked: ChainOptions) -> list[Stage]:
     """
     parts = parts_of(row, asked)
     stages = list(parts.before)
-    model = parts.model
+    model, source = parts.model, list(parts.before)
     if row.method != "base":
         made = _learnt_from(row, parts, asked)
-        stages += [*made, _train(row, parts, asked, made)]
+        for stage in made:
+            stages.append(stage.reading(stages))
+        train = _train(row, parts, asked, made)
+        stages.append(train.reading([*parts.before, *made[-1:]]))
+        source = stages[-1:]
         model = (setting("model.path", row_folder(row, asked) / "train" / "policy"),)
     for one in parts.evaluations:
         if one.data.name not in {stage.name for stage in stages}:
             stages.append(one.data)
-    stages += [_evaluate(row, one, model, parts, asked) for one in parts.evaluations]
+    for one in parts.evaluations:
+        stages.append(_evaluate(row, one, model, parts, asked).reading([*source, one.data]))
     return stages
 
 

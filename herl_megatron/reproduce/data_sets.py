@@ -19,12 +19,15 @@ class Origin:
 
     source: as `herl data` calls it. place: a name on the Hugging Face Hub, or a file below the
     working folder. url: of that file; empty for a name on the Hub. options: of `herl data`.
+    sizes: prompts of the whole set, of a training set those to train on, as `herl data` then makes
+    them; several where it was published in several sizes.
     """
 
     source: str
     place: str
     url: str = ""
     options: tuple[str, ...] = ()
+    sizes: tuple[int, ...] = ()
 
     @property
     def fetch(self) -> str:
@@ -42,36 +45,40 @@ class Origin:
 _BENCHMARK = ("--benchmark",)
 _IFBENCH = "evaluation/IFBench/data/input_response_data_qwen25_7b.jsonl"
 TRAINING: Mapping[str, Origin] = {
-    "if": Origin("hir", "sastpg/HIR-16K", options=("--no-judge",)),
-    "medical": Origin("rar_medicine", "ScaleAI/RaR-Medicine"),
+    "if": Origin("hir", "sastpg/HIR-16K", options=("--no-judge",), sizes=(10394,)),
+    "medical": Origin("rar_medicine", "ScaleAI/RaR-Medicine", sizes=(17926,)),
 }
 """By task."""
 EVALUATION: Mapping[str, Origin] = {
-    "ifeval": Origin("ifeval", "google/IFEval", options=_BENCHMARK),
+    "ifeval": Origin("ifeval", "google/IFEval", options=_BENCHMARK, sizes=(541,)),
     # 294 rows, as the paper's 26.2 of the first base row (77 of 294); upstream has 300 by now.
     "ifbench": Origin(
         "ifbench",
         "downloads/ifbench.jsonl",
         f"{_RAW}/sastpg/HIR/3e5b880c0a76de103786bdb8e193ec4206c4f831/{_IFBENCH}",
         _BENCHMARK,
+        (294,),
     ),
     "muldimif": Origin(
         "muldimif",
         "downloads/muldimif_test.json",
         f"{_RAW}/Junjie-Ye/MulDimIF/c0e5546ab4e4fd4096c3f05b05fb7928b1f5e17e/Data/test.json",
         _BENCHMARK,
+        (1200,),
     ),
     "writingbench": Origin(
         "writingbench",
         "downloads/writingbench_all.jsonl",
         f"{_RAW}/X-PLUG/WritingBench/main/benchmark_query/benchmark_all.jsonl",
         _BENCHMARK,
+        (1000, 1239),
     ),
     "llmeval_med": Origin(
         "llmeval_med",
         "downloads/llmeval_med.json",
         f"{_RAW}/llmeval/LLMEval-Med/88de31b8443e8da0b42a2f4a95a443c9903c3950/dataset/dataset.json",
         _BENCHMARK,
+        (667,),
     ),
     # The paper's name is that of the 500 rows which RuscaRL validates on.
     "healthbench_500": Origin(
@@ -80,6 +87,7 @@ EVALUATION: Mapping[str, Origin] = {
         f"{_RAW}/IANNXANG/RuscaRL/18e2b0122fd1914b1a40365486a19b31b460814d"
         "/data/health_bench/healthbench_val.parquet",
         _BENCHMARK,
+        (500,),
     ),
 }
 """By benchmark."""

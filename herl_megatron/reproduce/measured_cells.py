@@ -15,8 +15,10 @@ from herl_megatron.files.os_errors import absent
 from herl_megatron.files.run_files import EVALUATED, read_run_file
 from herl_megatron.files.strict_json import read_object
 from herl_megatron.report.runs import ReportedRun, read_run
+from herl_megatron.reproduce.lineage import POLICY, is_of_earlier_policy
 from herl_megatron.reproduce.paper_rows import PaperRow, find_row
 from herl_megatron.reproduce.row_record import RECORD, read_record
+from herl_megatron.reproduce.stale import is_aside
 
 TOY = "toy"
 """Stands for a benchmark in the toy's rows: the share of responses that meet their whole rubric."""
@@ -86,7 +88,10 @@ def _in_folder(folder: Path) -> Iterator[RowRun]:
             " and holds none"
         )
     runs = [
-        _known(path.parent, row) for row in rows for path in sorted(row.glob(f"eval_*/{EVALUATED}"))
+        _known(path.parent, row)
+        for row in rows
+        for path in sorted(row.glob(f"eval_*/{EVALUATED}"))
+        if not is_aside(path.parent)
     ]
     if not runs:
         raise ValueError(f"{folder} has no evaluation that is done; `herl reproduce` goes on there")
@@ -105,6 +110,11 @@ def _known(folder: Path, row: Path) -> RowRun:
         found = find_row(record.row)
     except ValueError as error:
         raise ValueError(f"{row / RECORD}: {error}") from error
+    if is_of_earlier_policy(row, folder.name):
+        raise ValueError(
+            f"{folder} has the numbers of an earlier policy than {row / POLICY}: `herl reproduce"
+            f" {record.row} --redo` evaluates what is there now"
+        )
     return RowRun(found, record.scale, record.preset, run)
 
 

@@ -17,6 +17,7 @@ from herl_megatron.reproduce.needs import (
     model_problem,
 )
 from herl_megatron.reproduce.paper_rows import PaperRow
+from herl_megatron.reproduce.prepared_rows import REPORT, WantedRows
 from herl_megatron.reproduce.stage import ChainOptions, Stage, run_stage, setting
 
 LAYOUTS: Mapping[tuple[str, str], str] = {
@@ -121,7 +122,7 @@ def _training_data(task: str, config: Config, asked: ChainOptions) -> Stage:
     origin, folder = TRAINING[task], Path(config.data.train).parent
     released = task == "medical" and asked.preset == "released"
     options = (*origin.options, *(("--aggregation", _RELEASED_REWARD) if released else ()))
-    files = (folder / "train.jsonl", folder / "eval.jsonl", folder / "report.json")
+    files = (folder / "train.jsonl", folder / "eval.jsonl", folder / REPORT)
     return _data_stage(task, origin, folder, options, files, asked)
 
 
@@ -130,7 +131,7 @@ def _benchmark(name: str, before: tuple[Path, ...], asked: ChainOptions) -> Eval
     config = load_config((*before, file), asked.evaluation)
     (rows,) = _paths(config.data.eval)
     origin, folder = EVALUATION[name], Path(rows).parent
-    finished = (Path(rows), folder / "report.json")
+    finished = (Path(rows), folder / REPORT)
     data = _data_stage(name, origin, folder, origin.options, finished, asked)
     judged = judge_problem(name, config.judge, option="--eval ")
     problem = judged if name in _JUDGED else checks_problem
@@ -153,8 +154,11 @@ def _data_stage(
     place = asked.inputs.get(name, origin.place)
     argv = ("data", origin.source, "--input", place, *options, "--out", str(folder))
     problem = data_problem(name, origin, place)
-    home = shared_home(asked, f"data_{name}")
-    return Stage(f"data_{name}", argv, folder, finished, home, problem)
+    rows = tuple(file for file in finished if file.name != REPORT)
+    wanted = WantedRows(name, origin, asked.inputs.get(name, ""), options, folder, rows)
+    return Stage(
+        f"data_{name}", argv, folder, finished, folder, problem, rows, differs=wanted.differs
+    )
 
 
 def _toy(row: PaperRow, asked: ChainOptions) -> RowParts:
@@ -171,7 +175,7 @@ def _toy(row: PaperRow, asked: ChainOptions) -> RowParts:
         (asked.configs / "quickstart_sft_cpu.yaml", last, asked.configs / "scale/toy_warm.yaml"),
         (setting("model.path", data / "model"), setting("sft.data", data / "sft.jsonl")),
         folder=asked.folder, run="shared/warm_start", home=shared_home(asked, "warm_start"),
-    )  # fmt: skip
+    ).reading([task])  # fmt: skip
     heldout = setting("data.eval", data / "heldout.jsonl")
     rows = (setting("data.train", data / "train.jsonl"), heldout)
     evaluation = Evaluation("toy", (quickstart, last), (heldout,), task)

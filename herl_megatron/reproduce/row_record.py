@@ -28,12 +28,15 @@ class RowRecord:
 
     row: its name; empty for what rows share. preset: empty for `base` too, which has none.
     stages: name -> what follows `herl`, of every stage that was begun.
+    read: name -> the stages that it was made from, each with the fingerprint that its product had
+    then (`lineage`).
     """
 
     row: str
     scale: str
     preset: str
     stages: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    read: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 def read_record(folder: Path) -> RowRecord | None:
@@ -52,15 +55,18 @@ def read_record(folder: Path) -> RowRecord | None:
 
 
 def _is_record(values: Mapping[str, Any]) -> bool:
-    stages = values.get("stages")
+    stages, read = values.get("stages"), values.get("read", {})
     return (
-        set(values) == {"row", "scale", "preset", "stages"}
+        set(values) | {"read"} == {"row", "scale", "preset", "stages", "read"}
         and isinstance(values["row"], str)
         and values["scale"] in get_args(Scale)
         and values["preset"] in ("", *get_args(Preset))
         and isinstance(stages, dict)
         and all(isinstance(argv, list) for argv in stages.values())
         and all(isinstance(word, str) for argv in stages.values() for word in argv)
+        and isinstance(read, dict)
+        and all(isinstance(prints, dict) for prints in read.values())
+        and all(isinstance(text, str) for prints in read.values() for text in prints.values())
     )
 
 
@@ -78,7 +84,7 @@ def changed(record: RowRecord, other: RowRecord, stages: Sequence[Stage]) -> str
 
     Looked at are stages that are done; one that was begun is for its own command to go on with.
     Neither keys that decide nothing about the numbers make a difference (where a judge is), nor
-    where `configs/` lies, how the folder itself is written or where rows were that are prepared.
+    where `configs/` lies or how the folder itself is written.
     """
     for key in ("row", "scale", "preset"):
         then, now = getattr(record, key), getattr(other, key)
@@ -98,11 +104,7 @@ def changed(record: RowRecord, other: RowRecord, stages: Sequence[Stage]) -> str
 def _deciding(argv: Sequence[str]) -> list[str]:
     """The words of a command that decide about its results."""
     nothing = {key.path for key in keys() if key.decides in (Decides.SPEED, Decides.NOTHING)}
-    return [
-        _below(word)
-        for before, word in zip(("", *argv), argv, strict=False)
-        if word.partition("=")[0] not in nothing and before != "--input"
-    ]
+    return [_below(word) for word in argv if word.partition("=")[0] not in nothing]
 
 
 def _below(word: str) -> str:

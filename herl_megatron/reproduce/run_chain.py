@@ -6,16 +6,18 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
 from herl_megatron.config.purpose import RESUMES
+from herl_megatron.reproduce.lineage import read_now, why_stale
 from herl_megatron.reproduce.needs import missing_inputs
 from herl_megatron.reproduce.row_record import RowRecord, changed, read_record, write_record
 from herl_megatron.reproduce.stage import Stage
+from herl_megatron.reproduce.stale import is_standing, move_aside, require_fresh, require_redo
 from herl_megatron.run.lock import RunLock
 
 SAVED = 75
@@ -43,25 +45,31 @@ class Started:
     child: Callable[[Sequence[str]], int]
 
 
-def run_stages(started: Started, stages: Sequence[Stage], *, only: str = "") -> int:
+def run_stages(
+    started: Started, stages: Sequence[Stage], *, only: str = "", redo: bool = False
+) -> int:
     """Run what is not done, in order; the exit code of the first that fails, else 0.
 
     only: the name of a stage, or `eval` and the like for all whose names begin so; those before it
-    must be done.
+    must be done. redo: stages that do not follow any more from those before them are moved aside
+    and made again.
 
     Raises:
         ValueError: inputs are missing, another process runs this row, the folder was begun with
-            other settings, or there is no such stage. Nothing was started.
+            other settings, or there is no such stage; stages are stale, or rows were prepared in
+            another way. Nothing was started, but for rows whose making told that.
     """
     chosen = chosen_stages(stages, only)
     _require_before(stages, chosen)
     lock = _lock(started.folder)
     try:
-        _require_same(started, stages)
-        if problems := missing_inputs(chosen):
+        stale = require_fresh(stages, chosen, redo=redo)
+        _require_same(started, stages, stale)
+        to_run = [replace(stage, redone=stage.name in stale) for stage in chosen]
+        if problems := missing_inputs(to_run):
             listed = "".join(f"\n  - {problem}" for problem in problems)
             raise ValueError(f"nothing was started; {len(problems)} missing:{listed}")
-        return _run(started, stages, chosen)
+        return _run(started, stages, chosen, redo)
     finally:
         lock.release()
 
@@ -84,32 +92,27 @@ def chosen_stages(stages: Sequence[Stage], only: str) -> list[Stage]:
 
 
 def _require_before(stages: Sequence[Stage], chosen: Sequence[Stage]) -> None:
-    first = stages.index(chosen[0])
-    before = [stage for stage in stages[:first] if stage not in chosen and not stage.is_done()]
-    if missing := [stage.name for stage in before if _feeds(stage, chosen)]:
+    read = {name for stage in chosen for name in stage.reads}
+    before = [stage for stage in stages if stage.name in read and stage not in chosen]
+    if missing := [stage.name for stage in before if not stage.is_done()]:
         raise ValueError(
             f"--only {chosen[0].name}: {', '.join(missing)} must be done before; leave --only away"
         )
 
 
-def _feeds(stage: Stage, chosen: Sequence[Stage]) -> bool:
-    """Whether one of `chosen` is given what the stage makes; a benchmark's rows are named in the
-    files of `configs/`."""
-    makes = str(stage.makes)
-    named = any(makes in word for later in chosen for word in later.argv)
-    return named or any(f"eval_{stage.name.removeprefix('data_')}" == one.name for one in chosen)
-
-
-def _run(started: Started, stages: Sequence[Stage], chosen: Sequence[Stage]) -> int:
+def _run(started: Started, stages: Sequence[Stage], chosen: Sequence[Stage], redo: bool) -> int:
     for stage in chosen:
         place = f"{stages.index(stage) + 1}/{len(stages)} {stage.name}"
-        if stage.is_done():
+        if is_standing(stage, stages):
             started.say(f"{place}: done before, {stage.makes}")
             continue
         with _shared(stage, started.folder):
-            if stage.is_done():  # another row made it while this one waited to look
+            if is_standing(stage, stages):  # another row made it while this one waited to look
                 continue
-            _begin(started, stage)
+            if why := why_stale(stage, stages):
+                require_redo({stage.name: why}, redo=redo)
+                started.say(f"{place}: {why}; moved to {move_aside(stage)}")
+            _begin(started, stage, stages)
             started.say(f"{place}: {stage.command}")
             code = started.child(stage.argv)
         if code == 0 and not stage.is_done():
@@ -117,11 +120,15 @@ def _run(started: Started, stages: Sequence[Stage], chosen: Sequence[Stage]) -> 
             started.say(f"{place}: ended well without {lacks}")
             code = 1
         if code:
-            what = f" ({_MEANS[code]})" if code in _MEANS else ""
-            started.say(f"{place} ended with exit code {code}{what}. Go on with:")
-            started.say(f"  {shlex.join(started.again)}")
+            _say_how_to_go_on(started, place, code)
             return code
     return 0
+
+
+def _say_how_to_go_on(started: Started, place: str, code: int) -> None:
+    what = f" ({_MEANS[code]})" if code in _MEANS else ""
+    started.say(f"{place} ended with exit code {code}{what}. Go on with:")
+    started.say(f"  {shlex.join(started.again)}")
 
 
 def _record(started: Started, home: Path) -> RowRecord:
@@ -129,33 +136,36 @@ def _record(started: Started, home: Path) -> RowRecord:
     return started.record if home == started.folder else RowRecord("", started.record.scale, "")
 
 
-def _begin(started: Started, stage: Stage) -> None:
-    """Keep by which command the stage is made."""
-    earlier = read_record(stage.home)
-    stages = dict(earlier.stages) if earlier else {}
-    stages[stage.name] = list(stage.argv)
-    write_record(stage.home, replace(_record(started, stage.home), stages=stages))
+def _begin(started: Started, stage: Stage, stages: Sequence[Stage]) -> None:
+    """Keep by which command the stage is made, and from what."""
+    if stage.differs is not None:
+        return
+    earlier = read_record(stage.home) or RowRecord("", "", "")
+    commands = {**earlier.stages, stage.name: list(stage.argv)}
+    read = {**earlier.read, stage.name: read_now(stage, stages)}
+    write_record(stage.home, replace(_record(started, stage.home), stages=commands, read=read))
 
 
-def _require_same(started: Started, stages: Sequence[Stage]) -> None:
-    for home in dict.fromkeys(stage.home for stage in stages):
+def _require_same(started: Started, stages: Sequence[Stage], redone: Collection[str]) -> None:
+    recorded = [stage for stage in stages if stage.differs is None]
+    for home in dict.fromkeys(stage.home for stage in recorded):
         if (earlier := read_record(home)) is None:
             continue
-        own = [stage for stage in stages if stage.home == home]
+        own = [one for one in recorded if one.home == home and one.name not in redone]
         if said := changed(earlier, _record(started, home), own):
             raise ValueError(
                 f"{home} holds other results: {said}. Give the same as then, or another --dir"
             )
 
 
-def _lock(folder: Path) -> RunLock:
+def _lock(folder: Path, *, instead: str = ", or give another --dir") -> RunLock:
     try:
         return RunLock.take(folder)
     except ValueError as error:
         said = str(error).removeprefix("run.dir/run.name: ").partition(";")[0]
         raise ValueError(
             f"{said.replace('another run is writing', 'another `herl reproduce` is at work')}; wait"
-            " for its end, or give another --dir"
+            f" for its end{instead}"
         ) from error
 
 
@@ -165,7 +175,7 @@ def _shared(stage: Stage, folder: Path) -> Iterator[None]:
     if stage.home == folder:
         yield
         return
-    lock = _lock(stage.home)
+    lock = _lock(stage.home, instead="")
     try:
         yield
     finally:

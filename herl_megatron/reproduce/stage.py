@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from herl_megatron.config.load import override
 from herl_megatron.config.purpose import RESUMES, TRAINS, Purpose
-from herl_megatron.files.run_files import EVALUATED, EXPORT_FILE
+from herl_megatron.files.run_files import EVALUATED, EXPORT_FILE, checkpoint_folders
 
 Scale = Literal["full", "toy"]
 Preset = Literal["herl", "released", "paper"]
@@ -47,7 +47,10 @@ class Stage:
     argv: what follows `herl`. makes: the folder or file for whoever looks. finished: files that are
     all there once it is done, the last that it writes. home: where its lock and its record are; of
     a stage that several rows share, not the row's own folder. problem: why it cannot run yet, or
-    the empty string, looked at when it is asked.
+    the empty string, looked at when it is asked. product: what later stages read of it, files or a
+    model's folder; empty for `finished`. reads: names of the earlier stages that it is made from.
+    differs: how what is there is not what is asked for, of a stage whose own files say how they
+    were made; None where `row.json` says it. redone: what is there will be made again.
     """
 
     name: str
@@ -56,10 +59,22 @@ class Stage:
     finished: tuple[Path, ...]
     home: Path
     problem: Callable[[], str] = field(default=str, compare=False)
+    product: tuple[Path, ...] = ()
+    reads: tuple[str, ...] = ()
+    differs: Callable[[], str] | None = field(default=None, compare=False)
+    redone: bool = False
+
+    def reading(self, sources: Iterable[Stage]) -> Stage:
+        """The same, made from these stages."""
+        return replace(self, reads=tuple(dict.fromkeys(stage.name for stage in sources)))
 
     def is_done(self) -> bool:
-        """Whether what it writes last is there."""
-        return all(path.is_file() for path in self.finished)
+        """Whether what it writes last is there, and stays."""
+        return not self.redone and all(path.is_file() for path in self.finished)
+
+    def is_begun(self) -> bool:
+        """Whether it is done, or its command would go on from a checkpoint of an earlier start."""
+        return self.is_done() or (self.argv[0] in RESUMES and bool(checkpoint_folders(self.makes)))
 
     @property
     def command(self) -> str:
@@ -102,5 +117,6 @@ def run_stage(
     path = folder / run
     trained = (path / "policy" / EXPORT_FILE, path / "summary.json")
     last = trained if command in TRAINS else (path / EVALUATED,)
+    product = path / "policy" if command in TRAINS else path / "rollouts/eval.jsonl"
     argv = (command, *map(str, files), *settings, *own)
-    return Stage(name, argv, path, last, home, problem)
+    return Stage(name, argv, path, last, home, problem, (product,))

@@ -55,6 +55,14 @@ class Input:
     config: str = ""
 
 
+def parse_input(text: str, config: str) -> Input:
+    """`[SPLIT=]PLACE`."""
+    split, equals, place = text.partition("=")
+    if equals and split and "/" not in split:
+        return Input(place, split, config)
+    return Input(text, "", config)
+
+
 def read_rows(source: Input) -> list[RawRow]:
     """All rows. ValueError, with the fix, for a place without rows."""
     path = Path(source.place).expanduser()

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from herl_megatron.cli import app
+from herl_megatron.commands import reproduce
 from herl_megatron.config.load import load_config, save_resolved
 from herl_megatron.files.run_files import EVALUATED, write_run_file
+from herl_megatron.reproduce.lineage import fingerprint_of
 from herl_megatron.reproduce.row_record import RowRecord, write_record
 from herl_megatron.reproduce.table_files import write_table
+from tests.unit.reproduce.config_folder import ROOT
 
 HERL, BASE = "qwen2.5_7b/if/herl", "llama3.2_3b/base"
 
@@ -265,3 +271,45 @@ def test_the_command(tmp_path: Path) -> None:
     ):
         code, output = herl(*words, *out)
         assert code == 2 and said in output, output
+
+
+def test_numbers_of_an_earlier_policy_are_refused(tmp_path: Path) -> None:
+    """By the policy that lies there; one that was removed when all was measured is no matter."""
+    run = row(tmp_path / "runs", HERL, ifeval=benchmark(0.8296))
+    policy = run / "train/policy"
+    policy.mkdir(parents=True)
+    save_file({"w": torch.zeros(3)}, policy / "model.safetensors")
+    read = {"eval_ifeval": {"train": fingerprint_of(policy)}}
+    write_record(run, RowRecord(HERL, "full", "released", {}, read))
+    write_table([run], named={}, out=tmp_path / "out")
+    save_file({"w": torch.ones(3)}, policy / "model.safetensors")
+    with pytest.raises(
+        ValueError,
+        match="eval_ifeval has the numbers of an earlier policy than .*train/policy: `herl",
+    ):
+        write_table([run], named={}, out=tmp_path / "out")
+    shutil.rmtree(policy)
+    write_table([run], named={}, out=tmp_path / "out")
+    assert lines(tmp_path / "out")["main", "qwen2.5_7b", "herl", "ifeval"]["measured"] == "83.0"
+
+
+def test_what_was_moved_aside_is_in_no_table(tmp_path: Path) -> None:
+    run = row(tmp_path, HERL, ifeval=benchmark(0.8296))
+    evaluated(run / "eval_ifeval.before-1", {"benchmarks": {"ifeval": benchmark(0.1)}})
+    write_table([run], named={}, out=tmp_path / "out")
+    assert lines(tmp_path / "out")["main", "qwen2.5_7b", "herl", "ifeval"]["measured"] == "83.0"
+
+
+def test_the_list_counts_the_numbers_of_the_policy_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = row(tmp_path / "runs", HERL, ifeval=benchmark(0.8), ifbench=benchmark(0.3))
+    (run / "train/policy").mkdir(parents=True)
+    save_file({"w": torch.zeros(3)}, run / "train/policy/model.safetensors")
+    now = fingerprint_of(run / "train/policy")
+    read = {"eval_ifeval": {"train": now}, "eval_ifbench": {"train": "another"}}
+    write_record(run, RowRecord(HERL, "full", "released", {}, read))
+    assert reproduce.main(["--list", "--dir", "runs", "--configs", str(ROOT / "configs")]) == 0
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith(HERL)]
+    assert "1 of 4, 1 stale" in line
