@@ -36,13 +36,15 @@ _RELEASED_REWARD = "herl_reference"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One benchmark: its files and settings, the stage that makes its rows, what else it needs."""
+    """One benchmark: its files and settings, the stage that makes its rows, what else it needs, and
+    whether a judge scores it."""
 
     name: str
     files: tuple[Path, ...]
     settings: tuple[str, ...]
     data: Stage
     problem: Callable[[], str] = str
+    judged: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def _benchmark(name: str, before: tuple[Path, ...], asked: ChainOptions) -> Eval
     data = _data_stage(name, origin, folder, origin.options, finished, asked)
     judged = judge_problem(name, config.judge, option="--eval ")
     problem = judged if name in _JUDGED else checks_problem
-    return Evaluation(name, (*before, file), (), data, problem)
+    return Evaluation(name, (*before, file), (), data, problem, name in _JUDGED)
 
 
 def _paths(value: object) -> list[str]:

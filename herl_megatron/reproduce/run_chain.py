@@ -33,7 +33,7 @@ class Started:
     """A chain as it was asked for.
 
     again: the command line that goes on with it. say: prints a line. child: runs one `herl` with
-    what follows it, and returns its exit code.
+    what follows it, and returns its exit code. problems: why the stages that are to run cannot.
     """
 
     folder: Path
@@ -41,6 +41,7 @@ class Started:
     again: Sequence[str]
     say: Callable[[str], object]
     child: Callable[[Sequence[str]], int]
+    problems: Callable[[Sequence[Stage]], Sequence[str]] = missing_inputs
 
 
 def run_stages(started: Started, stages: Sequence[Stage], *, only: str = "") -> int:
@@ -58,7 +59,7 @@ def run_stages(started: Started, stages: Sequence[Stage], *, only: str = "") -> 
     lock = _lock(started.folder)
     try:
         _require_same(started, stages)
-        if problems := missing_inputs(chosen):
+        if problems := started.problems(chosen):
             listed = "".join(f"\n  - {problem}" for problem in problems)
             raise ValueError(f"nothing was started; {len(problems)} missing:{listed}")
         return _run(started, stages, chosen)
