@@ -1,5 +1,5 @@
-"""What can be wrong with a row's keys, looked at before its first stage: of every stage the composed
-configuration, though the files that it will read are not made yet."""
+"""What can be wrong with a row's keys, looked at before its first stage: the configuration of every
+stage, though the files that it will read are not made yet."""
 
 from __future__ import annotations
 
@@ -13,13 +13,20 @@ from herl_megatron.config.load import ConfigError, known_keys, load_config, spli
 from herl_megatron.config.loop_keys import samples
 from herl_megatron.config.machine import Machine, look_at_machine
 from herl_megatron.config.purpose import SECTIONS, TUNES, Purpose, only_evaluates, uses
-from herl_megatron.config.reference_compat import effective_config
+from herl_megatron.config.reference_compat import REFERENCE_VALUES, effective_config
 from herl_megatron.config.rules.data import read_shape
 from herl_megatron.config.schema import Config
 from herl_megatron.config.validate import early_problems, machine_problems, shape_problems
 from herl_megatron.prepared import method_problems
 from herl_megatron.reproduce.paper_rows import PaperRow
 from herl_megatron.reproduce.stage import ChainOptions, Stage
+
+_TRAINS_NOTHING = (
+    "trains nothing, so it reads no KEY=VALUE; keys of its evaluations are --eval KEY=VALUE"
+)
+
+_READ_WHILE_OFF = {"enabled", "reference_compat", *REFERENCE_VALUES, "temperature", "top_p"}
+"""Keys of `hindsight` that are compared with one another though it is off."""
 
 
 @dataclass(frozen=True)
@@ -42,26 +49,20 @@ def require_sound(
     Raises:
         ConfigError: all problems found, each with its stages.
     """
-    if asked.overrides and not row.task:
-        raise ConfigError(
-            [
-                f"{text}: {row.name} trains nothing, so it reads no KEY=VALUE; keys of its"
-                " evaluations are --eval KEY=VALUE"
-                for text in asked.overrides
-            ]
-        )
     configs, unreadable = load_stages(stages)
     if unreadable:
         raise ConfigError(unreadable)
-    problems = [
-        *_idle(row, configs, asked.overrides, stages),
-        *_idle_evaluation(row, configs, asked),
-    ]
+    problems = list(_idle_evaluation(row, configs, asked))
+    if row.task:
+        problems += _idle(row, configs, asked.overrides, stages)
+    else:
+        problems += [f"{text}: {row.name} {_TRAINS_NOTHING}" for text in asked.overrides]
+    shape = _shape(configs, asked)
     problems += _said_once(
         (one.stage.name, problem)
         for one in configs
         if not one.stage.is_done()
-        for problem in _problems(one, _shape(configs, asked), here=here)
+        for problem in _problems(one, shape, here=here)
     )
     if problems:
         raise ConfigError(problems)
@@ -121,7 +122,10 @@ def _shape(configs: Sequence[StageConfig], asked: ChainOptions) -> Mapping[str, 
     folder = cached.folder if cached else Path(path)
     for file in (folder / "config.json", asked.configs / f"shapes/{Path(path).name}.json"):
         if file.is_file():
-            return read_shape(file)
+            try:
+                return read_shape(file)
+            except ValueError as error:
+                raise ConfigError([f"model {path}: {error}"]) from error
     return {}
 
 
@@ -161,7 +165,7 @@ def _reads(one: StageConfig, key: str) -> bool:
     if not uses(one.purpose, key):
         return False
     if one.purpose == "train" and key.startswith("hindsight."):
-        return one.config.hindsight.enabled or key == "hindsight.enabled"
+        return one.config.hindsight.enabled or key.partition(".")[2] in _READ_WHILE_OFF
     return samples(one.config, purpose=one.purpose) or not only_evaluates(one.purpose, key)
 
 

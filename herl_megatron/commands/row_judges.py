@@ -1,4 +1,4 @@
-"""The judges that a row's stages will ask, looked at before its first stage: hours may lie between."""
+"""The judges that a row's stages will ask, asked before its first stage: days may lie between."""
 
 from __future__ import annotations
 
@@ -58,18 +58,20 @@ def judges_of(stages: Sequence[Stage]) -> Iterator[AskedJudge]:
 def unnamed_judges(stages: Sequence[Stage], asked: ChainOptions) -> list[str]:
     """Judges that nobody named: they are where `configs/` says for somebody to mend it."""
     given = {"": asked.overrides, "--eval ": asked.evaluation}
-    found = []
+    problems = []
+    unnamed: dict[str, list[str]] = {}
     for one in judges_of(stages):
+        if problem := judge_problem(one.name, one.judge, option=one.option)():
+            problems.append(problem)
         named = any(text.startswith("judge.base_url=") for text in given[one.option])
-        problem = judge_problem(one.name, one.judge, option=one.option)()
         if one.judge.base_url == PLACEHOLDER and not named:
-            problem = (
-                f"{one.name}: a judge scores it and none is named; `configs/` has"
-                f" {one.judge.model!r} at {PLACEHOLDER}, which is asked before the first stage;"
-                f" give {one.fix}"
-            )
-        found.append(problem)
-    return [problem for problem in dict.fromkeys(found) if problem]
+            unnamed.setdefault(one.fix, []).append(one.name)
+    for fix, names in unnamed.items():
+        problems.append(
+            f"judge of {', '.join(dict.fromkeys(names))}: none is named, so that at {PLACEHOLDER}"
+            f" will be asked, before the first stage; give {fix}"
+        )
+    return list(dict.fromkeys(problems))
 
 
 def silent_judges(stages: Sequence[Stage]) -> list[str]:
@@ -88,7 +90,7 @@ def silent_judges(stages: Sequence[Stage]) -> list[str]:
         if said:
             names = ", ".join(dict.fromkeys(one.name for one in group))
             fixes = " ".join(dict.fromkeys(one.fix for one in group))
-            problems.append(f"{names}: {said}; start it, or give {fixes}")
+            problems.append(f"judge of {names}: {said}; start it, or give {fixes}")
     return list(dict.fromkeys(problems))
 
 
