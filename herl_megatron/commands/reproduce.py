@@ -89,9 +89,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from herl_megatron.commands.row_checks import require_sound
         from herl_megatron.commands.row_judges import silent_judges
 
-        require_sound(row, stages, asked, here=not args.print)
+        chosen = chosen_stages(stages, args.only)
+        require_sound(row, stages, asked, here=() if args.print else chosen)
         if args.print:
-            _print(row, chosen_stages(stages, args.only), asked)
+            _print(row, chosen, asked)
             return 0
         preset = asked.preset if row.task else ""
         children = Children()

@@ -39,12 +39,12 @@ class StageConfig:
 
 
 def require_sound(
-    row: PaperRow, stages: Sequence[Stage], asked: ChainOptions, *, here: bool
+    row: PaperRow, stages: Sequence[Stage], asked: ChainOptions, *, here: Sequence[Stage]
 ) -> None:
     """Refuse keys that no stage of the row reads, and stages whose configuration cannot run.
 
-    here: whether it is to run on this machine; else it is taken to have the GPUs that are asked
-    for. Not looked at: whatever an earlier stage makes, and stages that are done.
+    here: those that are to run on this machine; of the others it is taken to be one with the GPUs
+    that they ask for. Not looked at: what an earlier stage makes, and stages that are done.
 
     Raises:
         ConfigError: all problems found, each with its stages.
@@ -62,7 +62,7 @@ def require_sound(
         (one.stage.name, problem)
         for one in configs
         if not one.stage.is_done()
-        for problem in _problems(one, shape, here=here)
+        for problem in _problems(one, shape, here=one.stage in here)
     )
     if problems:
         raise ConfigError(problems)

@@ -97,14 +97,12 @@ def _problems(
 ) -> Iterator[str]:
     yield from run.start_problems(config, purpose)
     yield from data.file_problems(config, purpose)
-    yield from hindsight.file_problems(config, purpose)
     if samples(config, purpose=purpose):
         yield from scoring.judge_problems(config.judge)
     if model_is_there:
         yield from _model_problems(config, purpose, machine)
     yield from rule_problems(config, purpose=purpose, machine=machine)
-    yield from tracking.start_problems(config.tracking)
-    yield from state.shared_memory_problems(config, purpose=purpose, machine=machine)
+    yield from machine_problems(config, purpose=purpose, machine=machine)
 
 
 def _model_problems(config: Config, purpose: Purpose, machine: Machine) -> Iterator[str]:
