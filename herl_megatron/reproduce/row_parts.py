@@ -130,7 +130,11 @@ def _training_data(task: str, config: Config, asked: ChainOptions) -> Stage:
 def _benchmark(name: str, before: tuple[Path, ...], asked: ChainOptions) -> Evaluation:
     file = asked.configs / "benchmarks" / f"{name}.yaml"
     config = load_config((*before, file), asked.evaluation)
-    (rows,) = _paths(config.data.eval)
+    rows, *others = _paths(config.data.eval)
+    if others:
+        raise ValueError(
+            f"{file}: data.eval names {1 + len(others)} files; of a benchmark it is one"
+        )
     origin, folder = EVALUATION[name], Path(rows).parent
     finished = (Path(rows), folder / "report.json")
     data = _data_stage(name, origin, folder, origin.options, finished, asked)

@@ -105,6 +105,17 @@ def test_keys_of_the_evaluations(name: str, evaluation: str, said: str, configs:
     assert said in found and bool(said) == bool(found), found
 
 
+def test_a_benchmark_of_two_files(tmp_path: Path) -> None:
+    """In a folder `configs/` of one's own; on the command line the row decides."""
+    file = copy_configs(tmp_path) / "benchmarks/ifbench.yaml"
+    text = file.read_text(encoding="utf-8")
+    one = "data/ifbench/eval.jsonl"
+    assert text.count(f"eval: {one}") == 1
+    file.write_text(text.replace(f"eval: {one}", f"eval: [{one}, b.jsonl]"), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"ifbench.yaml: data.eval names 2 files; of a benchmark"):
+        refused(tmp_path / "configs", "qwen2.5_7b/if/he")
+
+
 def test_a_judges_keys_go_to_evaluations_with_a_judge(configs: Path) -> None:
     asked = ChainOptions(configs, Path("runs"), evaluation=("judge.model=m", "eval.top_p=0.5"))
     stages = {stage.name: stage.argv for stage in make_chain(find_row("qwen3_4b/base"), asked)}
