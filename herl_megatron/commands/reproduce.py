@@ -19,6 +19,7 @@ from typing import get_args
 
 import herl_megatron
 from herl_megatron.config.key_by_key import key_by_key
+from herl_megatron.config.secrets import without_secrets
 from herl_megatron.files.os_errors import explain
 from herl_megatron.files.run_files import EVALUATED
 from herl_megatron.reproduce.chain import make_chain, row_folder
@@ -150,8 +151,8 @@ def _keys(texts: Sequence[str]) -> tuple[str, ...]:
         decided = key.startswith(_DECIDED) or key in ("run", "model", "data", "sft", "dpo")
         if decided and key != "run.seed":
             raise ValueError(
-                f"{text}: the row decides that; --dir says where its runs are, --model and --input"
-                " what it starts from"
+                f"{without_secrets(text)}: the row decides that; --dir says where its runs are,"
+                " --model and --input what it starts from"
             )
     return found
 
@@ -167,7 +168,7 @@ def _inputs(texts: Sequence[str]) -> dict[str, str]:
 
 
 def _require_alone(args: argparse.Namespace) -> None:
-    """Of what `--list` would not look at."""
+    """Refuse what `--list` would not look at."""
     others = {
         "--only": args.only, "--print": args.print, "--model": args.model, "--input": args.input,
         "--eval": args.eval,

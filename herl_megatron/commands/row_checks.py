@@ -16,6 +16,7 @@ from herl_megatron.config.purpose import SECTIONS, TUNES, Purpose, only_evaluate
 from herl_megatron.config.reference_compat import REFERENCE_VALUES, effective_config
 from herl_megatron.config.rules.data import read_shape
 from herl_megatron.config.schema import Config
+from herl_megatron.config.secrets import shown_path, without_secrets
 from herl_megatron.config.validate import early_problems, machine_problems, shape_problems
 from herl_megatron.prepared import method_problems
 from herl_megatron.reproduce.paper_rows import PaperRow
@@ -56,7 +57,7 @@ def require_sound(
     if row.task:
         problems += _idle(row, configs, asked.overrides, stages)
     else:
-        problems += [f"{text}: {row.name} {_TRAINS_NOTHING}" for text in asked.overrides]
+        problems += [f"{_said(text)}: {row.name} {_TRAINS_NOTHING}" for text in asked.overrides]
     shape = _shape(configs, asked)
     problems += _said_once(
         (one.stage.name, problem)
@@ -140,7 +141,13 @@ def _idle(
         if readers or (asks_for_rows and key.startswith("judge.")):
             continue
         (train,) = [one for one in configs if one.stage.name == "train"]
-        yield f"{text}: does nothing for {row.name}{_why(train, key)}"
+        yield f"{_said(text)}: does nothing for {row.name}{_why(train, key)}"
+
+
+def _said(text: str) -> str:
+    """An override as a message repeats it: under a key that nobody knows anything may be secret."""
+    key = text.partition("=")[0]
+    return without_secrets(text) if key in set(known_keys()) else shown_path(key.split("."))
 
 
 def _why(one: StageConfig, key: str) -> str:
@@ -150,7 +157,8 @@ def _why(one: StageConfig, key: str) -> str:
     if section not in SECTIONS[one.purpose]:
         listed = ", ".join(sorted(SECTIONS[one.purpose]))
         return f", whose `herl {one.purpose}` reads the sections {listed}{hint}"
-    if one.purpose in TUNES and only_evaluates(one.purpose, key):
+    silent = one.purpose in TUNES and not samples(one.config, purpose=one.purpose)
+    if silent and only_evaluates(one.purpose, key):
         return (
             f", whose `herl {one.purpose}` samples nothing: {one.purpose}.eval_every is 0; keys of"
             " its evaluations are --eval KEY=VALUE"
@@ -180,4 +188,4 @@ def _idle_evaluation(
             continue
         read = ", ".join(sorted(SECTIONS["eval"]))
         why = "no judge is asked" if key.startswith("judge.") else f"`herl eval` reads of {read}"
-        yield f"--eval {text}: does nothing for the evaluations of {row.name}; {why}"
+        yield f"--eval {_said(text)}: does nothing for the evaluations of {row.name}; {why}"

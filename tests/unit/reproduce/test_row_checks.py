@@ -26,9 +26,9 @@ def refused(configs: Path, name: str, *overrides: str, here: str = "", **more: A
     """What is said, or the empty string. here: beginning of the stages that run on this machine."""
     row = find_row(name)
     asked = ChainOptions(configs, configs.parent / "runs", overrides=overrides, **more)
-    stages = make_chain(row, asked)
-    local = [stage for stage in stages if here and stage.name.startswith(here)]
     try:
+        stages = make_chain(row, asked)
+        local = [stage for stage in stages if here and stage.name.startswith(here)]
         require_sound(row, stages, asked, here=local)
     except ConfigError as error:
         return str(error)
@@ -66,9 +66,11 @@ def test_what_a_row_reads_is_taken(name: str, overrides: tuple[str, ...], config
           "did you mean sft.steps?"]),
         ("qwen2.5_7b/if/dpo", ("rollout.replicas=2",), ["samples nothing: dpo.eval_every is 0"]),
         ("qwen2.5_7b/if/sft", ("rollout.group_size=4",), ["does nothing for qwen2.5_7b/if/sft"]),
+        ("qwen2.5_7b/if/sft", ("sft.eval_every=5", "rollout.group_size=4"),
+         ["rollout.group_size=4: does nothing", "`herl sft` has no use for it"]),
         ("qwen2.5_7b/medical/sft", ("scoring.workers=2",), ["scoring.workers=2: does nothing"]),
         ("qwen2.5_7b/if/rlvr", ("hindsight.alpha=1",), ["hindsight.enabled is false"]),
-        ("qwen2.5_7b/base", ("foo=1", "train.steps=2"), ["2 problems", "foo=1: qwen2.5_7b/base"
+        ("qwen2.5_7b/base", ("foo=1", "train.steps=2"), ["2 problems", "foo: qwen2.5_7b/base"
           " trains nothing", "--eval KEY=VALUE"]),
         # Rules between keys, and with the model's shape: 28 heads, 32,768 positions.
         ("qwen2.5_7b/if/sft", ("judge.model=m",), ["samples: judge.model is 'm' and judge.base_u"]),
@@ -103,6 +105,15 @@ def test_what_it_does_not_read_is_refused(
 def test_keys_of_the_evaluations(name: str, evaluation: str, said: str, configs: Path) -> None:
     found = refused(configs, name, evaluation=(evaluation,))
     assert said in found and bool(said) == bool(found), found
+
+
+def test_what_may_be_a_credential_is_not_repeated(configs: Path) -> None:
+    for text in ("judge.key=sk-abcdefghijklmnopqrstuvwx0123456789", "judge.api_key=hunter2"):
+        said = refused(configs, "qwen2.5_7b/base", text) + refused(
+            configs, "qwen2.5_7b/if/herl", text
+        )
+        assert "judge.key" in said or "judge.api_key" in said
+        assert text.partition("=")[2] not in said
 
 
 def test_a_benchmark_of_two_files(tmp_path: Path) -> None:
