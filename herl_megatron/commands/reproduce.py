@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import get_args
 
 import herl_megatron
+from herl_megatron.config.key_by_key import key_by_key
+from herl_megatron.config.secrets import without_secrets
 from herl_megatron.files.os_errors import explain
 from herl_megatron.files.run_files import EVALUATED
 from herl_megatron.reproduce.chain import make_chain, row_folder
@@ -83,14 +85,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         asked = _options(args)
         if args.list:
+            _require_alone(args)
             _list(asked)
             return 0
         if not args.row:
             raise ValueError("give a row, such as qwen2.5_7b/if/herl, or --list")
         row = find(args.row)
         stages = make_chain(row, asked)
+        # They import torch, to see the machine, and the judge's client: not for --list.
+        from herl_megatron.commands.row_checks import require_sound
+        from herl_megatron.commands.row_judges import silent_judges
+
+        chosen = chosen_stages(stages, args.only)
+        require_sound(row, stages, asked, here=() if args.print else chosen)
         if args.print:
-            _print(row, chosen_stages(stages, args.only), asked, states(stages))
+            _print(row, chosen, asked, states(stages))
             return 0
         preset = asked.preset if row.task else ""
         children = Children()
@@ -100,6 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             again=("herl", "reproduce", *given),
             say=_say,
             child=children.run,
+            problems=lambda chosen: _distinct(missing_inputs(chosen), silent_judges(chosen)),
         )
         with children.listening():
             return run_stages(started, stages, only=args.only, redo=args.redo)
@@ -115,21 +125,15 @@ def _options(args: argparse.Namespace) -> ChainOptions:
     """As given, looked at.
 
     Raises:
-        ValueError: no folder of configurations, or an option that is not NAME=VALUE.
+        ValueError: no folder of configurations, an option that is not NAME=VALUE or a key that the
+            row decides.
     """
-    inputs = dict(_named(text, "--input") for text in args.input)
+    inputs = _inputs(args.input)
     known = {*BENCHMARKS, "if", "medical"}
     if unknown := sorted(inputs.keys() - known):
         raise ValueError(f"--input {unknown[0]}: it is one of {', '.join(sorted(known))}")
     if args.scale == "toy" and (args.model or inputs):
         raise ValueError("--model and --input are for --scale full; the toy makes its own")
-    for text in (*args.overrides, *args.eval):
-        key, _ = _named(text, "KEY=VALUE")
-        if key.startswith(_DECIDED) and key != "run.seed":
-            raise ValueError(
-                f"{text}: the row decides that; --dir says where its runs are, --model and --input"
-                " what it starts from"
-            )
     name = args.preset if args.scale == "full" else f"toy_{args.preset}"
     return ChainOptions(
         configs=_configs(args.configs),
@@ -138,9 +142,51 @@ def _options(args: argparse.Namespace) -> ChainOptions:
         preset=args.preset,
         model=args.model,
         inputs=inputs,
-        overrides=tuple(args.overrides),
-        evaluation=tuple(args.eval),
+        overrides=_keys(args.overrides),
+        evaluation=_keys(args.eval),
     )
+
+
+def _keys(texts: Sequence[str]) -> tuple[str, ...]:
+    """Overrides, each of one key, none of which the row decides."""
+    for text in texts:
+        _named(text, "KEY=VALUE")
+    found = key_by_key(texts)
+    for text in found:
+        key = text.partition("=")[0]
+        decided = key.startswith(_DECIDED) or key in ("run", "model", "data", "sft", "dpo")
+        if decided and key != "run.seed":
+            raise ValueError(
+                f"{without_secrets(text)}: the row decides that; --dir says where its runs are,"
+                " --model and --input what it starts from"
+            )
+    return found
+
+
+def _inputs(texts: Sequence[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in texts:
+        name, place = _named(text, "--input")
+        if name in found:
+            raise ValueError(f"--input: {name} is given twice, {found[name]} and {place}")
+        found[name] = place
+    return found
+
+
+def _require_alone(args: argparse.Namespace) -> None:
+    """Refuse what `--list` would not look at."""
+    others = {
+        "--only": args.only, "--print": args.print, "--model": args.model, "--input": args.input,
+        "--eval": args.eval,
+    }  # fmt: skip
+    given = [text for text in (args.row, *args.overrides) if text]
+    given += [name for name, value in others.items() if value]
+    if given:
+        raise ValueError(f"--list shows all rows; leave {', '.join(given)} away")
+
+
+def _distinct(*problems: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(problem for some in problems for problem in some))
 
 
 def _named(text: str, option: str) -> tuple[str, str]:
@@ -186,7 +232,9 @@ def _print(
     model = MODELS[row.model] if asked.scale == "full" else "the toy's model"
     preset = f", preset {asked.preset}" if row.task else ""
     _say(f"# {row.name}: {model}, {METHODS[row.method]}{preset}")
-    for problem in missing_inputs(stages):
+    from herl_megatron.commands.row_judges import unnamed_judges
+
+    for problem in _distinct(missing_inputs(stages), unnamed_judges(stages, asked)):
         _say(f"# missing: {problem}")
     for number, stage in enumerate(stages, start=1):
         state = f" ({found[stage.name]})" if found[stage.name] else ""

@@ -130,7 +130,7 @@ def load_config(paths: str | Path | Sequence[str | Path], overrides: Sequence[st
         files.append((Path(), OmegaConf.create({"run": {"name": name}})))
     source = ", ".join(map(str, given))
     try:
-        parts = [*files, (Path("the overrides"), _read_overrides(overrides))]
+        parts = [*files, (Path("the overrides"), read_overrides(overrides))]
         merged = OmegaConf.merge(*(taking_back(values) for _, values in parts))
         # Through JSON because strict mode then still takes a list for a tuple.
         text = json.dumps(OmegaConf.to_container(merged, resolve=True), default=str)
@@ -170,7 +170,12 @@ def _checked(text: str, source: str, parts: Sequence[tuple[Path, DictConfig]]) -
     return config
 
 
-def _read_overrides(overrides: Sequence[str]) -> DictConfig:
+def read_overrides(overrides: Sequence[str]) -> DictConfig:
+    """Overrides as nested values, their types not looked at.
+
+    Raises:
+        ConfigError: one cannot be read, or names what a file alone may say.
+    """
     if problems := _override_problems(overrides):
         raise ConfigError(problems)
     values = OmegaConf.create({})

@@ -63,6 +63,21 @@ def rule_problems(config: Config, *, purpose: Purpose, machine: Machine) -> Iter
         yield from section.problems(config, purpose=purpose, machine=machine)
 
 
+def early_problems(config: Config, *, purpose: Purpose, machine: Machine) -> Iterator[str]:
+    """What is wrong whatever the files hold that the run reads: for who looks before they are made,
+    or on another machine."""
+    if samples(config, purpose=purpose):
+        yield from scoring.judge_problems(config.judge, files=False)
+    yield from rule_problems(config, purpose=purpose, machine=machine)
+
+
+def machine_problems(config: Config, *, purpose: Purpose, machine: Machine) -> Iterator[str]:
+    """What this machine lacks besides, but for the run's folder, its rows and its model."""
+    yield from hindsight.file_problems(config, purpose)
+    yield from tracking.start_problems(config.tracking)
+    yield from state.shared_memory_problems(config, purpose=purpose, machine=machine)
+
+
 def shape_problems(
     config: Config, shape: Mapping[str, Any], *, purpose: Purpose, device: Literal["cpu", "cuda"]
 ) -> Iterator[str]:
@@ -82,14 +97,12 @@ def _problems(
 ) -> Iterator[str]:
     yield from run.start_problems(config, purpose)
     yield from data.file_problems(config, purpose)
-    yield from hindsight.file_problems(config, purpose)
     if samples(config, purpose=purpose):
         yield from scoring.judge_problems(config.judge)
     if model_is_there:
         yield from _model_problems(config, purpose, machine)
     yield from rule_problems(config, purpose=purpose, machine=machine)
-    yield from tracking.start_problems(config.tracking)
-    yield from state.shared_memory_problems(config, purpose=purpose, machine=machine)
+    yield from machine_problems(config, purpose=purpose, machine=machine)
 
 
 def _model_problems(config: Config, purpose: Purpose, machine: Machine) -> Iterator[str]:

@@ -146,11 +146,13 @@ def _evaluate(
     parts: RowParts,
     asked: ChainOptions,
 ) -> Stage:
+    # Where only rules score, a judge's name without its address would be refused.
+    given = [text for text in asked.evaluation if one.judged or not text.startswith("judge.")]
     return run_stage(
         f"eval_{one.name}",
         "eval",
         one.files,
-        (*model, *one.settings, *asked.evaluation),
+        (*model, *one.settings, *given),
         folder=asked.folder,
         run=f"{row.name}/eval_{one.name}",
         home=row_folder(row, asked),

@@ -37,13 +37,15 @@ _RELEASED_REWARD = "herl_reference"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One benchmark: its files and settings, the stage that makes its rows, what else it needs."""
+    """One benchmark: its files and settings, the stage that makes its rows, what else it needs, and
+    whether a judge scores it."""
 
     name: str
     files: tuple[Path, ...]
     settings: tuple[str, ...]
     data: Stage
     problem: Callable[[], str] = str
+    judged: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,13 +131,17 @@ def _training_data(task: str, config: Config, asked: ChainOptions) -> Stage:
 def _benchmark(name: str, before: tuple[Path, ...], asked: ChainOptions) -> Evaluation:
     file = asked.configs / "benchmarks" / f"{name}.yaml"
     config = load_config((*before, file), asked.evaluation)
-    (rows,) = _paths(config.data.eval)
+    rows, *others = _paths(config.data.eval)
+    if others:
+        raise ValueError(
+            f"{file}: data.eval names {1 + len(others)} files; of a benchmark it is one"
+        )
     origin, folder = EVALUATION[name], Path(rows).parent
     finished = (Path(rows), folder / REPORT)
     data = _data_stage(name, origin, folder, origin.options, finished, asked)
     judged = judge_problem(name, config.judge, option="--eval ")
     problem = judged if name in _JUDGED else checks_problem
-    return Evaluation(name, (*before, file), (), data, problem)
+    return Evaluation(name, (*before, file), (), data, problem, name in _JUDGED)
 
 
 def _paths(value: object) -> list[str]:

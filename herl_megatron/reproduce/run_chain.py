@@ -35,7 +35,7 @@ class Started:
     """A chain as it was asked for.
 
     again: the command line that goes on with it. say: prints a line. child: runs one `herl` with
-    what follows it, and returns its exit code.
+    what follows it, and returns its exit code. problems: why the stages that are to run cannot.
     """
 
     folder: Path
@@ -43,6 +43,7 @@ class Started:
     again: Sequence[str]
     say: Callable[[str], object]
     child: Callable[[Sequence[str]], int]
+    problems: Callable[[Sequence[Stage]], Sequence[str]] = missing_inputs
 
 
 def run_stages(
@@ -66,7 +67,7 @@ def run_stages(
         stale = require_fresh(stages, chosen, redo=redo)
         _require_same(started, stages, stale)
         to_run = [replace(stage, redone=stage.name in stale) for stage in chosen]
-        if problems := missing_inputs(to_run):
+        if problems := started.problems(to_run):
             listed = "".join(f"\n  - {problem}" for problem in problems)
             raise ValueError(f"nothing was started; {len(problems)} missing:{listed}")
         return _run(started, stages, chosen, redo)

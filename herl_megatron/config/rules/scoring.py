@@ -79,8 +79,9 @@ def _texts(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
                 yield path, item
 
 
-def judge_problems(judge: JudgeConfig) -> Iterator[str]:
-    """What is wrong with the section, whether or not a run will use it."""
+def judge_problems(judge: JudgeConfig, *, files: bool = True) -> Iterator[str]:
+    """What is wrong with the section, whether or not a run will use it. files: whether those that
+    it names are looked for."""
     for url in split_urls(judge.base_url):
         if problem := _url_problem(url):
             yield problem
@@ -96,7 +97,7 @@ def judge_problems(judge: JudgeConfig) -> Iterator[str]:
     yield from _extra_body_problems(judge.extra_body)
     yield from _unwritable(judge.extra_body, "judge.extra_body")
     for key, file in (("prompt", judge.prompt), ("grader_prompt", judge.grader_prompt)):
-        if file and (problem := absent(file, "file")):
+        if files and file and (problem := absent(file, "file")):
             yield (
                 f"judge.{key}: {problem}: {shown_file(file)!r} (from {Path.cwd()}); mend the path"
             )
