@@ -14,7 +14,7 @@ from herl_megatron.data.fingerprints import of_weights
 from herl_megatron.reproduce.row_record import changed, read_record
 from herl_megatron.reproduce.stage import Stage
 
-POLICY = "train/policy"
+POLICY = str(Path("train") / "policy")
 """In a row's folder: what it learnt."""
 _RUNS = ("train", "sft", "dpo", "eval")
 """Commands whose products nobody makes again alike in a moment, as `herl data` does."""

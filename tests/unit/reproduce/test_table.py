@@ -83,9 +83,14 @@ def test_what_keeps_a_number_from_comparing_is_below_the_table(tmp_path: Path) -
 def test_a_benchmark_is_the_same_beside_others(tmp_path: Path) -> None:
     """One run evaluated IFEval and IFBench, another IFEval alone, on the same rows of it: the hash
     of all rows differs, that of IFEval's does not."""
-    both = {"benchmarks": {"ifeval": benchmark(0.7), "ifbench": benchmark(0.3, 294)}}
+    both: dict[str, Any] = {
+        "benchmarks": {"ifeval": benchmark(0.7), "ifbench": benchmark(0.3, 294)}
+    }
     both["rows"] = {"ifeval": "541 rows a", "ifbench": "294 rows b"}
-    alone = {"benchmarks": {"ifeval": benchmark(0.8)}, "rows": {"ifeval": "541 rows a"}}
+    alone: dict[str, Any] = {
+        "benchmarks": {"ifeval": benchmark(0.8)},
+        "rows": {"ifeval": "541 rows a"},
+    }
     made = evaluated(tmp_path / "one/both", both, rows="835 rows c")
     other = evaluated(tmp_path / "two/alone", alone, rows="541 rows a")
     write_table([], named={BASE: made, HERL: other}, out=tmp_path / "out")
