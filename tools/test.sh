@@ -2,7 +2,7 @@
 # Sets up (see _venv.sh), then lint, types and tests that need no GPU. Types and vLLM's own tests go
 # on beside the rest; what they said comes last.
 #
-#   bash tools/test.sh                        everything, some 23 minutes on 2 cores
+#   bash tools/test.sh                        everything, 25 to 30 minutes on 2 cores
 #   bash tools/test.sh --quick                lint, types and unit tests
 #   bash tools/test.sh --full                 everything, and about 20 minutes more: large fuzzers,
 #                                             chains of commands on the toy task, and a real model,
