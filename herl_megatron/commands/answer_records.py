@@ -9,8 +9,8 @@ from typing import Any
 
 from herl_megatron.data.responses import ResponseRow, load_responses
 from herl_megatron.files.os_errors import absent
-from herl_megatron.files.strict_json import check_values, not_utf8, open_lines, parse_json
-from herl_megatron.report.records import Record, read_records
+from herl_megatron.files.strict_json import open_lines
+from herl_megatron.report.records import Record, parse_line, read_records
 
 _HELD_OUT = re.compile(r"eval_\d+\.jsonl").fullmatch
 """Evaluations of a training run, by step."""
@@ -123,13 +123,7 @@ def _is_scored(file: Path) -> bool:
 
 
 def _object(line: str, where: str) -> dict[str, Any]:
-    if problem := not_utf8(line):
-        raise ValueError(f"{where}: {problem}")
-    try:
-        record = parse_json(line, fix="every line must be one JSON object")
-        check_values(record, "record")
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+    record = parse_line(line, where)
     if not isinstance(record, Mapping):
         raise ValueError(f"{where}: every line must be one JSON object")
     return dict(record)

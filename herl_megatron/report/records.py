@@ -38,7 +38,12 @@ def read_records(path: Path, *, answers_only: bool = False) -> Iterator[Record]:
         raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def _record(line: str, where: str, *, answers_only: bool) -> Record:
+def parse_line(line: str, where: str) -> object:
+    """The JSON value of one line.
+
+    Raises:
+        ValueError: it is not UTF-8 or no JSON, or holds what no record may; with its place.
+    """
     if problem := not_utf8(line):
         raise ValueError(f"{where}: {problem}")
     try:
@@ -46,6 +51,11 @@ def _record(line: str, where: str, *, answers_only: bool) -> Record:
         check_values(record, "record")
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
+    return record
+
+
+def _record(line: str, where: str, *, answers_only: bool) -> Record:
+    record = parse_line(line, where)
     if problem := _problem(record, _Answers if answers_only else _Group):
         raise ValueError(f"{where} is no group of rollouts ({problem}); is it a rollout file?")
     assert isinstance(record, Mapping), "as looked at"
